@@ -1,0 +1,103 @@
+"""Truncated back-propagation through the unrolled inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ph_l2o.estimators.base import Estimate, Estimator
+from ph_l2o.estimators.objectives import Objective
+from ph_l2o.inner import Carry, inner_step, value_and_gradient
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.tasks.base import Problem
+
+
+class Truncated(Estimator):
+    """The gradient of the window's outer loss, with the carry into the window held constant.
+
+    Order 2 differentiates through the inner gradients (exact for the window). Order 1 treats each inner gradient as
+    a constant (Andrychowicz et al. 2016, section 2.1): with weights w_t = ∂objective/∂loss_t, its meta-gradient is
+    that of the surrogate Σ_t w_t ⟨g_t, θ_t(φ)⟩, which needs no second backward pass. Both are biased for horizons
+    longer than the window (Wu et al. 2018, "Understanding short-horizon bias in stochastic meta-optimization").
+
+    Args:
+        truncation: Inner steps of a window, >= 1.
+        order: 1 or 2.
+    """
+
+    def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2):
+        super().__init__(truncation)
+        if order not in (1, 2):
+            raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
+        self.order = order
+
+    def __call__(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        carry: Carry,
+        first: int,
+        objective: Objective,
+    ) -> Estimate:
+        """See `Estimator.__call__`."""
+        phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
+        unroll = _second_order if self.order == 2 else _first_order
+        with torch.enable_grad():
+            # One call for the whole window: swapping parameters costs more than a small inner step.
+            surrogate, losses, carry = functional_call(
+                _Window(optimizer, unroll), {f"optimizer.{k}": v for k, v in phi.items()},
+                (problem, carry, first, self.truncation, objective),
+            )  # fmt: skip
+            gradients = torch.autograd.grad(surrogate, list(phi.values()), allow_unused=True)
+        gradient = {
+            name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(phi.items(), gradients, strict=True)
+        }
+        losses = losses.detach()
+        return Estimate(objective(losses), gradient, carry.detach(), losses)
+
+
+class _Window(torch.nn.Module):
+    def __init__(self, optimizer: LearnedOptimizer, unroll):
+        super().__init__()
+        self.optimizer, self.unroll = optimizer, unroll
+
+    def forward(self, *args):
+        return self.unroll(self.optimizer, *args)
+
+
+def _second_order(
+    optimizer: LearnedOptimizer, problem: Problem, carry: Carry, first: int, count: int, objective: Objective
+) -> tuple[Tensor, Tensor, Carry]:
+    carry = Carry(carry.params.like(carry.params.flat.detach().requires_grad_()), carry.state, carry.buffers)
+    losses: list[Tensor] = []
+    batches = problem.batches(first, count + 1)
+    for _ in range(count):
+        carry, loss = inner_step(optimizer, problem, carry, next(batches), create_graph=True)
+        losses.append(loss)
+    losses.append(problem.loss(carry.params, carry.buffers, next(batches))[0])
+    after = torch.stack(losses[1:])
+    return objective(after), after, carry
+
+
+def _first_order(
+    optimizer: LearnedOptimizer, problem: Problem, carry: Carry, first: int, count: int, objective: Objective
+) -> tuple[Tensor, Tensor, Carry]:
+    losses: list[Tensor] = []
+    pairs: list[tuple[Tensor, Tensor]] = []  # θ_t with its graph, g_t without
+    for step, batch in enumerate(problem.batches(first, count + 1)):
+        loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch)
+        losses.append(loss)
+        pairs.append((carry.params.flat, grads.flat))
+        if step < count:
+            params, state = optimizer.update(carry.params, grads, loss, carry.state)
+            carry = Carry(params, state, buffers)
+    after = torch.stack(losses[1:]).requires_grad_()
+    (weights,) = torch.autograd.grad(objective(after), after)
+    surrogate = sum((w * (g * p).sum(1)).sum() for w, (p, g) in zip(weights, pairs[1:], strict=True))
+    assert isinstance(surrogate, Tensor)
+    return surrogate, after, carry

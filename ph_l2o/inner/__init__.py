@@ -1,0 +1,5 @@
+"""The inner loop, without any knowledge of a particular task or optimizer."""
+
+from ph_l2o.inner.loop import Carry, final_loss, inner_step, run, start, value_and_gradient
+
+__all__ = ["Carry", "final_loss", "inner_step", "run", "start", "value_and_gradient"]

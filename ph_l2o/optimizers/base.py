@@ -1,0 +1,60 @@
+"""The interface that learned and classical optimizers share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+
+from ph_l2o.params import Params
+
+State = TypeVar("State", bound=tuple[Any, ...])
+
+
+class LearnedOptimizer(nn.Module, ABC):
+    """An optimizer whose meta-parameters φ are the parameters of this module.
+
+    `init` and `update` are pure: what an optimizer remembers lies in the state (a NamedTuple of tensors with
+    leading problem axis B), nothing in `self`, and no input is changed in place. `update` has static shapes, no
+    Python branching on data, and a step counter that is a tensor, so the same code runs eagerly, compiled, under
+    vmap, and in first or second order.
+
+    Attributes:
+        needs_loss: Whether `update` uses the loss; otherwise it may be None.
+    """
+
+    needs_loss: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, params: Params) -> Any:
+        """State before the first step, for parameters `(B, N)`."""
+
+    @abstractmethod
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
+        """One inner step.
+
+        Args:
+            params: Parameters θ, flat shape `(B, N)`.
+            grads: Gradients of the losses at `params`, the same layout.
+            loss: Losses at `params`, shape `(B,)`, or None if unknown.
+            state: What `init` or the last `update` returned.
+
+        Returns:
+            The next parameters and the next state.
+        """
+
+    def forward(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
+        """The same as `update`, so that `torch.func.functional_call` can swap the meta-parameters."""
+        return self.update(params, grads, loss, state)
+
+
+def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
+    """Apply `fn` to every tensor of a state: a NamedTuple of tensors and of further such NamedTuples."""
+    return type(state)(*(map_state(fn, x) if isinstance(x, tuple) else fn(x) for x in state))
+
+
+def detach_state(state: State) -> State:
+    """The same state, cut from the graph; called at each truncation."""
+    return map_state(Tensor.detach, state)

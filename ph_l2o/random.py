@@ -1,0 +1,100 @@
+"""Counter-based random numbers: every draw is a pure function of its key.
+
+A key is (seed, split, purpose, episode, problem index, step). Philox (Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3") turns it into random words, so a run gives the same numbers after a resume, on
+any device, and under any number of processes for the same global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_WORDS_PER_BLOCK = 4  # a Philox-4x64 counter yields four 64-bit words
+
+
+class Purpose(IntEnum):
+    """What a draw is for. The numbers are part of the random streams: never change them."""
+
+    PROBLEM = 1
+    BATCH = 2
+    NOISE = 3
+    RESCALE = 4
+    HORIZON = 5
+    MODULE = 6
+    FINAL_BATCH = 7
+    BOOTSTRAP = 8
+    PERTURBATION = 9
+
+
+@dataclass(frozen=True)
+class ProblemKeys:
+    """The keys of a batch of problems.
+
+    Args:
+        seed: The run's seed, >= 0.
+        split: Which split of the task the problems come from; splits never share a problem.
+        episode: Number of the episode, >= 0; each gives fresh problems.
+        indices: Global indices of the problems in the episode's batch. A process of a distributed run holds
+            a sub-range, and gets the same problems as a single process would.
+    """
+
+    seed: int
+    split: Split
+    episode: int
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _bit_generator(self, purpose: Purpose, index: int, block: int = 0) -> np.random.Philox:
+        key = np.array([self.seed, 16 * int(purpose) + SPLITS.index(self.split)], dtype=np.uint64)
+        return np.random.Philox(key=key, counter=np.array([block, 0, index, self.episode], dtype=np.uint64))
+
+    def generator(self, purpose: Purpose, index: int) -> np.random.Generator:
+        """A generator for the draws of problem `index` that do not depend on the inner step."""
+        return np.random.Generator(self._bit_generator(purpose, index))
+
+    def episode_generator(self, purpose: Purpose) -> np.random.Generator:
+        """A generator for what all problems of the episode share, such as its horizon."""
+        return self.generator(purpose, 2**32 - 1)
+
+    def torch_seed(self, purpose: Purpose, index: int, step: int = 0) -> int:
+        """A seed for torch's own generators, where no draw of ours can take their place."""
+        return int(self._bit_generator(purpose, index, step).random_raw(1)) >> 1
+
+    def words(self, purpose: Purpose, first: int, count: int, per_step: int) -> np.ndarray:
+        """Random 64-bit words of a window of inner steps, all problems at once.
+
+        Args:
+            purpose: What the draws are for.
+            first: First inner step of the window.
+            count: Number of inner steps.
+            per_step: Words needed by one problem in one step.
+
+        Returns:
+            uint64 array of shape `(count, len(self), per_step)`; a step's words do not depend on the window.
+        """
+        blocks = -(-per_step // _WORDS_PER_BLOCK)
+        out = np.empty((count, len(self), blocks * _WORDS_PER_BLOCK), dtype=np.uint64)
+        for row, index in enumerate(self.indices):
+            raw = self._bit_generator(purpose, index, first * blocks).random_raw(count * blocks * _WORDS_PER_BLOCK)
+            out[:, row] = raw.reshape(count, -1)
+        return out[..., :per_step]
+
+
+def integers(words: np.ndarray, high: int) -> np.ndarray:
+    """Uniform integers in [0, high) from random words, by multiply-and-shift (bias below high / 2**32)."""
+    return ((words >> np.uint64(32)) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
+
+
+def normals(words: np.ndarray) -> np.ndarray:
+    """Standard normal numbers, one for each word of an even last axis, by Box and Muller (1958)."""
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    radius, angle = np.sqrt(-2 * np.log(uniform[..., 0::2])), 2 * np.pi * uniform[..., 1::2]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
