@@ -52,6 +52,7 @@ _REGISTRY = {
             suffixes=("",),
             read=read_cifar10,
             sources=(_torchvision("cifar10"),),
+            extra_files=("batches.meta",),
         ),
     )
 }

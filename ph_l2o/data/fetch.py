@@ -35,6 +35,7 @@ class Dataset:
         folder: Its folder below the data root.
         files: Names of the files that must be in it.
         suffixes: What may follow each name.
+        extra_files: Files that other programs want; kept if a source brings them.
         read: Reads and checks the files in a folder.
         sources: Tried in this order when a file is missing.
     """
@@ -45,6 +46,7 @@ class Dataset:
     suffixes: tuple[str, ...]
     read: Callable[[Path], ImageData]
     sources: tuple[Source, ...]
+    extra_files: tuple[str, ...] = ()
 
     def missing_files(self, root: Path) -> list[str]:
         folder = root / self.folder
@@ -110,7 +112,7 @@ def _try_sources(dataset: Dataset, root: Path, missing: list[str], say: Say) -> 
                 say(f"{dataset.name}: {source.name} failed: {reason}")
                 failures.append(f"{source.name}: {reason}")
                 continue
-            _place(folder / dataset.folder, root / dataset.folder, missing)
+            _place(folder / dataset.folder, root / dataset.folder, [*missing, *dataset.extra_files])
         say(f"{dataset.name}: ready in {root / dataset.folder}")
         return
     raise _nothing_worked(dataset, root, missing, failures)
@@ -119,7 +121,8 @@ def _try_sources(dataset: Dataset, root: Path, missing: list[str], say: Say) -> 
 def _place(fetched: Path, folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        os.replace(fetched / name, folder / name)
+        if (fetched / name).exists() and not (folder / name).exists():
+            os.replace(fetched / name, folder / name)
 
 
 def _nothing_worked(dataset: Dataset, root: Path, missing: list[str], failures: list[str]) -> DataError:

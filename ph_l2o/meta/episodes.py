@@ -1,0 +1,99 @@
+"""Episodes: which problems meta-training runs on, and what one truncation window leaves to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ph_l2o.inner import Carry, start
+from ph_l2o.optimizers.base import LearnedOptimizer, map_state
+from ph_l2o.random import ProblemKeys
+from ph_l2o.tasks import Problem, Task, rescaled
+
+
+@dataclass
+class Episode:
+    """A batch of problems, how far it is, and its carry.
+
+    Attributes:
+        number: Number of the episode, from 0.
+        horizon: Inner steps of the episode.
+        age: Inner steps done.
+        problem: The optimizees.
+        carry: What the last window left.
+    """
+
+    number: int
+    horizon: int
+    age: int
+    problem: Problem
+    carry: Carry
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the episode has reached its horizon."""
+        return self.age >= self.horizon
+
+
+class EpisodeSource:
+    """Makes the episodes of meta-training from counter-based keys.
+
+    Args:
+        task: The distribution of problems.
+        seed: The run's seed.
+        num_problems: Problems of a batch, over all processes.
+        horizons: Inner steps of the episodes, taken in turn.
+        rescale: Random re-scaling of the parameters (Lv et al. 2017): log scale ~ U(-rescale, rescale); 0: none.
+    """
+
+    def __init__(self, task: Task, *, seed: int, num_problems: int, horizons: Sequence[int], rescale: float = 0.0):
+        self.task, self.seed, self.num_problems = task, seed, num_problems
+        self.horizons, self.rescale = tuple(horizons), rescale
+
+    def problem(self, number: int, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:
+        """The share of process `rank` in the problems of an episode."""
+        share = self.num_problems // world_size
+        keys = ProblemKeys(self.seed, "train", number, range(rank * share, (rank + 1) * share))
+        problem = self.task.sample(keys, device=device, dtype=dtype)
+        return rescaled(problem, self.rescale) if self.rescale > 0 else problem
+
+    def begin(self, number: int, optimizer: LearnedOptimizer, **where: Any) -> Episode:
+        """Episode `number` at its start."""
+        problem = self.problem(number, **where)
+        horizon = self.horizons[number % len(self.horizons)]
+        with torch.no_grad():
+            carry = start(optimizer, problem)
+        return Episode(number, horizon, 0, problem, carry)
+
+    def restore(self, saved: dict[str, Any], optimizer: LearnedOptimizer, *, rank: int, **where: Any) -> Episode:
+        """The episode that `save` wrote, on this process's share of its problems."""
+        episode = self.begin(saved["number"], optimizer, rank=rank, **where)
+        share = episode.problem.num_problems
+        rows = slice(rank * share, (rank + 1) * share)
+        leaves = iter(saved["state"])
+
+        def place(tensor: Tensor, like: Tensor) -> Tensor:
+            return tensor[rows].to(device=like.device, dtype=like.dtype)
+
+        state = map_state(lambda like: place(next(leaves), like), episode.carry.state)
+        params = episode.carry.params.like(place(saved["params"], episode.carry.params.flat))
+        buffers = {name: place(saved["buffers"][name], like) for name, like in episode.carry.buffers.items()}
+        episode.carry, episode.age = Carry(params, state, buffers), saved["age"]
+        return episode
+
+
+def save(episode: Episode) -> dict[str, Any]:
+    """The episode as plain numbers and tensors of this process; the problems come back from their keys."""
+    leaves: list[Tensor] = []
+    map_state(lambda x: leaves.append(x.detach()) or x, episode.carry.state)
+    return {
+        "number": episode.number,
+        "age": episode.age,
+        "params": episode.carry.params.flat.detach(),
+        "state": leaves,
+        "buffers": {name: b.detach() for name, b in episode.carry.buffers.items()},
+    }

@@ -1,0 +1,230 @@
+"""Meta-training as a Lightning module: one truncation window of the inner loop for each outer step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ph_l2o.estimators import OBJECTIVES, Estimator
+from ph_l2o.inner import final_loss, run
+from ph_l2o.meta.episodes import Episode, EpisodeSource, save
+from ph_l2o.meta.settings import MetaSettings
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.random import ProblemKeys
+from ph_l2o.tasks import Task
+
+log = logging.getLogger(__name__)
+
+_CHECKPOINT_KEY = "ph_l2o"
+_MAX_SKIPPED_IN_A_ROW = 20
+_EPS = 1e-9
+
+
+class NonFiniteError(RuntimeError):
+    """Meta-training cannot go on, because losses or gradients are not finite."""
+
+
+class MetaLearner(pl.LightningModule):
+    """Trains a learned optimizer.
+
+    Optimisation is Lightning's automatic one: `training_step` returns Σ⟨φ, stop-gradient(meta-gradient)⟩, so that
+    clipping, averaging over processes, accumulation and schedules are the same for every estimator.
+
+    Args:
+        optimizer: The learned optimizer φ.
+        task: What it learns on.
+        estimator: Where the meta-gradient comes from.
+        settings: See `MetaSettings`.
+        seed: Seed of every draw.
+        config: The run's resolved configuration, kept in the checkpoint so that it can be rebuilt.
+    """
+
+    def __init__(
+        self,
+        optimizer: LearnedOptimizer,
+        task: Task,
+        estimator: Estimator,
+        settings: MetaSettings,
+        *,
+        seed: int = 0,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        settings.check_truncation(estimator.truncation)
+        self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
+        self.objective = OBJECTIVES[settings.objective]
+        self.seed, self.config = seed, config or {}
+        self.source = EpisodeSource(
+            task,
+            seed=seed,
+            num_problems=settings.num_problems,
+            horizons=settings.horizons,
+            rescale=settings.rescale,
+        )
+        self.episode: Episode | None = None
+        self.skipped_steps = 0  # outer steps without update, because something was not finite
+        self._skipped_in_a_row = 0
+        self._saved_episode: dict[str, Any] | None = None
+        self._next_episode = 0
+        self._clock = 0.0
+
+    # The outer loop. An "epoch" of Lightning is what lies between two validations.
+
+    def train_dataloader(self) -> range:
+        """Numbers of the outer steps up to the next validation; the draws come from keys, not from a loader."""
+        return range(self.global_step, min(self.global_step + self.meta.val_every, self.meta.outer_steps))
+
+    def val_dataloader(self) -> range:
+        """One item: a validation is one batched run."""
+        return range(1)
+
+    def configure_optimizers(self) -> Any:
+        """Adam with the schedule of the settings."""
+        meta = self.meta
+        adam = torch.optim.Adam(self.optimizer.parameters(), lr=meta.learning_rate, betas=meta.betas)
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / (meta.warmup_steps + 1))
+            return warm * (0.5 + 0.5 * math.cos(math.pi * step / meta.outer_steps) if meta.schedule == "cosine" else 1)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _where(self) -> dict[str, Any]:
+        dtype = next(self.optimizer.parameters()).dtype
+        return {"rank": self.global_rank, "world_size": self.trainer.world_size, "device": self.device, "dtype": dtype}
+
+    def _current_episode(self) -> Episode:
+        if self._saved_episode is not None:
+            self.episode = self.source.restore(self._saved_episode, self.optimizer, **self._where())
+            self._saved_episode = None
+        if self.episode is None or self.episode.is_over:
+            self.episode = self.source.begin(self._next_episode, self.optimizer, **self._where())
+            self._next_episode += 1
+        return self.episode
+
+    def training_step(self, batch: int, batch_idx: int) -> Tensor:
+        """Unroll one window; the returned surrogate has the meta-gradient as its gradient."""
+        del batch, batch_idx
+        episode, began = self._current_episode(), time.perf_counter()
+        parameters = dict(self.optimizer.named_parameters())
+        estimate = self.estimator(
+            self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective
+        )
+        episode.carry, episode.age = estimate.carry, episode.age + self.estimator.truncation
+        self._clock = time.perf_counter() - began
+        diverged = ~torch.isfinite(estimate.losses).all(0)
+        # A diverged problem must reach every process: through the averaged gradient.
+        finite = torch.isfinite(estimate.carry.params.flat).all() & ~diverged.any()
+        surrogate = sum((p * estimate.gradient[name]).sum() for name, p in parameters.items())
+        surrogate = surrogate * torch.where(finite, 1.0, torch.nan)
+        self._log_step(estimate.outer_loss, diverged, episode)
+        return surrogate
+
+    def _log_step(self, outer_loss: Tensor, diverged: Tensor, episode: Episode) -> None:
+        steps = self.estimator.truncation * episode.problem.num_problems * self.trainer.world_size
+        self.log_dict(
+            {
+                "train/outer_loss": outer_loss,
+                "train/diverged_frac": diverged.float().mean(),
+                "train/unroll_length": float(episode.horizon),
+                "train/task_steps_per_s": steps / self._clock,
+            },
+            sync_dist=False,
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose meta-gradient is not finite; all processes see the same averaged gradient."""
+        grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
+        self.log("train/gradient_norm", norm)
+        if torch.isfinite(norm):
+            self._skipped_in_a_row = 0
+        else:
+            # Without gradients the outer optimizer leaves everything as it is; the episode starts anew.
+            optimizer.zero_grad(set_to_none=True)
+            self.episode = None
+            self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            log.warning(
+                "outer step %d: meta-gradient not finite, step skipped and episode restarted (%d skipped so far)",
+                self.global_step + 1,
+                self.skipped_steps,
+            )
+            if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+                raise NonFiniteError(
+                    f"{_MAX_SKIPPED_IN_A_ROW} outer steps in a row without a finite meta-gradient: "
+                    "lower meta.learning_rate, meta.horizons or estimator.truncation, or look into the task's loss"
+                )
+        self.log("train/skipped_steps", float(self.skipped_steps))
+
+    # Validation: always the same fresh problems, so that checkpoints are compared in pairs.
+
+    def validation_step(self, batch: int, batch_idx: int) -> None:
+        """Run the optimizer on problems of the validation split."""
+        del batch, batch_idx
+        where = self._where()
+        share = self.meta.val_problems // where["world_size"]
+        keys = ProblemKeys(self.seed, "val", 0, range(where["rank"] * share, (where["rank"] + 1) * share))
+        problem = self.task.sample(keys, device=where["device"], dtype=where["dtype"])
+        carry, losses = run(self.optimizer, problem, self.meta.val_horizon)
+        final = final_loss(problem, carry, losses[-1]).double()
+        after = losses[1:].double()
+        score = after.mean() if self.task.can_be_negative else (after + _EPS).log().mean()
+        infinite = torch.full_like(score, torch.inf)
+        name = self.task.name
+        metrics = {
+            f"val/{name}/final_loss": final.mean(),
+            f"val/{name}/auc": after.mean(),
+            f"val/{name}/diverged_frac": (~torch.isfinite(losses).all(0)).double().mean(),
+            "val/score": torch.where(torch.isfinite(score), score, infinite),
+        }
+        self.log_dict(metrics, sync_dist=where["world_size"] > 1, batch_size=1)
+
+    def test_step(self, batch: int, batch_idx: int) -> None:
+        """The same as a validation, for `trainer.test`."""
+        self.validation_step(batch, batch_idx)
+
+    def test_dataloader(self) -> range:
+        """One item."""
+        return range(1)
+
+    # Checkpoints hold all that a resume needs.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the configuration and the episode, over all processes."""
+        episode = None
+        if self.episode is not None and not self.episode.is_over:
+            episode = self._gather(save(self.episode))
+        checkpoint[_CHECKPOINT_KEY] = {
+            "config": self.config,
+            "seed": self.seed,
+            "outer_step": self.global_step,
+            "episode": episode,
+            "next_episode": self._next_episode,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def _gather(self, saved: dict[str, Any]) -> dict[str, Any]:
+        if self.trainer.world_size == 1:
+            return saved
+        gathered = self.all_gather({k: saved[k] for k in ("params", "state", "buffers")})
+
+        def join(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return x.flatten(0, 1)
+            return {k: join(v) for k, v in x.items()} if isinstance(x, dict) else [join(v) for v in x]
+
+        return saved | {k: join(v) for k, v in gathered.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the episode up again."""
+        saved = checkpoint[_CHECKPOINT_KEY]
+        self._saved_episode, self.episode = saved["episode"], None
+        self._next_episode, self.skipped_steps = saved["next_episode"], saved["skipped_steps"]

@@ -1,0 +1,92 @@
+"""Progress of meta-training: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+class MetaProgress(pl.Callback):
+    """Shows outer step, meta-loss, speed in task-steps/s and time left.
+
+    Args:
+        line_every: Seconds between plain lines where there is no terminal, > 0.
+    """
+
+    def __init__(self, line_every: float = 10.0):
+        if line_every <= 0:
+            raise ValueError(f"callbacks.progress.line_every={line_every}: must be > 0 (seconds)")
+        self.line_every = line_every
+        self._bar: Progress | None = None
+        self._began = self._last_line = 0.0
+        self._first_step = 0
+        self._loss = self._speed = float("nan")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock and the bar."""
+        self._began = self._last_line = time.monotonic()
+        self._first_step = trainer.global_step
+        console = Console(stderr=True)
+        if trainer.is_global_zero and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("outer step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar.start()
+            self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance."""
+        metrics = trainer.callback_metrics
+        loss, speed = float(metrics["train/outer_loss"]), float(metrics["train/task_steps_per_s"])
+        self._loss = loss if self._loss != self._loss else self._loss + 0.1 * (loss - self._loss)
+        self._speed = speed if self._speed != self._speed else self._speed + 0.1 * (speed - self._speed)
+        status = f"meta-loss {self._loss:.3f}, {self._speed:,.0f} task-steps/s"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, status=status)
+        elif trainer.is_global_zero and time.monotonic() - self._last_line >= self.line_every:
+            self._last_line = time.monotonic()
+            done = trainer.global_step - self._first_step
+            left = (self._last_line - self._began) / max(done, 1) * (trainer.max_steps - trainer.global_step)
+            log.info("outer step %d/%d, %s, %.0f s left", trainer.global_step, trainer.max_steps, status, left)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what the validation found."""
+        if not trainer.is_global_zero:
+            return
+        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        final = next((v for k, v in found.items() if k.endswith("/final_loss")), float("nan"))
+        auc = next((v for k, v in found.items() if k.endswith("/auc")), float("nan"))
+        text = f"outer step {trainer.global_step}: validation loss {final:.4g} at the end, {auc:.4g} over all steps"
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            log.info(text)
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the terminal as it was."""
+        self._stop()

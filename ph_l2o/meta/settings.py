@@ -1,0 +1,82 @@
+"""Settings of meta-training, checked in one place."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from ph_l2o.estimators.objectives import OBJECTIVES
+
+
+@dataclass
+class MetaSettings:
+    """How a learned optimizer is trained.
+
+    Args:
+        outer_steps: Updates of the learned optimizer, >= 1.
+        num_problems: Problems of a batch, over all processes, >= 1.
+        horizons: Inner steps of the episodes, taken in turn; each >= the estimator's truncation.
+        rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
+        objective: `mean_log_loss`, `mean_loss` or `final_loss`.
+        learning_rate: Of the outer optimizer (Adam), > 0.
+        betas: Of the outer optimizer.
+        schedule: `cosine` (to 0 at the last outer step) or `constant`.
+        warmup_steps: Outer steps of linear warm-up, >= 0.
+        gradient_clip: Largest norm of the meta-gradient, > 0, or None.
+        val_every: Outer steps between validations and checkpoints, >= 1.
+        val_problems: Problems of a validation, >= 1.
+        val_horizon: Inner steps of a validation, >= 1.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    outer_steps: int = 600
+    num_problems: int = 64
+    horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
+    rescale: float = 0.0
+    objective: str = "mean_log_loss"
+    learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    gradient_clip: float | None = 0.3
+    val_every: int = 100
+    val_problems: int = 256
+    val_horizon: int = 100
+
+    def __post_init__(self) -> None:
+        for name, what in (
+            ("outer_steps", "updates of the learned optimizer"),
+            ("num_problems", "problems of a batch"),
+            ("val_every", "outer steps between validations"),
+            ("val_problems", "problems of a validation"),
+            ("val_horizon", "inner steps of a validation"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"meta.{name}={value}: must be a whole number >= 1 ({what})")
+        self.horizons = tuple(self.horizons)
+        if not self.horizons or any(not isinstance(h, int) or h < 1 for h in self.horizons):
+            raise ValueError(f"meta.horizons={list(self.horizons)}: must be whole numbers >= 1 (inner steps)")
+        if self.objective not in OBJECTIVES:
+            near = difflib.get_close_matches(self.objective, OBJECTIVES, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"meta.objective={self.objective}: must be one of {', '.join(OBJECTIVES)}{hint}")
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"meta.schedule={self.schedule}: must be cosine or constant")
+        if self.learning_rate <= 0:
+            raise ValueError(f"meta.learning_rate={self.learning_rate}: must be > 0")
+        if self.warmup_steps < 0 or self.rescale < 0:
+            name = "warmup_steps" if self.warmup_steps < 0 else "rescale"
+            raise ValueError(f"meta.{name}={getattr(self, name)}: must be >= 0")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise ValueError(f"meta.gradient_clip={self.gradient_clip}: must be > 0, or null for no clipping")
+
+    def check_truncation(self, truncation: int) -> None:
+        """Raise ValueError if a window does not fit into every episode."""
+        if truncation > min(self.horizons):
+            raise ValueError(
+                f"estimator.truncation={truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
+            )
