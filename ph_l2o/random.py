@@ -7,6 +7,7 @@ any device, and under any number of processes for the same global batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -41,13 +42,13 @@ class ProblemKeys:
         split: Which split of the task the problems come from; splits never share a problem.
         episode: Number of the episode, >= 0; each gives fresh problems.
         indices: Global indices of the problems in the episode's batch. A process of a distributed run holds
-            a sub-range, and gets the same problems as a single process would.
+            a sub-range, and gets the same problems as a single process would. An index can occur several times.
     """
 
     seed: int
     split: Split
     episode: int
-    indices: range
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,0 +1,8 @@
+"""Meta-training: the Lightning module, its settings, and the same without Hydra."""
+
+from ph_l2o.meta.fit import fit, meta_train
+from ph_l2o.meta.learner import MetaLearner, NonFiniteError
+from ph_l2o.meta.progress import MetaProgress
+from ph_l2o.meta.settings import MetaSettings
+
+__all__ = ["MetaLearner", "MetaProgress", "MetaSettings", "NonFiniteError", "fit", "meta_train"]

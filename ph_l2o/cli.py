@@ -1,0 +1,55 @@
+"""Entry points of `train.py`, `evaluate.py` and the console scripts. What is heavy is imported when work starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def conf_dir() -> str:
+    """The configuration: `conf/` beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return str(installed if installed.is_dir() else package.parent / "conf")
+
+
+def train() -> None:
+    """`python train.py` and `ph-l2o-train`."""
+    _main("train", lambda cfg: _work("train", cfg))
+
+
+def evaluate() -> None:
+    """`python evaluate.py` and `ph-l2o-evaluate`."""
+    _main("evaluate", lambda cfg: _work("evaluate", cfg))
+
+
+def _work(command: str, cfg: Any) -> float | None:
+    if command == "train":
+        from ph_l2o.commands.train import run_training
+
+        return run_training(cfg)
+    from ph_l2o.commands.evaluate import run_evaluation
+
+    return run_evaluation(cfg)
+
+
+def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
+    import hydra
+
+    from ph_l2o.commands.errors import explain
+    from ph_l2o.commands.folders import register_resolvers
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
+    try:
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(work)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = explain(error, config_name)
+        if message is None or os.environ.get("PH_L2O_TRACEBACK"):
+            raise
+        sys.exit(f"error: {message}")

@@ -1,0 +1,1 @@
+"""What the command line does: configuration, folders, errors, and the two commands."""

@@ -1,0 +1,119 @@
+"""One line for each error that a user can make."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used; the text names key, value, what is allowed, and what to do."""
+
+
+def nearest(name: str, valid: Any) -> str:
+    """A hint `; did you mean …?` with the nearest valid names, or nothing."""
+    near = difflib.get_close_matches(name, list(valid), 3, 0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def explain(error: BaseException, config_name: str) -> str | None:
+    """The one line, or None for an error that only a traceback explains."""
+    for link in _chain(error):
+        message = _explain_one(link, config_name)
+        if message is not None:
+            return " ".join(message.split())
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _explain_one(error: BaseException, config_name: str) -> str | None:
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        MissingConfigException,
+        OverrideParseException,
+    )
+    from omegaconf.errors import OmegaConfBaseException
+
+    from ph_l2o.data import DataError
+    from ph_l2o.commands.checkpoint import CheckpointError
+
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        options = sorted(error.options)
+        return f"{group}={name}: no such option; there are {', '.join(options)}{nearest(name, options)}"
+    if isinstance(error, ConfigCompositionException):
+        return _explain_override(error, config_name)
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood; write key=value, and quote lists: 'key=[a, b]'"
+    if isinstance(error, ConfigError | DataError | CheckpointError | FileNotFoundError):
+        return str(error)
+    if isinstance(error, ValueError | TypeError) and _names_a_key(str(error)):
+        return str(error)
+    if type(error).__name__ == "NonFiniteError":
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or ''}: {error.strerror or error}; choose another folder with paths.runs=…"
+    if isinstance(error, OmegaConfBaseException | HydraException):
+        return str(error).splitlines()[0]
+    return None
+
+
+def _names_a_key(text: str) -> bool:
+    """Whether an error follows the convention `key=value: what is allowed`."""
+    return re.match(r"[\w.]+=.*: ", text) is not None
+
+
+def _explain_override(error: BaseException, config_name: str) -> str | None:
+    text = str(error)
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match:
+        key = match.group(1)
+        return f"{key}: no such key{nearest(key, _keys(config_name))} (`--cfg job` prints all)"
+    match = re.search(r"Could not append to config\. An item is already at '([^']+)'", text)
+    if match:
+        return f"+{match.group(1)}: the key exists; write it without the +"
+    return text.splitlines()[0]
+
+
+def _keys(config_name: str) -> list[str]:
+    """Every key and group of the configuration with the groups that the user chose."""
+    import sys
+
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig
+
+    from ph_l2o.cli import conf_dir
+
+    groups = [a for a in sys.argv[1:] if re.match(r"^[a-z_]+=[\w,]+$", a)]
+    GlobalHydra.instance().clear()
+    config: DictConfig | None = None
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        for overrides in (groups, []):
+            try:
+                config = compose(config_name, overrides=[g.split(",")[0] for g in overrides])
+                break
+            except Exception:  # noqa: S112  # the user's own overrides may be what is wrong
+                continue
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.append(prefix + str(key))
+            value = node._get_node(key)
+            if isinstance(value, DictConfig) and not value._is_none():
+                walk(value, f"{prefix}{key}.")
+
+    if config is not None:
+        walk(config, "")
+    return keys

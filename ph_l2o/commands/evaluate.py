@@ -1,0 +1,94 @@
+"""`evaluate.py`: checkpoints and baselines on the same test problems."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ph_l2o.commands.errors import ConfigError
+from ph_l2o.commands.folders import git_revision, remove_if_untouched
+from ph_l2o.commands.instantiate import build
+
+log = logging.getLogger(__name__)
+
+LEARNED = ("port_hamiltonian", "lstm", "hnn")
+
+
+def run_evaluation(cfg: DictConfig) -> None:
+    """Evaluate as configured."""
+    folder = Path(cfg.paths.output_dir)
+    try:
+        optimizers, task, device = _prepare(cfg)
+    except BaseException:
+        remove_if_untouched(folder)
+        raise
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    config["git_revision"] = git_revision()
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+
+    from ph_l2o.commands.compare import compare_and_save
+
+    compare_and_save(
+        optimizers,
+        task,
+        folder,
+        horizon=cfg.horizon,
+        num_problems=cfg.num_problems,
+        tuning_problems=cfg.tuning_problems,
+        seed=cfg.seed,
+        cache_dir=Path(cfg.paths.runs) / "cache",
+        device=device,
+    )
+
+
+def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
+    import torch
+
+    from ph_l2o.commands.validate import check_counts, check_start, validate_common
+
+    validate_common(cfg)
+    check_counts(cfg, "")
+    if not cfg.optimizers:
+        raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    torch.set_flush_denormal(True)
+    task = build(cfg.task, plugins=cfg.plugins)
+    optimizers: dict[str, Any] = {}
+    for entry in cfg.optimizers:
+        name, optimizer = _entry(str(entry), cfg)
+        while name in optimizers:
+            name += "'"
+        optimizers[name] = optimizer
+    task.prepare()
+    check_start(task, cfg.seed)
+    use_gpu = cfg.strategy.accelerator == "gpu" or (cfg.strategy.accelerator == "auto" and torch.cuda.is_available())
+    return optimizers, task, "cuda" if use_gpu else "cpu"
+
+
+def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
+    from ph_l2o.commands.checkpoint import load_optimizer
+    from ph_l2o.evaluation import BASELINES
+
+    if entry in BASELINES:
+        return entry, entry
+    if entry in LEARNED:
+        raise ConfigError(
+            f"optimizers=[…, {entry}]: no weights are shipped with this version; train some with "
+            f"`python train.py optimizer={entry}` and give its checkpoints/best.ckpt"
+        )
+    if not entry.endswith(".ckpt") and not Path(entry).exists():
+        near = difflib.get_close_matches(entry, (*BASELINES, *LEARNED), 2, 0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(
+            f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}"
+        )
+    optimizer, config = load_optimizer(entry, plugins=cfg.plugins)
+    name = str(config.get("run_name", Path(entry).stem))
+    log.info("%s: %s, trained on %s", name, entry, config.get("task", {}).get("_target_", "an unknown task"))
+    return name, optimizer

@@ -1,0 +1,198 @@
+"""`train.py`: meta-train, then compare with tuned baselines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ph_l2o.commands.folders import find_checkpoint, git_revision, remove_if_untouched, write_json
+from ph_l2o.commands.instantiate import build
+
+log = logging.getLogger(__name__)
+
+DIVERGED_SCORE = 1e6  # what a sweep sees of a run whose validation score is not finite
+
+
+def run_training(cfg: DictConfig) -> float:
+    """Train as configured; the validation score, finite, for sweeps (lower is better)."""
+    folder = Path(cfg.paths.output_dir)
+    resume = _resume_path(cfg)
+    try:
+        parts = _prepare(cfg)
+    except BaseException:
+        if resume is None and _is_rank_zero():
+            _close_log_files()
+            remove_if_untouched(folder)
+        raise
+    with _recorded(folder, cfg):
+        return _train(cfg, parts, folder, resume)
+
+
+def _prepare(cfg: DictConfig) -> dict[str, Any]:
+    """Everything that can be wrong with the configuration is found here, before any work."""
+    import torch
+
+    from ph_l2o.commands.validate import check_start, validate_training
+
+    validate_training(cfg)
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    torch.set_flush_denormal(True)  # denormal numbers are 5 times slower, and mean nothing here
+    plugins = list(cfg.plugins)
+    torch.manual_seed(cfg.seed)
+    parts = {name: build(cfg[name], plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
+    parts["meta"].check_truncation(parts["estimator"].truncation)
+    parts["callbacks"] = [build(node, plugins=plugins) for node in (cfg.callbacks or {}).values() if node]
+    if cfg.trainer.precision == "64-true":
+        parts["optimizer"].double()
+    parts["task"].prepare()
+    check_start(parts["task"], cfg.seed)
+    return parts
+
+
+def _resume_path(cfg: DictConfig) -> Path | None:
+    if cfg.ckpt_path is None:
+        return None
+    return find_checkpoint(str(cfg.ckpt_path), cfg.paths.runs, cfg.run_name)
+
+
+def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
+    from ph_l2o.meta import MetaLearner, fit
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    config["git_revision"] = git_revision()
+    if _is_rank_zero():
+        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    parameters = sum(p.numel() for p in parts["optimizer"].parameters())
+    log.info(
+        "%s (%d meta-parameters) on %s, %d outer steps, in %s",
+        type(parts["optimizer"]).__name__, parameters, cfg.task._target_.rpartition(".")[2], cfg.meta.outer_steps,
+        os.path.relpath(folder),
+    )  # fmt: skip
+    if resume is not None:
+        log.info("resuming from %s", resume)
+    began = time.monotonic()
+    loggers = _loggers(cfg, folder, resume, config)
+    learner = MetaLearner(
+        parts["optimizer"], parts["task"], parts["estimator"], parts["meta"], seed=cfg.seed, config=_plain(config)
+    )
+    trainer_arguments = {k: v for k, v in cfg.trainer.items() if k != "_target_"}
+    trainer = fit(
+        learner,
+        folder,
+        ckpt_path=resume,
+        loggers=loggers,
+        callbacks=parts["callbacks"],
+        accelerator=cfg.strategy.accelerator,
+        devices=cfg.strategy.devices,
+        strategy=cfg.strategy.strategy,
+        **trainer_arguments,
+    )
+    log.info("meta-training took %.0f s", time.monotonic() - began)
+    if trainer.is_global_zero and cfg.compare:
+        _compare(cfg, parts, folder, loggers)
+    score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
+    value = float(score) if score is not None else math.inf
+    return value if math.isfinite(value) else DIVERGED_SCORE
+
+
+def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path, loggers: list[Any]) -> None:
+    from ph_l2o.commands.checkpoint import load_optimizer
+    from ph_l2o.commands.compare import compare_and_save, log_to_wandb
+
+    best, _ = load_optimizer(folder / "checkpoints" / "best.ckpt", plugins=cfg.plugins)
+    from hydra.core.hydra_config import HydraConfig
+
+    name = HydraConfig.get().runtime.choices["optimizer"]
+    baselines = list(cfg.evaluation.baselines)
+    label = f"{name} (trained)" if name in baselines else name
+    comparison = compare_and_save(
+        {label: best, **{b: b for b in baselines}},
+        parts["task"],
+        folder,
+        horizon=cfg.evaluation.horizon,
+        num_problems=cfg.evaluation.num_problems,
+        tuning_problems=cfg.evaluation.tuning_problems,
+        seed=cfg.seed,
+        cache_dir=Path(cfg.paths.runs) / "cache",
+    )
+    for logger in loggers:
+        log_to_wandb(logger, comparison, folder)
+
+
+def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[Any, Any]) -> list[Any]:
+    settings = cfg.logger.get("wandb")
+    if settings is None:
+        return []
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from ph_l2o.meta.wandb_run import wandb_logger
+
+    hydra = HydraConfig.get()
+    sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    id_file = folder / "wandb_id"
+    run_id = id_file.read_text().strip() if resume is not None and id_file.is_file() else None
+    logger = wandb_logger(
+        folder,
+        project=settings.project,
+        name=settings.name or f"{cfg.run_name}_seed{cfg.seed}",
+        group=settings.group or sweep,
+        tags=tuple(settings.tags),
+        offline=settings.offline,
+        run_id=run_id,
+        config=_plain(config),
+    )
+    if _is_rank_zero():
+        id_file.write_text(str(logger.version) + "\n")
+    return [logger]
+
+
+@contextlib.contextmanager
+def _recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
+    """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
+    import sys
+
+    began, status = time.time(), "error"
+    try:
+        yield
+        status = "ok"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        if _is_rank_zero() and folder.is_dir():
+            write_json(folder / "status.json", {"status": status, "seconds": round(time.time() - began, 1)})
+        if "wandb" in sys.modules:
+            import wandb
+
+            if wandb.run is not None:
+                wandb.finish(exit_code=0 if status == "ok" else 1)
+
+
+def _plain(config: dict[Any, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps: plain values, nothing of this machine's folders."""
+    return {k: v for k, v in config.items() if k not in ("paths", "hydra")}
+
+
+def _is_rank_zero() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def _close_log_files() -> None:
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        handler.close()
+        root.removeHandler(handler)
+
+

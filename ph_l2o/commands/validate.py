@@ -1,0 +1,118 @@
+"""Checks of a whole configuration, before any work starts. What one class can check, its constructor checks."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from ph_l2o.commands.errors import ConfigError, nearest
+from ph_l2o.tasks import Task
+
+
+def validate_common(cfg: DictConfig) -> None:
+    """What both commands have.
+
+    Raises:
+        ConfigError: Naming key, value and what is allowed.
+    """
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**63:
+        raise ConfigError(f"seed={cfg.seed}: must be a whole number >= 0")
+    if cfg.num_threads is not None and (not isinstance(cfg.num_threads, int) or cfg.num_threads < 1):
+        raise ConfigError(f"num_threads={cfg.num_threads}: must be a whole number >= 1, or null")
+    _check_device(cfg)
+
+
+def validate_training(cfg: DictConfig) -> None:
+    """What `train.py` needs.
+
+    Raises:
+        ConfigError: Naming key, value and what is allowed.
+    """
+    validate_common(cfg)
+    check_counts(cfg.evaluation, "evaluation.")
+    check_baselines(cfg.evaluation.baselines, "evaluation.baselines")
+    _check_processes(cfg)
+
+
+def check_counts(node: DictConfig, prefix: str) -> None:
+    """Sizes of a comparison."""
+    for key, least, what in (("horizon", 1, "inner steps"), ("num_problems", 2, "test problems")):
+        value = node[key]
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"{prefix}{key}={value}: must be a whole number >= {least} ({what})")
+    value = node.tuning_problems
+    if value is not None and (not isinstance(value, int) or value < 2):
+        raise ConfigError(f"{prefix}tuning_problems={value}: must be a whole number >= 2, or null")
+
+
+def check_baselines(names: list[str], key: str) -> None:
+    """Names of classical optimizers."""
+    from ph_l2o.evaluation import BASELINES
+
+    for name in names:
+        if name not in BASELINES:
+            raise ConfigError(f"{key}=[…, {name}]: must be of {', '.join(BASELINES)}{nearest(str(name), BASELINES)}")
+
+
+def _check_device(cfg: DictConfig) -> None:
+    if cfg.strategy.accelerator == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                f"strategy.accelerator=gpu (strategy={_choice('strategy')}): no GPU is visible here; "
+                "use strategy=cpu, or strategy=ddp_cpu for several processes"
+            )
+
+
+def _check_processes(cfg: DictConfig) -> None:
+    if cfg.strategy.strategy != "ddp":
+        return
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            f"strategy={_choice('strategy')}: can't run inside a multirun, where each process would start a sweep of "
+            "its own; use strategy=cpu or gpu there, or run the jobs one by one"
+        )
+    devices = cfg.strategy.devices
+    if not isinstance(devices, int):
+        import torch
+
+        devices = torch.cuda.device_count()
+    if devices < 1:
+        raise ConfigError(f"strategy.devices={devices}: must be >= 1 (processes)")
+    for key in ("num_problems", "val_problems"):
+        if cfg.meta[key] % devices:
+            raise ConfigError(
+                f"meta.{key}={cfg.meta[key]}: must be a multiple of strategy.devices={devices}, the processes that share "
+                "the problems out"
+            )
+
+
+def _choice(group: str) -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices[group])
+
+
+def check_start(task: Task, seed: int) -> None:
+    """Evaluate loss and gradient of two problems at their start.
+
+    Raises:
+        ConfigError: If they are not finite, or not one loss for each problem.
+    """
+    import torch
+
+    from ph_l2o.inner import value_and_gradient
+    from ph_l2o.random import ProblemKeys
+
+    problem = task.sample(ProblemKeys(seed, "train", 0, range(2)))
+    batch = next(iter(problem.batches(0, 1)))
+    loss, gradient, _ = value_and_gradient(problem, problem.params, problem.buffers, batch)
+    if loss.shape != (2,):
+        raise ConfigError(f"task={task.name}: the loss has shape {tuple(loss.shape)} for 2 problems; must be (2,)")
+    for name, value in (("loss", loss), ("gradient", gradient.flat)):
+        if not torch.isfinite(value).all():
+            bad = value[~torch.isfinite(value)].flatten()[0].item()
+            raise ConfigError(f"task={task.name}: the {name} at the start θ₀ is {bad}; must be finite, so mend the task")

@@ -1,0 +1,147 @@
+"""Run meta-training with Lightning, from the command line or from Python."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+
+from ph_l2o.estimators import Estimator, Truncated
+from ph_l2o.meta.learner import MetaLearner
+from ph_l2o.meta.metrics_csv import MetricsCSV
+from ph_l2o.meta.progress import MetaProgress
+from ph_l2o.meta.settings import MetaSettings
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.tasks import Task
+
+_IGNORED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*IterableDataset.*",
+    ".*number of training batches.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*litlogger.*",
+    ".*dataloader is not resumable.*",
+    ".*GPU available but not used.*",
+    ".*isinstance.treespec, LeafSpec.*",  # of Lightning, on current torch
+)
+
+
+def fit(
+    learner: MetaLearner,
+    output_dir: str | Path,
+    *,
+    ckpt_path: str | Path | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] | None = None,
+    **trainer: Any,
+) -> pl.Trainer:
+    """Train, writing `metrics.csv` and `checkpoints/{best,last}.ckpt`.
+
+    Args:
+        learner: What is trained.
+        output_dir: Folder of the run.
+        ckpt_path: A checkpoint to go on from; the run continues bit for bit as if it had not stopped.
+        loggers: Loggers beside the CSV file.
+        callbacks: Callbacks beside the checkpoints; the default shows progress.
+        trainer: Further arguments of `pytorch_lightning.Trainer`.
+
+    Returns:
+        The trainer after the last outer step.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="val/score",
+        mode="min",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    last = ModelCheckpoint(
+        folder, filename="last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    own = [MetaProgress()] if callbacks is None else list(callbacks)
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "log_every_n_steps": 1,
+        **trainer,
+        "max_steps": learner.meta.outer_steps,
+        "max_epochs": -1,
+        "reload_dataloaders_every_n_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,
+        "gradient_clip_val": learner.meta.gradient_clip,
+        "use_distributed_sampler": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(output_dir),
+        "logger": [MetricsCSV(output_dir, resume=ckpt_path is not None), *loggers],
+        "callbacks": [best, last, *own],
+    }
+    with warnings.catch_warnings():
+        for text in _IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", text)
+        made = pl.Trainer(**settings)
+        made.fit(learner, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    return made
+
+
+def meta_train(
+    optimizer: LearnedOptimizer,
+    task: Task,
+    outer_steps: int = 600,
+    *,
+    estimator: str | Estimator = "truncated",
+    seed: int = 0,
+    output_dir: str | Path | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> LearnedOptimizer:
+    """Train an optimizer on a task; the same loop as `train.py`, for notebooks.
+
+    Args:
+        optimizer: Where training starts; it is left as it is.
+        task: The distribution of problems to learn on.
+        outer_steps: Updates of the learned optimizer, >= 1.
+        estimator: `truncated` or an `Estimator`.
+        seed: Seed of every draw, >= 0.
+        output_dir: Where metrics and checkpoints are kept; the default keeps none.
+        device: `cpu` or `gpu`.
+        settings: Further fields of `MetaSettings`, such as `num_problems=16`.
+
+    Returns:
+        A trained copy, with the weights that were best on the validation split.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from ph_l2o.optimizers import PortHamiltonian
+        >>> from ph_l2o.tasks import Quadratic
+        >>> small = {"num_problems": 2, "horizons": (20,), "val_every": 2, "val_problems": 2, "val_horizon": 5}
+        >>> trained = meta_train(PortHamiltonian(), Quadratic(), outer_steps=2, **small)
+    """
+    if isinstance(estimator, str):
+        if estimator != "truncated":
+            raise ValueError(f"estimator={estimator}: must be truncated, or an Estimator")
+        estimator = Truncated()
+    made = MetaSettings(outer_steps=outer_steps, **settings)
+    task.prepare()
+    learner = MetaLearner(copy.deepcopy(optimizer), task, estimator, made, seed=seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary if output_dir is None else output_dir)
+        fit(learner, folder, accelerator=device)
+        best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+    learner.load_state_dict(best["state_dict"])
+    return learner.optimizer.cpu().eval()
