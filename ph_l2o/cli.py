@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 def conf_dir() -> str:
@@ -18,22 +18,24 @@ def conf_dir() -> str:
 
 def train() -> None:
     """`python train.py` and `ph-l2o-train`."""
-    _main("train", lambda cfg: _work("train", cfg))
+    _main("train", _train)
 
 
 def evaluate() -> None:
     """`python evaluate.py` and `ph-l2o-evaluate`."""
-    _main("evaluate", lambda cfg: _work("evaluate", cfg))
+    _main("evaluate", _evaluate)
 
 
-def _work(command: str, cfg: Any) -> float | None:
-    if command == "train":
-        from ph_l2o.commands.train import run_training
+def _train(cfg: Any) -> float | None:
+    from ph_l2o.commands.train import run_training
 
-        return run_training(cfg)
+    return run_training(cfg)
+
+
+def _evaluate(cfg: Any) -> None:
     from ph_l2o.commands.evaluate import run_evaluation
 
-    return run_evaluation(cfg)
+    run_evaluation(cfg)
 
 
 def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
@@ -42,14 +44,23 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     from ph_l2o.commands.errors import explain
     from ph_l2o.commands.folders import register_resolvers
 
+    def stop(error: Exception) -> NoReturn:
+        message = explain(error, config_name)
+        if message is None or os.environ.get("PH_L2O_TRACEBACK"):
+            raise error
+        sys.exit(f"error: {message}")
+
+    def job(cfg: Any) -> float | None:
+        try:
+            return work(cfg)
+        except Exception as error:
+            stop(error)
+
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     try:
-        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(work)()
+        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        message = explain(error, config_name)
-        if message is None or os.environ.get("PH_L2O_TRACEBACK"):
-            raise
-        sys.exit(f"error: {message}")
+        stop(error)

@@ -19,8 +19,9 @@ def nearest(name: str, valid: Any) -> str:
 
 def explain(error: BaseException, config_name: str) -> str | None:
     """The one line, or None for an error that only a traceback explains."""
-    for link in _chain(error):
-        message = _explain_one(link, config_name)
+    chain = _chain(error)
+    # The errors that were raised for the user come first, then what Hydra made of others.
+    for message in (*map(_explain_own, chain), *(_explain_hydra(link, config_name) for link in chain)):
         if message is not None:
             return " ".join(message.split())
     return None
@@ -35,7 +36,19 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _explain_one(error: BaseException, config_name: str) -> str | None:
+def _explain_own(error: BaseException) -> str | None:
+    from ph_l2o.commands.checkpoint import CheckpointError
+    from ph_l2o.data import DataError
+
+    text = str(error)
+    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ == "NonFiniteError":
+        return text
+    if isinstance(error, ValueError | TypeError | FileNotFoundError) and _names_a_key(text):
+        return text
+    return None
+
+
+def _explain_hydra(error: BaseException, config_name: str) -> str | None:
     from hydra.errors import (
         ConfigCompositionException,
         HydraException,
@@ -43,9 +56,6 @@ def _explain_one(error: BaseException, config_name: str) -> str | None:
         OverrideParseException,
     )
     from omegaconf.errors import OmegaConfBaseException
-
-    from ph_l2o.data import DataError
-    from ph_l2o.commands.checkpoint import CheckpointError
 
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -55,12 +65,6 @@ def _explain_one(error: BaseException, config_name: str) -> str | None:
         return _explain_override(error, config_name)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; write key=value, and quote lists: 'key=[a, b]'"
-    if isinstance(error, ConfigError | DataError | CheckpointError | FileNotFoundError):
-        return str(error)
-    if isinstance(error, ValueError | TypeError) and _names_a_key(str(error)):
-        return str(error)
-    if type(error).__name__ == "NonFiniteError":
-        return str(error)
     if isinstance(error, OSError):
         return f"{error.filename or ''}: {error.strerror or error}; choose another folder with paths.runs=…"
     if isinstance(error, OmegaConfBaseException | HydraException):

@@ -58,7 +58,7 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     torch.set_flush_denormal(True)
-    task = build(cfg.task, plugins=cfg.plugins)
+    task = build(cfg.task, "task", plugins=cfg.plugins)
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:
         name, optimizer = _entry(str(entry), cfg)

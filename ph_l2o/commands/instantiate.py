@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import types
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +13,8 @@ from ph_l2o.commands.errors import ConfigError
 _ALLOWED = ("ph_l2o", "torch", "pytorch_lightning")
 
 
-def build(node: Any, *, plugins: Iterable[str] = (), **kwargs: Any) -> Any:
-    """Instantiate a configuration node, after checking every `_target_` in it.
+def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
+    """Instantiate a configuration node, after checking every `_target_` in it and the types of its arguments.
 
     Configuration also comes out of checkpoints, and a `_target_` is code execution: only classes of ph_l2o, torch,
     pytorch_lightning and the packages named in `plugins` are allowed.
@@ -24,9 +27,10 @@ def build(node: Any, *, plugins: Iterable[str] = (), **kwargs: Any) -> Any:
     from omegaconf import OmegaConf
 
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    _check(plain, (*_ALLOWED, *plugins))
+    _check_targets(plain, (*_ALLOWED, *plugins))
+    _check_types(plain, key)
     try:
-        return instantiate(plain, _convert_="all", **kwargs)
+        return instantiate(plain, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError):
@@ -34,7 +38,7 @@ def build(node: Any, *, plugins: Iterable[str] = (), **kwargs: Any) -> Any:
         raise ConfigError(f"{plain['_target_']}: {cause or str(error).splitlines()[0]}") from error
 
 
-def _check(node: Any, allowed: tuple[str, ...]) -> None:
+def _check_targets(node: Any, allowed: tuple[str, ...]) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and str(target).split(".")[0] not in allowed:
@@ -43,7 +47,35 @@ def _check(node: Any, allowed: tuple[str, ...]) -> None:
                 f"allow another package with 'plugins=[{str(target).split('.')[0]}]'"
             )
         for value in node.values():
-            _check(value, allowed)
+            _check_targets(value, allowed)
     elif isinstance(node, list):
         for value in node:
-            _check(value, allowed)
+            _check_targets(value, allowed)
+
+
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+
+
+def _check_types(node: dict[str, Any], key: str) -> None:
+    """Compare the arguments with the constructor's plain annotations, and name the key of one that doesn't fit."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object
+
+    try:
+        target = get_object(node["_target_"])
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (HydraException, ImportError, AttributeError, NameError, TypeError):
+        return  # instantiate says what is wrong
+    for name, value in node.items():
+        hint = hints.get(name)
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = [o for o in options if o in _WORDS or o is type(None)]
+        if plain and len(plain) == len(options) and not any(_fits(value, o) for o in plain):
+            words = " or ".join(_WORDS.get(o, "null") for o in plain)
+            raise ConfigError(f"{key}.{name}={value}: must be {words}".lstrip("."))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -26,7 +26,7 @@ def run_training(cfg: DictConfig) -> float:
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
     try:
-        parts = _prepare(cfg)
+        parts = _prepare(cfg, resume)
     except BaseException:
         if resume is None and _is_rank_zero():
             _close_log_files()
@@ -36,11 +36,11 @@ def run_training(cfg: DictConfig) -> float:
         return _train(cfg, parts, folder, resume)
 
 
-def _prepare(cfg: DictConfig) -> dict[str, Any]:
+def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     """Everything that can be wrong with the configuration is found here, before any work."""
     import torch
 
-    from ph_l2o.commands.validate import check_start, validate_training
+    from ph_l2o.commands.validate import check_resume, check_start, validate_training
 
     validate_training(cfg)
     if cfg.num_threads is not None:
@@ -48,11 +48,13 @@ def _prepare(cfg: DictConfig) -> dict[str, Any]:
     torch.set_flush_denormal(True)  # denormal numbers are 5 times slower, and mean nothing here
     plugins = list(cfg.plugins)
     torch.manual_seed(cfg.seed)
-    parts = {name: build(cfg[name], plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
+    parts = {name: build(cfg[name], name, plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
     parts["meta"].check_truncation(parts["estimator"].truncation)
-    parts["callbacks"] = [build(node, plugins=plugins) for node in (cfg.callbacks or {}).values() if node]
+    parts["callbacks"] = [build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node]
     if cfg.trainer.precision == "64-true":
         parts["optimizer"].double()
+    if resume is not None:
+        check_resume(resume, cfg, parts["optimizer"])
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
     return parts

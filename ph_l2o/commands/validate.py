@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
+from ph_l2o.commands.checkpoint import CheckpointError, read_checkpoint
 from ph_l2o.commands.errors import ConfigError, nearest
+from ph_l2o.optimizers import LearnedOptimizer
 from ph_l2o.tasks import Task
 
 
@@ -116,3 +120,24 @@ def check_start(task: Task, seed: int) -> None:
         if not torch.isfinite(value).all():
             bad = value[~torch.isfinite(value)].flatten()[0].item()
             raise ConfigError(f"task={task.name}: the {name} at the start θ₀ is {bad}; must be finite, so mend the task")
+
+
+def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer) -> None:
+    """Whether a checkpoint can be resumed with this configuration.
+
+    Raises:
+        CheckpointError: If the file is damaged, not one of ours, or of another optimizer.
+        ConfigError: If it has done all outer steps already.
+    """
+    content = read_checkpoint(path)
+    shapes = {f"optimizer.{k}": v.shape for k, v in optimizer.state_dict().items()}
+    if {k: v.shape for k, v in content["state_dict"].items()} != shapes:
+        raise CheckpointError(
+            f"ckpt_path={path}: holds another optimizer than optimizer={_choice('optimizer')} with these settings; "
+            "resume with the settings of the run, which are in its config.yaml"
+        )
+    done = content["ph_l2o"]["outer_step"]
+    if done >= cfg.meta.outer_steps:
+        raise ConfigError(
+            f"meta.outer_steps={cfg.meta.outer_steps}: the checkpoint {path} has done {done} already; ask for more"
+        )

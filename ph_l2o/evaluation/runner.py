@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.evaluation.checks import at_least
-from ph_l2o.evaluation.statistics import Array
+from ph_l2o.evaluation.statistics import Array, mean
 from ph_l2o.inner import Carry, final_loss, run
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import SPLITS, ProblemKeys, Split
@@ -21,9 +21,9 @@ from ph_l2o.tasks.base import Problem, Task
 Progress = Callable[[int, int], None]
 LAST = 10  # losses in the mean over the end of an episode
 
-# Coordinates B·N in a chunk. On a CPU, an optimizer's 10 to 30 buffers of this size stay within tens of MiB, near the
-# caches, and a quadratic's chunk has enough problems that Python's share of a step is small (measured: flat from
-# 2**15 on). A GPU needs larger chunks to be busy.
+# Coordinates B·N in a chunk. On a CPU, an optimizer's 10 to 30 buffers of this size stay within tens of MiB,
+# near the caches, and a quadratic's chunk has enough problems that Python's share of a step is small
+# (measured: flat from 2**15 on). A GPU needs larger chunks to be busy.
 _COORDINATES = {"cpu": 2**17, "cuda": 2**22}
 
 
@@ -38,8 +38,8 @@ class Result:
         final: Loss at the end, `(P,)`: loss_T, or for stochastic tasks the mean over 10 fresh batches.
         metrics: Metrics at the end on data that no problem is trained on, each `(P,)`.
         diverged: Where a loss is not finite, or the final loss is worse than the start's, bool `(P,)`.
-        step_seconds: Wall-clock seconds of the inner loops (optimizer, gradient and mini-batches; neither drawing the
-            problems nor the test metrics) over the number of task-steps, T·P.
+        step_seconds: Wall-clock seconds of the inner loops (optimizer, gradient and mini-batches; neither
+            drawing the problems nor the test metrics) over the number of task-steps, T·P.
         stochastic: Whether losses depend on a mini-batch or noise.
     """
 
@@ -62,11 +62,11 @@ class Result:
 
     def last10_mean(self) -> float:
         """Mean of loss_{T-9} … loss_T over all problems (of loss_1 … loss_T if T < 10)."""
-        return float(self.losses[1:][-LAST:].mean())
+        return mean(self.losses[1:][-LAST:])
 
     def all_mean(self) -> float:
         """Mean of loss_1 … loss_T over all problems."""
-        return float(self.losses[1:].mean())
+        return mean(self.losses[1:])
 
 
 def evaluate_optimizer(
@@ -85,8 +85,8 @@ def evaluate_optimizer(
 ) -> Result:
     """Run an optimizer on the problems 0 … P - 1 of a split.
 
-    Problems, starts and mini-batches depend on seed, split, episode and the problem's number alone: every optimizer
-    gets the same ones, whatever the chunk.
+    Problems, starts and mini-batches depend on seed, split, episode and the problem's number alone: every
+    optimizer gets the same ones, whatever the chunk.
 
     Args:
         optimizer: The optimizer; a copy runs, itself it is not changed.
@@ -111,6 +111,9 @@ def evaluate_optimizer(
         raise ValueError(f"split={split}: must be one of {', '.join(SPLITS)}")
     chunk = chunk_size(task, device) if chunk is None else at_least("chunk", chunk, 1, "problems at once")
     optimizer = prepared(optimizer, device, dtype)
+    # What is done once for a process, such as starting autograd, does not count as time of the first
+    # optimizer.
+    run(optimizer, task.sample(ProblemKeys(seed, split, episode, range(1)), device=device, dtype=dtype), 1)
 
     losses = np.empty((horizon + 1, num_problems))
     final = np.empty(num_problems)
@@ -118,7 +121,9 @@ def evaluate_optimizer(
     seconds, stochastic = 0.0, False
     for first in range(0, num_problems, chunk):
         last = min(first + chunk, num_problems)
-        problem = task.sample(ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype)
+        problem = task.sample(
+            ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype
+        )
         carry, values, elapsed = run_episode(optimizer, problem, horizon)
         stochastic, seconds = problem.stochastic, seconds + elapsed
         losses[:, first:last] = _losses(values)
@@ -144,15 +149,13 @@ def run_episode(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> 
     return carry, losses, time.perf_counter() - begin
 
 
-def prepared(
-    optimizer: LearnedOptimizer, device: torch.device | str, dtype: torch.dtype
-) -> LearnedOptimizer:
+def prepared(optimizer: LearnedOptimizer, device: torch.device | str, dtype: torch.dtype) -> LearnedOptimizer:
     """A copy on the device, in the type, in evaluation mode."""
     return copy.deepcopy(optimizer).to(device=device, dtype=dtype).eval()
 
 
 def chunk_size(task: Task, device: torch.device | str = "cpu") -> int:
-    """Problems to run at once: so many that their parameters have about 2**17 coordinates (2**22 on a GPU)."""
+    """Problems to run at once: their parameters have about 2**17 coordinates, 2**22 on a GPU."""
     return max(1, _COORDINATES.get(torch.device(device).type, 2**22) // num_coordinates(task))
 
 
@@ -162,7 +165,7 @@ def num_coordinates(task: Task) -> int:
 
 
 def tiled(num_problems: int, copies: int) -> Sequence[int]:
-    """The numbers of P problems, again and again: the indices of a batch in which each occurs `copies` times."""
+    """The numbers of P problems, again and again: indices of a batch with `copies` of each."""
     return tuple(range(num_problems)) * copies
 
 

@@ -1,8 +1,8 @@
 """Location estimates over problems, bootstrap intervals, and paired differences.
 
-Losses of diverged problems are infinite, and stay: a mean over them is infinite, a median need not be. Nothing here
-warns. Undefined results (∞ - ∞ in a sum) are nan; where one occurs in a resample, it counts as -∞ for the lower
-and as +∞ for the upper end of an interval.
+Losses of diverged problems are infinite, and stay: a mean over them is infinite, a median need not be.
+Nothing here warns. Undefined results (∞ - ∞ in a sum) are nan; where one occurs in a resample, it counts as
+-∞ for the lower and as +∞ for the upper end of an interval.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def bootstrap_means(
 ) -> Array:
     """Means of problems drawn with replacement, the same draws for every column.
 
-    A resample is held as the number of times that each problem is drawn, so the means of all columns are one matrix
-    product, and memory does not grow with the number of resamples.
+    A resample is held as the number of times that each problem is drawn, so the means of all columns are one
+    matrix product, and memory does not grow with the number of resamples.
 
     Args:
         columns: Values of shape `(P,)` or `(P, K)`; may be infinite, not nan.

@@ -33,23 +33,26 @@ def wandb_logger(
         run_id: The W&B run to go on with, when a run is resumed.
         config: Logged as the run's configuration.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
     from pytorch_lightning.loggers import WandbLogger
     from pytorch_lightning.utilities import rank_zero_only
 
+    if rank_zero_only.rank != 0:
+        return WandbLogger(project=project, save_dir=str(folder))  # does nothing on the other processes
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
     mode = os.environ.get("WANDB_MODE")
-    if offline is None:
-        offline = mode == "offline" or (mode not in ("online", "disabled") and not wandb.api.api_key)
-    logger = WandbLogger(
-        project=project, name=name, group=group, tags=list(tags), save_dir=str(folder), offline=offline,
+    if offline is not None:
+        mode = "offline" if offline else "online"
+    elif mode is None:
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    # Lightning's own offline switch sets WANDB_MODE=dryrun, which current W&B does not know.
+    run = wandb.init(
+        project=project, name=name, group=group, tags=list(tags), dir=str(folder), mode=mode,  # type: ignore[arg-type]
         id=run_id, resume="allow" if run_id else None, config=config,
     )  # fmt: skip
-    if rank_zero_only.rank == 0:
-        run = logger.experiment
-        run.define_metric("*", step_metric="trainer/global_step")
-        where = f"offline, upload with `wandb sync {run.dir.removesuffix('/files')}`" if offline else run.url
-        if mode == "disabled":
-            where = "disabled by WANDB_MODE"
-        log.info("W&B: %s", where)
-    return logger
+    where = run.url if mode == "online" else mode
+    if mode == "offline":
+        where = f"offline (no API key, or asked for); upload with `wandb sync {os.path.relpath(Path(run.dir).parent)}`"
+    log.info("W&B: %s", where)
+    return WandbLogger(experiment=run, save_dir=str(folder))

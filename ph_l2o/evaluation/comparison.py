@@ -1,0 +1,368 @@
+"""Compare optimizers on the same test problems."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ph_l2o.evaluation import statistics as stats
+from ph_l2o.evaluation.checks import at_least, nearest
+from ph_l2o.evaluation.files import write_atomically
+from ph_l2o.evaluation.plots import Curve, curve, plot_curves, to_png
+from ph_l2o.evaluation.runner import Result, evaluate_optimizer
+from ph_l2o.evaluation.tables import plain_table, rich_table
+from ph_l2o.evaluation.tuning import BASELINES, Tuned, default_num_problems, tune
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.tasks.base import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+    from rich.table import Table
+
+_LOG = logging.getLogger(__name__)
+
+Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
+Row = dict[str, Any]
+
+
+class _Outcome(NamedTuple):
+    """What is kept of an optimizer's run: not the losses of all steps, which can be many."""
+
+    optimizer: LearnedOptimizer
+    tuned: Tuned | None
+    final: stats.Array
+    last10_mean: float
+    all_mean: float
+    diverged: int
+    metrics: dict[str, float]
+    step_seconds: float
+    curve: Curve
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The outcome of `compare`.
+
+    Attributes:
+        task: Name of the task.
+        horizon: Inner steps.
+        num_problems: Test problems.
+        seed: Seed of the problems.
+        config: How the comparison was made.
+        best_baseline: The tuned baseline with the lowest mean of the final loss; None if no baseline was
+            tuned.
+        rows: One row for each optimizer, as in `to_json`, with Python's inf and None.
+        curves: Median and quartiles over problems of each optimizer's loss_0 … loss_T.
+        finals: Final loss of each problem, `(P,)`, by optimizer.
+    """
+
+    task: str
+    horizon: int
+    num_problems: int
+    seed: int
+    config: dict[str, Any]
+    best_baseline: str | None
+    rows: list[Row]
+    curves: dict[str, Curve]
+    finals: dict[str, stats.Array]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `to_json` writes, before numbers that JSON lacks are replaced."""
+        return {
+            "task": self.task,
+            "horizon": self.horizon,
+            "num_problems": self.num_problems,
+            "seed": self.seed,
+            "config": self.config,
+            "best_baseline": self.best_baseline,
+            "rows": self.rows,
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The comparison as JSON; with a path, it is also written there.
+
+        JSON has no infinity: it is written as the string "inf" or "-inf" (`float` reads both back). What is
+        not defined, such as the accuracy of a quadratic or the mean of ∞ and -∞, is null.
+        """
+        text = json.dumps(_json_value(self.to_dict()), indent=1, allow_nan=False, default=str) + "\n"
+        if path is not None:
+            write_atomically(path, text)
+        return text
+
+    def to_frame(self) -> DataFrame:
+        """One line for each optimizer, with columns such as `final_mean` and `final_low`."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(row) for row in self.rows])
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write `to_frame` as a CSV file."""
+        return write_atomically(path, self.to_frame().to_csv(index=False))
+
+    def plot(
+        self, path: str | Path | None = None, *, size: tuple[float, float] = (7.2, 4.3)
+    ) -> tuple[Figure, Axes]:
+        """Learning curves; with a path, they are also written there, as a PNG file.
+
+        Args:
+            path: Where to write.
+            size: Width and height in inches.
+        """
+        learned = [row["optimizer"] for row in self.rows if row["kind"] == "learned"]
+        figure, axes = plot_curves(
+            self.curves, title=self.task, emphasized=learned, num_problems=self.num_problems, size=size
+        )
+        if path is not None:
+            write_atomically(path, to_png(figure))
+        return figure, axes
+
+    def table(self) -> Table:
+        """A table for rich's console."""
+        return rich_table(self._title(), self.rows)
+
+    def __str__(self) -> str:
+        return f"{self._title()}\n{plain_table(self.rows)}"
+
+    def _title(self) -> str:
+        against = f"; differences are paired, to {self.best_baseline}" if self.best_baseline else ""
+        return f"{self.task}: loss after {self.horizon} steps, {self.num_problems} test problems{against}"
+
+
+def compare(
+    optimizers: Optimizers,
+    task: Task,
+    horizon: int = 100,
+    num_problems: int = 64,
+    seed: int = 0,
+    *,
+    tuning_problems: int | None = None,
+    grids: Mapping[str, Mapping[str, Iterable[float]]] | None = None,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    chunk: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Run optimizers on the same problems of the test split: same starts, same mini-batches.
+
+    A name stands for a classical optimizer, which is tuned on the validation split first (see `tune`).
+    Intervals are 95 % percentile bootstrap intervals over problems, whose resamples all optimizers share.
+
+    Args:
+        optimizers: A mapping from names to optimizers; or optimizers, each named by its class in lower case.
+            In both, a name of `BASELINES` can take an optimizer's place.
+        task: The task.
+        horizon: Inner steps, >= 1.
+        num_problems: Test problems, >= 2.
+        seed: Seed of the problems, >= 0.
+        tuning_problems: Validation problems, >= 2; None: `default_num_problems`.
+        grids: Grid of each baseline by its name, in place of the class's own.
+        cache_dir: Folder in which results of tuning are kept; None: they are not.
+        device: Where to run.
+        dtype: Floating-point type of the parameters.
+        chunk: Problems to run at once, >= 1; None: chosen by their size.
+        config: What the JSON file says of how the comparison was made; None: the arguments.
+        progress: Called with what is going on ("adam: tuning"), how much of it is done, and of how much.
+
+    Raises:
+        ValueError: If an argument is out of range, or a name is unknown.
+
+    Example:
+        >>> from ph_l2o.optimizers.classical import Adam
+        >>> from ph_l2o.tasks.quadratic import Quadratic
+        >>> comparison = compare({"slow": Adam(lr=1e-3), "fast": Adam(lr=0.3)}, Quadratic(2), horizon=20)
+        >>> slow, fast = comparison.rows
+        >>> slow["final"]["median"] > fast["final"]["median"]
+        True
+    """
+    horizon = at_least("horizon", horizon, 1, "inner steps")
+    num_problems = at_least("num_problems", num_problems, 2, "test problems")
+    seed = at_least("seed", seed, 0, "seed of the problems")
+    named = _named(optimizers)
+    grids = grids or {}
+    for name in grids:
+        if name not in BASELINES:
+            raise ValueError(f"grids.{name}: no baseline has this name; {nearest(name, BASELINES)}")
+    if tuning_problems is not None:
+        tuning_problems = at_least("tuning_problems", tuning_problems, 2, "validation problems")
+    elif any(isinstance(optimizer, str) for optimizer in named.values()):
+        tuning_problems = default_num_problems(task, num_problems)
+
+    def step(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(what, done, total)
+
+    outcomes: dict[str, _Outcome] = {}
+    for name, optimizer in named.items():
+        tuned = None
+        if isinstance(optimizer, str):
+            assert tuning_problems is not None
+            tuned = tune(
+                optimizer, task, horizon=horizon, num_problems=tuning_problems, seed=seed,
+                grid=grids.get(optimizer), cache_dir=cache_dir, device=device, dtype=dtype, chunk=chunk,
+                progress=step(f"{name}: tuning"),
+            )  # fmt: skip
+            optimizer = tuned.optimizer
+        result = evaluate_optimizer(
+            optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed,
+            device=device, dtype=dtype, chunk=chunk, progress=step(f"{name}: test"),
+        )  # fmt: skip
+        outcomes[name] = _outcome(optimizer, tuned, result)
+        _LOG.info("%s: final loss %.4g (mean of %d)", name, stats.mean(result.final), num_problems)
+
+    rows, best = _rows(outcomes, seed=seed, can_be_negative=task.can_be_negative)
+    arguments = {
+        "task": task.spec(),
+        "tuning_problems": tuning_problems,
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return Comparison(
+        task.name, horizon, num_problems, seed, dict(arguments if config is None else config), best, rows,
+        {name: outcome.curve for name, outcome in outcomes.items()},
+        {name: outcome.final for name, outcome in outcomes.items()},
+    )  # fmt: skip
+
+
+def _named(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
+    """Optimizers by name; a string is the name of a baseline."""
+    if isinstance(optimizers, LearnedOptimizer | str):
+        optimizers = [optimizers]
+    named: dict[str, LearnedOptimizer | str] = {}
+    if isinstance(optimizers, Mapping):
+        named.update(optimizers)
+    else:
+        for optimizer in optimizers:
+            name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__.lower()
+            if name in named and isinstance(optimizer, str):
+                raise ValueError(f"optimizers: {name} is named twice")
+            count = sum(key == name or key.startswith(f"{name}_") for key in named)
+            named[f"{name}_{count + 1}" if name in named else name] = optimizer
+    if not named:
+        raise ValueError("optimizers=[]: must name at least one optimizer")
+    for name, optimizer in named.items():
+        if isinstance(optimizer, str) and optimizer not in BASELINES:
+            raise ValueError(
+                f"optimizers: no baseline has the name {optimizer}; {nearest(optimizer, BASELINES)}"
+            )
+        if not isinstance(optimizer, LearnedOptimizer | str):
+            raise ValueError(
+                f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name"
+            )
+    return named
+
+
+def _outcome(optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -> _Outcome:
+    return _Outcome(
+        optimizer,
+        tuned,
+        result.final,
+        result.last10_mean(),
+        result.all_mean(),
+        int(result.diverged.sum()),
+        {name: stats.mean(values) for name, values in result.metrics.items()},
+        result.step_seconds,
+        curve(result.losses),
+    )
+
+
+def _rows(
+    outcomes: Mapping[str, _Outcome], *, seed: int, can_be_negative: bool
+) -> tuple[list[Row], str | None]:
+    summaries = {n: stats.summarize(o.final, can_be_negative=can_be_negative) for n, o in outcomes.items()}
+    tuned = [name for name, outcome in outcomes.items() if outcome.tuned is not None]
+    best = min(tuned, key=lambda n: (summaries[n].mean, summaries[n].median), default=None)
+    columns: dict[tuple[str, str], stats.Array] = {}
+    for name, outcome in outcomes.items():
+        columns[name, "final"] = outcome.final
+        if best is not None:
+            reference = outcomes[best].final
+            columns[name, "difference"] = stats.paired_difference(outcome.final, reference)
+            if not can_be_negative:
+                logs = stats.paired_difference(stats.log_losses(outcome.final), stats.log_losses(reference))
+                columns[name, "log_ratio"] = logs
+    generator = ProblemKeys(seed, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
+    resampled = stats.bootstrap_means(np.stack(list(columns.values()), axis=1), generator)
+    estimates = {
+        key: (stats.mean(column), stats.percentile_interval(samples))
+        for (key, column), samples in zip(columns.items(), resampled.T, strict=True)
+    }
+    return [_row(name, o, summaries[name], estimates) for name, o in outcomes.items()], best
+
+
+def _row(
+    name: str,
+    outcome: _Outcome,
+    summary: stats.Summary,
+    estimates: Mapping[tuple[str, str], tuple[float, stats.Interval]],
+) -> Row:
+    tuned, known = outcome.tuned, getattr(outcome.optimizer, "hyperparameters", None)
+    values = None if known is None else {k: float(torch.as_tensor(v)) for k, v in known.items()}
+    if tuned is not None and values is not None:
+        values |= tuned.hyperparameters  # not rounded to the optimizer's type
+    difference = estimates.get((name, "difference"))
+    ratio = estimates.get((name, "log_ratio"))
+    return {
+        "optimizer": name,
+        "kind": "learned" if known is None else "classical" if tuned is None else "baseline",
+        "learning_rate": None if values is None else values.get("lr"),
+        "final": {**summary._asdict(), "ci95": list(estimates[name, "final"][1])},
+        "last10_mean": outcome.last10_mean,
+        "all_mean": outcome.all_mean,
+        "diverged": outcome.diverged,
+        "accuracy": None,
+        "test_loss": None,
+        **outcome.metrics,
+        "difference_to_best_baseline": difference and {"mean": difference[0], "ci95": list(difference[1])},
+        "ratio_to_best_baseline": ratio
+        and {"geometric_mean": _exp(ratio[0]), "ci95": [_exp(end) for end in ratio[1]]},
+        "step_seconds": outcome.step_seconds,
+        "hyperparameters": values,
+        "grid": tuned and {k: list(v) for k, v in tuned.grid.items()},
+        "grid_widened": tuned and tuned.widened,
+        "tuning": tuned and tuned.table,
+    }
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf if not math.isnan(value) else math.nan
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json_value(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """A row without nesting; intervals become two columns, and what is not a number JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if key == "tuning":
+            continue
+        if key in ("hyperparameters", "grid"):
+            flat[key] = None if value is None else json.dumps(value)
+        elif key == "final" or key.endswith("_to_best_baseline"):
+            for inner, number in (value or {}).items():
+                if inner == "ci95":
+                    flat[f"{key}_low"], flat[f"{key}_high"] = number
+                else:
+                    flat[f"{key}_{inner}"] = number
+        else:
+            flat[key] = value
+    return flat

@@ -1,0 +1,187 @@
+"""Learning curves of a comparison."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ph_l2o.evaluation.statistics import GEOMETRIC_FLOOR, Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which readers with any colour vision can tell apart, without their yellow.
+_EMPHASIS = ("#D55E00", "#000000", "#0072B2", "#009E73")
+_OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#000000", "#D55E00")
+_STYLES: tuple[tuple[int, tuple[float, ...] | None], ...] = (
+    (0, (5, 1.6)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, None),
+    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    (0, (9, 2)),
+)
+_LABELS_AT = 1.045  # in widths of the axes
+_LABEL_SIZE = 8.5
+_HEADROOM = 3.0  # a diverging curve may rise this far above the highest start before it leaves the figure
+
+
+class Curve(NamedTuple):
+    """Losses of an optimizer over an episode: quartiles over problems of loss_0 … loss_T, each `(T + 1,)`."""
+
+    median: Array
+    low: Array
+    high: Array
+
+
+def curve(losses: Array) -> Curve:
+    """The quartiles of losses `(T + 1, P)`; quartiles are order statistics, so some may be infinite."""
+    ordered = np.sort(losses, axis=1)
+    last = ordered.shape[1] - 1
+    return Curve(np.median(ordered, axis=1), ordered[:, last // 4], ordered[:, last - last // 4])
+
+
+def plot_curves(
+    curves: Mapping[str, Curve],
+    *,
+    title: str,
+    emphasized: Sequence[str] = (),
+    num_problems: int,
+    ylabel: str = "loss",
+    size: tuple[float, float] = (7.2, 4.3),
+) -> tuple[Figure, Axes]:
+    """Median loss against inner steps, with the interquartile range as a band.
+
+    The figure is independent of pyplot, so the user's backend and open figures stay as they are.
+
+    Args:
+        curves: One curve for each optimizer.
+        title: First line of the title.
+        emphasized: Names whose curves are thick.
+        num_problems: Number of problems, for the title.
+        ylabel: Label of the vertical axis.
+        size: Width and height in inches.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    log = all(np.min(c.median) >= 0 for c in curves.values())
+    low, high = _limits(list(curves.values()), log=log)
+    looks = _looks(curves, emphasized)
+    medians: dict[str, Array] = {}
+    for name, look in looks.items():
+        # What lies outside the axes, or is infinite, is drawn just outside of them.
+        margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
+        medians[name], lower, upper = (np.clip(part, *margin) for part in curves[name])
+        steps, strong = np.arange(len(lower)), look.strong
+        axes.fill_between(steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.06, linewidth=0)
+        width, order = (2.4, 4) if strong else (1.3, 3)
+        axes.plot(medians[name], color=look.color, linestyle=look.style, linewidth=width, zorder=order)
+
+    if log:
+        axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_xlim(0, max(map(len, medians.values())) - 1)
+    axes.set_xlabel("inner step")
+    axes.set_ylabel(ylabel)
+    subtitle = f"median over {num_problems:,} test problems, band: interquartile range"
+    axes.set_title(f"{title}\n{subtitle}", loc="left", fontsize=9)
+    axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _label(figure, axes, looks, {name: float(median[-1]) for name, median in medians.items()})
+    return figure, axes
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+class _Look(NamedTuple):
+    color: str
+    style: Any
+    strong: bool
+
+
+def _looks(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, _Look]:
+    """Colours and line styles in drawing order: what is emphasized comes last, and so lies on top."""
+    weak = [name for name in curves if name not in emphasized]
+    strong = [name for name in curves if name in emphasized]
+    looks = {
+        name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)
+    }
+    for k, name in enumerate(strong):
+        style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
+        looks[name] = _Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)
+    return looks
+
+
+def _limits(curves: list[Curve], *, log: bool) -> tuple[float, float]:
+    """Limits that show all medians, but of a diverging curve only its beginning."""
+    floor = GEOMETRIC_FLOOR if log else -np.inf
+    medians = np.concatenate([c.median for c in curves])
+    medians = np.maximum(medians[np.isfinite(medians)], floor)
+    starts = np.array([v for c in curves for v in (c.median[0], c.high[0]) if np.isfinite(v)])
+    start = max(float(starts.max(initial=floor)), floor) if len(starts) else 1.0
+    low, high = float(medians.min(initial=start)), float(medians.max(initial=start))
+    if not log:
+        high = min(high, start + max(start - low, 1e-12))
+        margin = 0.05 * max(high - low, 1e-12)
+        return low - margin, high + margin
+    high = min(high, _HEADROOM * start)
+    # A band far below all medians is cut, rather than to press all curves into the upper part.
+    bands = np.maximum(np.concatenate([c.low for c in curves]), floor)
+    low = max(float(bands.min()), low / (high / low) ** 0.15)
+    return low / 1.2, high * 1.2
+
+
+def _label(figure: Figure, axes: Axes, looks: Mapping[str, _Look], ends: Mapping[str, float]) -> None:
+    """Write each curve's name at its end; names that would overlap are moved apart."""
+    low, high = axes.get_ylim()
+    to_axes = axes.transData + axes.transAxes.inverted()
+    notes, heights = {}, {}
+    for name, look in looks.items():
+        y = min(max(ends[name], low), high)
+        heights[name] = float(to_axes.transform((0, y))[1])
+        line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
+        notes[name] = axes.annotate(
+            f"{name} ↑" if ends[name] > high else name,
+            xy=(1.0, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(_LABELS_AT, 0.5),
+            textcoords="axes fraction",
+            color=look.color,
+            fontsize=_LABEL_SIZE,
+            fontweight="bold" if look.strong else "normal",
+            verticalalignment="center",
+            annotation_clip=False,
+            arrowprops={**line, "relpos": (0, 0.5)},
+        )
+    figure.draw_without_rendering()  # lays the figure out, so that the height of a name is known
+    gap = 1.3 * _LABEL_SIZE / 72 * figure.dpi / axes.get_window_extent().height
+    names = sorted(heights, key=heights.__getitem__)
+    for name, y in zip(names, spread([heights[n] for n in names], gap), strict=True):
+        notes[name].set_position((_LABELS_AT, y))
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move ascending positions apart to distances >= `gap`, by pooling adjacent violators."""
+    blocks: list[tuple[float, int]] = []  # first position and size of each block of touching names
+    for position in positions:
+        block = (position, 1)
+        while blocks and blocks[-1][0] + blocks[-1][1] * gap > block[0]:
+            start, size = blocks.pop()
+            total = size + block[1]
+            block = ((start * size + (block[0] - size * gap) * block[1]) / total, total)
+        blocks.append(block)
+    return [start + k * gap for start, size in blocks for k in range(size)]

@@ -1,0 +1,92 @@
+"""A comparison as a table for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = Mapping[str, Any]
+
+_ABSENT = "–"
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return _ABSENT
+    return f"{value:.3g}"
+
+
+def _difference(row: Row) -> str:
+    difference = row["difference_to_best_baseline"]
+    if difference is None:
+        return _ABSENT
+    low, high = difference["ci95"]
+    return (
+        f"{difference['mean']:+.3g} [{low:+.3g}, {high:+.3g}]" if difference["mean"] or low or high else "0"
+    )
+
+
+def _final(name: str) -> Callable[[Row], str]:
+    return lambda row: _number(row["final"][name])
+
+
+def _at(name: str) -> Callable[[Row], str]:
+    return lambda row: _number(row[name])
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
+    ("optimizer", lambda row: row["optimizer"]),
+    ("lr", _at("learning_rate")),
+    ("mean", _final("mean")),
+    ("median", _final("median")),
+    ("geo. mean", _final("geometric_mean")),
+    ("IQM", _final("iqm")),
+    ("difference [95 %]", _difference),
+    ("last 10", _at("last10_mean")),
+    ("all", _at("all_mean")),
+    ("diverged", lambda row: str(row["diverged"])),
+    ("accuracy", _at("accuracy")),
+    ("test loss", _at("test_loss")),
+    ("ms/step", lambda row: _number(1e3 * row["step_seconds"])),
+)
+
+
+def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headers and texts of the columns in which any row has something."""
+    texts = [[text(row) for _, text in _COLUMNS] for row in rows]
+    kept = [k for k in range(len(_COLUMNS)) if any(line[k] != _ABSENT for line in texts)]
+    return [_COLUMNS[k][0] for k in kept], [[line[k] for k in kept] for line in texts]
+
+
+def plain_table(rows: Sequence[Row]) -> str:
+    """Aligned columns: names to the left, numbers to the right."""
+    header, lines = cells(rows)
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = [
+            f"{t:<{w}}" if k == 0 else f"{t:>{w}}" for k, (t, w) in enumerate(zip(texts, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, lines)])
+
+
+def rich_table(title: str, rows: Sequence[Row]) -> Table:
+    """The same for rich's console, learned optimizers in bold."""
+    from rich import box
+    from rich.table import Table
+
+    header, lines = cells(rows)
+    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
+    for k, name in enumerate(header):
+        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
+    for row, texts in zip(rows, lines, strict=True):
+        from rich.text import Text
+
+        table.add_row(*(Text(text) for text in texts), style="bold" if row["kind"] == "learned" else "")
+    return table
