@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -201,7 +202,7 @@ def compare(
         tuning_problems = default_num_problems(task, num_problems)
 
     def step(what: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, total: progress(what, done, total)
+        return None if progress is None else functools.partial(progress, what)
 
     outcomes: dict[str, _Outcome] = {}
     for name, optimizer in named.items():
@@ -308,7 +309,7 @@ def _row(
     estimates: Mapping[tuple[str, str], tuple[float, stats.Interval]],
 ) -> Row:
     tuned, known = outcome.tuned, getattr(outcome.optimizer, "hyperparameters", None)
-    values = None if known is None else {k: float(torch.as_tensor(v)) for k, v in known.items()}
+    values = None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
     if tuned is not None and values is not None:
         values |= tuned.hyperparameters  # not rounded to the optimizer's type
     difference = estimates.get((name, "difference"))

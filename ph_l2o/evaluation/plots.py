@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which readers with any colour vision can tell apart, without their yellow.
-_EMPHASIS = ("#D55E00", "#000000", "#0072B2", "#009E73")
-_OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#000000", "#D55E00")
+# Okabe and Ito's colours, which readers with any colour vision can tell apart, without their yellow; beyond
+# six, line styles tell curves apart.
+_EMPHASIS = ("#D55E00", "#000000", "#6A3D9A", "#8C564B")
+_OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 _STYLES: tuple[tuple[int, tuple[float, ...] | None], ...] = (
     (0, (5, 1.6)),
     (0, (1.2, 1.2)),
@@ -26,7 +28,8 @@ _STYLES: tuple[tuple[int, tuple[float, ...] | None], ...] = (
     (0, (9, 2)),
 )
 _LABELS_AT = 1.045  # in widths of the axes
-_LABEL_SIZE = 8.5
+_FONT_SIZE = 8.5  # points
+_MAX_BANDS = 3  # more would hide each other
 _HEADROOM = 3.0  # a diverging curve may rise this far above the highest start before it leaves the figure
 
 
@@ -56,6 +59,7 @@ def plot_curves(
 ) -> tuple[Figure, Axes]:
     """Median loss against inner steps, with the interquartile range as a band.
 
+    Of many curves, only the emphasized ones have a band. A curve that diverges leaves the figure at its top.
     The figure is independent of pyplot, so the user's backend and open figures stay as they are.
 
     Args:
@@ -75,13 +79,18 @@ def plot_curves(
     log = all(np.min(c.median) >= 0 for c in curves.values())
     low, high = _limits(list(curves.values()), log=log)
     looks = _looks(curves, emphasized)
+    strongest = [name for name, look in looks.items() if look.strong]
+    banded = list(looks) if len(looks) <= _MAX_BANDS or not strongest else strongest
     medians: dict[str, Array] = {}
     for name, look in looks.items():
         # What lies outside the axes, or is infinite, is drawn just outside of them.
         margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
         medians[name], lower, upper = (np.clip(part, *margin) for part in curves[name])
         steps, strong = np.arange(len(lower)), look.strong
-        axes.fill_between(steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.06, linewidth=0)
+        if name in banded:
+            axes.fill_between(
+                steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.1, linewidth=0
+            )
         width, order = (2.4, 4) if strong else (1.3, 3)
         axes.plot(medians[name], color=look.color, linestyle=look.style, linewidth=width, zorder=order)
 
@@ -89,10 +98,12 @@ def plot_curves(
         axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.set_xlim(0, max(map(len, medians.values())) - 1)
-    axes.set_xlabel("inner step")
-    axes.set_ylabel(ylabel)
-    subtitle = f"median over {num_problems:,} test problems, band: interquartile range"
-    axes.set_title(f"{title}\n{subtitle}", loc="left", fontsize=9)
+    axes.set_xlabel("inner step", fontsize=_FONT_SIZE)
+    axes.set_ylabel(ylabel, fontsize=_FONT_SIZE)
+    axes.tick_params(labelsize=_FONT_SIZE)
+    whose = "" if len(banded) == len(looks) else f" of {', '.join(banded)}"
+    text = f"{title}: median over {num_problems:,} test problems; band: interquartile range{whose}"
+    axes.set_title(textwrap.fill(text, _characters(size[0] - 0.9)), loc="left", fontsize=_FONT_SIZE)
     axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -107,6 +118,11 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _characters(inches: float) -> int:
+    """How many characters fit into a width."""
+    return max(20, int(inches * 72 / (0.55 * _FONT_SIZE)))
+
+
 class _Look(NamedTuple):
     color: str
     style: Any
@@ -118,7 +134,8 @@ def _looks(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, 
     weak = [name for name in curves if name not in emphasized]
     strong = [name for name in curves if name in emphasized]
     looks = {
-        name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)
+        name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False)
+        for k, name in enumerate(weak)
     }
     for k, name in enumerate(strong):
         style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
@@ -141,7 +158,7 @@ def _limits(curves: list[Curve], *, log: bool) -> tuple[float, float]:
     high = min(high, _HEADROOM * start)
     # A band far below all medians is cut, rather than to press all curves into the upper part.
     bands = np.maximum(np.concatenate([c.low for c in curves]), floor)
-    low = max(float(bands.min()), low / (high / low) ** 0.15)
+    low = max(float(bands.min(initial=low)), low / (high / low) ** 0.15)
     return low / 1.2, high * 1.2
 
 
@@ -161,14 +178,14 @@ def _label(figure: Figure, axes: Axes, looks: Mapping[str, _Look], ends: Mapping
             xytext=(_LABELS_AT, 0.5),
             textcoords="axes fraction",
             color=look.color,
-            fontsize=_LABEL_SIZE,
+            fontsize=_FONT_SIZE,
             fontweight="bold" if look.strong else "normal",
             verticalalignment="center",
             annotation_clip=False,
             arrowprops={**line, "relpos": (0, 0.5)},
         )
     figure.draw_without_rendering()  # lays the figure out, so that the height of a name is known
-    gap = 1.3 * _LABEL_SIZE / 72 * figure.dpi / axes.get_window_extent().height
+    gap = 1.3 * _FONT_SIZE / 72 * figure.dpi / axes.get_window_extent().height
     names = sorted(heights, key=heights.__getitem__)
     for name, y in zip(names, spread([heights[n] for n in names], gap), strict=True):
         notes[name].set_position((_LABELS_AT, y))

@@ -45,8 +45,9 @@ def summarize(values: npt.ArrayLike, *, can_be_negative: bool = False) -> Summar
         can_be_negative: Leave out the geometric mean.
 
     Example:
-        >>> summarize([1.0, 10.0, 100.0, 1000.0])
-        Summary(mean=277.75, median=55.0, geometric_mean=31.622776601683793, iqm=55.0)
+        >>> summary = summarize([1.0, 2.0, 4.0, 1000.0])
+        >>> summary.mean, summary.median, summary.iqm
+        (251.75, 3.0, 3.0)
     """
     losses = np.sort(as_losses(values))
     n = len(losses)

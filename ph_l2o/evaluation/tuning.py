@@ -170,7 +170,7 @@ def tune(
         if path is not None:
             _write_cache(path, key, spec, run.table, widened)
     table, widened = found
-    best = min(table, key=table.__getitem__)
+    best = _best(table, tuple(first_grid))
     if math.isinf(table[best]):
         _LOG.warning("%s diverged with every hyperparameter of its grid on %s", name, task.name)
     hyperparameters = dict(zip(first_grid, best, strict=True))
@@ -240,7 +240,7 @@ class _Search:
         return self.names.index(_RATE)
 
     def best(self) -> Point:
-        return min(self.table, key=self.table.__getitem__)
+        return _best(self.table, self.names)
 
     def without_rate(self, point: Point) -> Point:
         return point[: self.axis] + point[self.axis + 1 :]
@@ -250,6 +250,7 @@ class _Search:
         rates = sorted({point[self.axis] for point in self.table})
         best, given = self.best()[self.axis], sorted(grid[_RATE])
         ratio = (given[-1] / given[0]) ** (1 / (len(given) - 1)) if len(given) > 1 else math.sqrt(10)
+        ratio = max(ratio, _FINE)
         powers = range(1, _POINTS_PER_WIDENING + 1)
         below = [_rounded(rates[0] / ratio**k) for k in powers] if best == rates[0] else []
         above = [_rounded(rates[-1] * ratio**k) for k in powers] if best == rates[-1] else []
@@ -289,7 +290,7 @@ class _Search:
             self.done += part.stop - part.start
             if self.progress is not None:
                 self.progress(self.done, self.planned)
-        for point, score in zip(points, scores.reshape(len(points), -1), strict=True):
+        for point, score in zip(points, scores.reshape(-1, self.num_problems), strict=True):
             self.table[point] = mean(score)
 
     def run(self, indices: Sequence[int], values: torch.Tensor) -> np.ndarray:
@@ -330,6 +331,14 @@ def _checked_grid(prototype: Any, grid: Mapping[str, Iterable[float]] | None) ->
     return checked
 
 
+def _best(table: Mapping[Point, float], names: tuple[str, ...]) -> Point:
+    """The first of the best points; where all diverge, the one with the lowest learning rate."""
+    best = min(table, key=table.__getitem__)
+    if math.isinf(table[best]) and _RATE in names:
+        return min(table, key=lambda point: point[names.index(_RATE)])
+    return best
+
+
 def _rounded(rate: float) -> float:
     return float(f"{rate:.6g}")
 
@@ -339,12 +348,12 @@ def _spec(
 ) -> dict[str, Any]:
     """All that the table of a search depends on."""
     plain = (bool, int, float, str, tuple, type(None))
-    fixed = {
+    fixed: dict[str, Any] = {
         k: v for k, v in vars(prototype).items() if isinstance(v, plain) and k != "training" and k[0] != "_"
     }
     for name, value in prototype.hyperparameters.items():
         if name not in grid:
-            fixed[name] = torch.as_tensor(value).tolist()
+            fixed[name] = torch.as_tensor(value).detach().tolist()
     cls = type(prototype)
     return {
         "task": task.spec(),

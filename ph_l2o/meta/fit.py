@@ -65,10 +65,10 @@ def fit(
         mode="min",
         auto_insert_metric_name=False,
         enable_version_counter=False,
-        save_on_train_epoch_end=True,
+        save_on_train_epoch_end=False,
     )
     last = ModelCheckpoint(
-        folder, filename="last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
+        folder, filename="last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=False
     )
     own = [MetaProgress()] if callbacks is None else list(callbacks)
     settings: dict[str, Any] = {

@@ -1,0 +1,23 @@
+"""Optimizers, learned and classical, behind one interface."""
+
+from ph_l2o.optimizers.base import LearnedOptimizer, detach_state, map_state
+from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
+from ph_l2o.optimizers.hnn import HNN
+from ph_l2o.optimizers.lstm import LSTM
+from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
+
+__all__ = [
+    "HNN",
+    "LSTM",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "ClassicalOptimizer",
+    "LearnedOptimizer",
+    "Momentum",
+    "Nesterov",
+    "PortHamiltonian",
+    "RMSprop",
+    "detach_state",
+    "map_state",
+]

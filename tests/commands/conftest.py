@@ -1,0 +1,83 @@
+"""Run the commands in this process: an import of torch for each would cost minutes."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from ph_l2o import cli
+
+TINY = ("debug=default",)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error."""
+        lines = self.err.strip().splitlines()
+        assert self.code == 1, self
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd) -> Run:
+    """Type `train.py …` or `evaluate.py …` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def run(name: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        before, threads = dict(os.environ), torch.get_num_threads()
+        handlers = list(logging.getLogger().handlers)
+        capfd.readouterr()
+        code = 0
+        try:
+            getattr(cli, name)()
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        finally:
+            GlobalHydra.instance().clear()
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(False)
+            for key in set(os.environ) - set(before):
+                del os.environ[key]
+            for handler in set(logging.getLogger().handlers) - set(handlers):
+                handler.close()
+            logging.getLogger().handlers[:] = handlers
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Callable[[], Path]:
+    """The only run's folder."""
+
+    def find() -> Path:
+        (folder,) = [p for p in tmp_path.glob("runs/20*/*") if p.is_dir()]
+        return folder
+
+    return find
+
+
+def left_behind(folder: Path) -> list[str]:
+    """What a command left in its folder."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))

@@ -1,0 +1,181 @@
+"""Bad input: one line that names key, value and remedy; nothing left behind."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ph_l2o.optimizers import PortHamiltonian
+from ph_l2o.tasks import Quadratic
+from tests.commands.conftest import left_behind
+
+BAD = [
+    (["optimizer=port_hamiltonien"], r"optimizer=port_hamiltonien: no such option; .* did you mean port_hamiltonian"),
+    (["task=mnits"], r"task=mnits: no such option; there are .*did you mean mnist"),
+    (["meta.outer_stps=3"], r"meta.outer_stps: no such key; did you mean meta.outer_steps"),
+    (["optimizer=lstm", "optimizer.hidden_sise=3"], r"optimizer.hidden_sise: .*did you mean optimizer.hidden_size"),
+    (["outersteps=3"], r"outersteps: no such key"),
+    (["+task.dim=3"], r"\+task.dim: the key exists"),
+    (["task.dim=[1"], r"task.dim=\[1: not understood"),
+    (["task.dim=0"], r"task.dim=0: must be >= 1"),
+    (["task.dim=-3"], r"task.dim=-3: must be >= 1"),
+    (["task.dim=ten"], r"task.dim=ten: must be a whole number"),
+    (["task.noise=-1"], r"task.noise=-1: must be >= 0"),
+    (["task.init=ones"], r"task.init=ones: must be normal or zeros"),
+    (["meta.outer_steps=0"], r"meta.outer_steps=0: must be a whole number >= 1"),
+    (["meta.num_problems=-4"], r"meta.num_problems=-4: must be"),
+    (["meta.horizons=[0]"], r"meta.horizons=\[0\]: must be"),
+    (["meta.objective=mean"], r"meta.objective=mean: must be one of"),
+    (["estimator.truncation=300"], r"estimator.truncation=300: must be <= the shortest of meta.horizons"),
+    (["estimator.truncation=0"], r"estimator.truncation=0: must be >= 1"),
+    (["estimator.order=3"], r"estimator.order=3: must be 1"),
+    (["optimizer.hidden_size=0"], r"optimizer.hidden_size=0: must be >= 1"),
+    (["optimizer=adam", "optimizer.lr=-1"], r"optimizer.lr=-1.*: must be > 0"),
+    (["evaluation.num_problems=1"], r"evaluation.num_problems=1: must be a whole number >= 2"),
+    (["evaluation.horizon=0"], r"evaluation.horizon=0: must be a whole number >= 1"),
+    (["evaluation.baselines=[adan]"], r"evaluation.baselines=\[…, adan\]: .*did you mean adam"),
+    (["seed=-1"], r"seed=-1: must be a whole number >= 0"),
+    (["num_threads=0"], r"num_threads=0: must be a whole number >= 1"),
+    (["strategy=ddp_cpu", "meta.num_problems=5"], r"meta.num_problems=5: must be a multiple of strategy.devices=2"),
+    (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
+    (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
+    (["optimizer._target_=os.system"], r"_target_=os.system: must be in one of ph_l2o, torch"),
+    (["task=mnist", "task.activation=reluu"], r"task.activation='?reluu'?: .*relu"),
+    (["task=mnist", "task.batch_size=0"], r"task.batch_size=0: must be >= 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: x[-1] if isinstance(x, list) else "")
+def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, message):
+    outcome = command("train", *arguments)
+    assert re.match(message, outcome.error), outcome.error
+    assert outcome.out == ""
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+@pytest.mark.parametrize("strategy", ["gpu", "ddp"])
+def test_gpu_without_a_gpu(command, tmp_path, strategy):
+    assert "no GPU is visible" in command("train", f"strategy={strategy}").error
+    assert left_behind(tmp_path) == []
+
+
+def test_ddp_inside_a_multirun(command):
+    outcome = command("train", "--multirun", "strategy=ddp_cpu", "seed=1,2")
+    assert "can't run inside a multirun" in outcome.error
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."])
+def test_damaged_checkpoints(command, tmp_path, content):
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(content)
+    for name, argument in (("train", f"ckpt_path={path}"), ("evaluate", f"optimizers=[{path}]")):
+        assert re.match(f"{path}: (damaged|not a checkpoint)", command(name, argument).error)
+    assert left_behind(tmp_path) == ["best.ckpt"]
+
+
+def test_a_checkpoint_that_is_cut_off(command, tmp_path, run_folder):
+    command("train", "debug=default", "compare=false")
+    whole = (run_folder() / "checkpoints" / "last.ckpt").read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: len(whole) // 2])
+    assert f"{path}: damaged" in command("train", f"ckpt_path={path}").error
+
+
+def test_foreign_checkpoints(command, tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, path)
+    assert "not a checkpoint of ph_l2o" in command("train", f"ckpt_path={path}").error
+
+
+def test_a_checkpoint_never_executes_code(command, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    path = tmp_path / "evil.ckpt"
+    path.write_bytes(pickle.dumps({"state_dict": Evil()}))
+    assert "damaged" in command("evaluate", f"optimizers=[{path}]").error
+    assert not (tmp_path / "executed").exists()
+
+
+def test_resume_with_another_optimizer_or_nothing_left_to_do(command, run_folder):
+    command("train", "debug=default", "compare=false")
+    last = run_folder() / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    outcome = command("train", "debug=default", f"ckpt_path={last}", "optimizer.hidden_size=5", "meta.outer_steps=9")
+    assert "holds another optimizer" in outcome.error
+    assert "has done 4 already" in command("train", "debug=default", f"ckpt_path={last}").error
+    assert last.read_bytes() == before  # the run that was to be resumed is not touched
+
+
+def test_unwritable_output(command, tmp_path):
+    (tmp_path / "file").touch()
+    assert "choose another folder with paths.runs" in command("train", "paths.runs=file/runs").error
+    assert left_behind(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "shape"])
+def test_nan_from_a_task(command, tmp_path, monkeypatch, what):
+    original = Quadratic.sample
+
+    def sample(self, keys, **where):
+        problem = original(self, keys, **where)
+        loss = problem.loss
+
+        def broken(params, buffers, batch):
+            value, buffers = loss(params, buffers, batch)
+            bent = {"loss": value * torch.nan, "gradient": value + (params.flat * 0).sqrt().sum(1), "shape": value.sum()}
+            return bent[what], buffers
+
+        problem.loss = broken
+        return problem
+
+    monkeypatch.setattr(Quadratic, "sample", sample)
+    expected = "the loss has shape" if what == "shape" else f"the {what} at the start θ₀ is "
+    assert expected in command("train").error
+    assert left_behind(tmp_path) == []
+
+
+def test_damaged_data(command, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"damaged")
+    assert "train-images-idx3-ubyte" in command("train", "task=mnist").error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizers=[adan]"], "neither a checkpoint file nor one of .*did you mean adam"),
+        (["optimizers=[lstm]"], r"train some with `python train.py optimizer=lstm`"),
+        (["optimizers=[nowhere.ckpt]"], "nowhere.ckpt: no such checkpoint"),
+        (["optimizers=[]"], "name at least one"),
+        (["horizon=0"], "horizon=0: must be"),
+        (["num_problems=1"], "num_problems=1: must be"),
+    ],
+)
+def test_bad_input_of_evaluate(command, tmp_path, arguments, message):
+    assert re.search(message, command("evaluate", *arguments).error)
+    assert left_behind(tmp_path) == []
+
+
+def test_library_errors_follow_the_same_form():
+    with pytest.raises(ValueError, match=r"optimizer.init_lr=-1: must be > 0"):
+        PortHamiltonian(init_lr=-1)
+
+
+def test_errors_of_the_real_script_go_to_stderr_with_code_1(tmp_path):
+    """Once through a real process: nothing but the one line, and the exit status that scripts test."""
+    code = "from ph_l2o.cli import train; train()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "task.dim=0"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: task.dim=0: must be >= 1 (number of coordinates)\n"

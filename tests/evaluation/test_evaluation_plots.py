@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ph_l2o.evaluation import compare
+from ph_l2o.evaluation.plots import curve, plot_curves, spread
+from ph_l2o.tasks.quadratic import Quadratic
+
+
+def falling(rate: float, *, num_steps: int = 50) -> np.ndarray:
+    return np.exp(-rate * np.arange(num_steps + 1))[:, None] * np.linspace(1, 2, 9)
+
+
+def test_curve_is_of_quartiles() -> None:
+    losses = np.stack([np.arange(1.0, 10.0), np.arange(9.0, 0.0, -1.0)])
+    median, low, high = curve(losses)
+    assert (median.tolist(), low.tolist(), high.tolist()) == ([5, 5], [3, 3], [7, 7])
+
+
+def test_figure(descent: Any, tmp_path: Path) -> None:
+    pyplot = "matplotlib.pyplot" in sys.modules
+    found = compare({"a": descent(lr=0.01), "b": descent(lr=1e-3)}, Quadratic(3), horizon=20, num_problems=8)
+    path = tmp_path / "curves.png"
+    _, axes = found.plot(path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n") and list(tmp_path.iterdir()) == [path]
+    assert axes.get_yscale() == "log" and axes.get_xlim() == (0, 20) and axes.get_legend() is None
+    assert {note.get_text() for note in axes.texts} == {"a", "b"}
+    assert "8 test problems" in axes.get_title(loc="left") and "interquartile" in axes.get_title(loc="left")
+    assert len(axes.lines) == 2 and len({line.get_color() for line in axes.lines}) == 2
+    assert np.array_equal(axes.lines[0].get_ydata(), found.curves["a"].median)
+    assert ("matplotlib.pyplot" in sys.modules) == pyplot  # neither backend nor open figures are touched
+
+
+@pytest.mark.parametrize("size", [(7.2, 4.3), (4.2, 3.0)])
+def test_names_do_not_overlap_and_lie_in_the_figure(size: tuple[float, float]) -> None:
+    names = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "port_hamiltonian", "lstm"]
+    curves = {name: curve(falling(0.1 + 1e-4 * k)) for k, name in enumerate(names)}
+    figure, axes = plot_curves(curves, title="t", emphasized=names[-2:], num_problems=9, size=size)
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_tightbbox() for text in axes.texts), key=lambda box: box.y0)
+    extents = sorted((text.get_bbox_patch() or text).get_window_extent().y0 for text in axes.texts)
+    assert len(boxes) == 8 and np.diff(extents).min() > 0
+    positions = sorted(text.xyann[1] for text in axes.texts)
+    height = axes.get_window_extent().height
+    assert np.diff(positions).min() * height >= 8.5 / 72 * figure.dpi
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1 + 1
+    title = axes.get_tightbbox()
+    assert title is not None and title.x1 <= figure.bbox.x1 + 1
+
+
+def test_emphasis() -> None:
+    curves = {
+        name: curve(falling(rate)) for name, rate in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)
+    }
+    _, axes = plot_curves(curves, title="t", emphasized=["b"], num_problems=9)
+    widths = [line.get_linewidth() for line in axes.lines]
+    assert max(widths) == widths[-1] and widths.count(max(widths)) == 1
+    assert len(axes.collections) == 1  # the band of b
+    assert "interquartile range of b" in axes.get_title(loc="left").replace("\n", " ")
+
+
+def test_divergence_does_not_press_the_others_together() -> None:
+    grown = falling(-0.5)
+    grown[40:] = np.inf
+    curves = {"good": curve(falling(0.1)), "bad": curve(grown)}
+    _, axes = plot_curves(curves, title="t", num_problems=9)
+    low, high = axes.get_ylim()
+    assert high < 10 and low < np.exp(-5) * 1.5
+    assert {note.get_text() for note in axes.texts} == {"good", "bad ↑"}
+
+
+@pytest.mark.parametrize("losses", [np.zeros((3, 4)), np.full((3, 4), np.inf), np.full((3, 4), -1.0)])
+def test_degenerate_losses_are_drawn(losses: np.ndarray) -> None:
+    figure, axes = plot_curves({"a": curve(losses)}, title="t", num_problems=4)
+    figure.draw_without_rendering()
+    assert np.isfinite(axes.get_ylim()).all()
+
+
+def test_spread() -> None:
+    assert spread([0.0, 1.0, 5.0], 1.0) == [0.0, 1.0, 5.0]
+    assert spread([1.0, 1.0], 1.0) == [0.5, 1.5]
+    positions = spread([0.0, 0.1, 0.15, 0.9, 0.95], 0.1)
+    assert np.diff(positions).min() >= 0.1 - 1e-12
+    assert spread([], 1.0) == []

@@ -1,0 +1,245 @@
+"""Meta-training in Lightning: resume, skipped steps, splits, memory."""
+
+import gc
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from ph_l2o import meta_train
+from ph_l2o.estimators import Truncated
+from ph_l2o.meta import MetaLearner, MetaSettings, NonFiniteError, fit
+from ph_l2o.optimizers import Adam, PortHamiltonian
+from ph_l2o.tasks import Problem, Quadratic
+
+SMALL = {
+    "outer_steps": 12,
+    "num_problems": 4,
+    "horizons": (5, 13),
+    "val_every": 4,
+    "val_problems": 4,
+    "val_horizon": 5,
+}
+
+
+def learner(optimizer=None, task=None, truncation=3, order=2, seed=0, **settings) -> MetaLearner:
+    torch.manual_seed(0)
+    optimizer = PortHamiltonian(hidden_size=4) if optimizer is None else optimizer
+    meta = MetaSettings(**{**SMALL, **settings})
+    return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed)
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(pl.Callback):
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.at:
+            raise Killed
+
+
+@pytest.mark.parametrize("killed_at", [5, 8, 11])
+def test_resume_continues_bitwise(tmp_path, killed_at):
+    fit(learner(), tmp_path / "whole", callbacks=[])
+    with pytest.raises(Killed):
+        fit(learner(), tmp_path / "resumed", callbacks=[Kill(killed_at)])
+    assert checkpoint(tmp_path / "resumed")["global_step"] == (killed_at - 1) // 4 * 4
+    # Another seed of the weights: all that counts comes out of the file.
+    fit(learner(), tmp_path / "resumed", callbacks=[], ckpt_path=tmp_path / "resumed" / "checkpoints" / "last.ckpt")
+    whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "resumed")
+    assert whole["global_step"] == resumed["global_step"] == 12
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    a, b = whole["ph_l2o"]["episode"], resumed["ph_l2o"]["episode"]
+    assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
+    assert all(torch.equal(x, y) for x, y in zip(a["state"], b["state"], strict=True))
+    assert _columns(tmp_path / "whole") == _columns(tmp_path / "resumed")
+
+
+def _columns(folder: Path) -> list[list[str]]:
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    keep = [k for k, name in enumerate(lines[0]) if name != "train/task_steps_per_s"]
+    return [[line[k] for k in keep] for line in lines]
+
+
+def test_last_ckpt_is_last_and_best_is_best(tmp_path):
+    trainer = fit(learner(learning_rate=0.5), tmp_path, callbacks=[])
+    assert checkpoint(tmp_path)["global_step"] == 12 == trainer.global_step
+    scores = [float(row[-1]) for row in _columns(tmp_path)[1:] if row[-1]]
+    assert len(scores) == 3
+    assert checkpoint(tmp_path, "best")["global_step"] == 4 * (1 + scores.index(min(scores)))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_validation_every_so_many_steps_and_at_a_ragged_end(tmp_path):
+    fit(learner(outer_steps=6), tmp_path, callbacks=[])
+    rows = _columns(tmp_path)
+    assert [row[0] for row in rows[1:] if row[-1]] == ["4", "6"]
+    assert len(rows) == 7
+
+
+def test_surrogate_has_the_meta_gradient(tmp_path):
+    """The gradients that reach the outer optimizer are those of the estimator."""
+    seen = []
+
+    class Spy(Truncated):
+        def __call__(self, *args):
+            estimate = super().__call__(*args)
+            seen.append(estimate.gradient)
+            return estimate
+
+    class Grads(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            for name, p in module.optimizer.named_parameters():
+                assert torch.equal(p.grad, seen[-1][name]), name
+
+    made = learner(outer_steps=3)
+    made.estimator = Spy(3)
+    fit(made, tmp_path, callbacks=[Grads()])
+    assert len(seen) == 3
+    assert any(g.abs().max() > 0 for g in seen[-1].values())
+
+
+class Exploding(Quadratic):
+    """Quadratics whose loss is NaN in chosen episodes."""
+
+    bad: tuple[int, ...] = (1,)
+
+    def sample(self, keys, **where):
+        problem = super().sample(keys, **where)
+        if keys.split == "train" and keys.episode in self.bad:
+            problem.matrix = problem.matrix * torch.nan
+        return problem
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_said(tmp_path, caplog):
+    made = learner(task=Exploding(3))
+    start = {k: v.clone() for k, v in made.optimizer.state_dict().items()}
+    fit(made, tmp_path, callbacks=[])
+    assert made.skipped_steps == 1
+    assert caplog.text.count("step skipped") == 1
+    assert "outer step 3" in caplog.text  # episode 0 has two windows
+    assert all(torch.isfinite(p).all() for p in made.optimizer.parameters())
+    assert any(not torch.equal(v, start[k]) for k, v in made.optimizer.state_dict().items())
+    assert checkpoint(tmp_path)["ph_l2o"]["skipped_steps"] == 1
+
+
+def test_a_skipped_step_changes_nothing(tmp_path):
+    task = Exploding(3)
+    task.bad = (0,)
+    made = learner(task=task, outer_steps=1)
+    start = {k: v.clone() for k, v in made.optimizer.state_dict().items()}
+    fit(made, tmp_path, callbacks=[])
+    assert all(torch.equal(v, start[k]) for k, v in made.optimizer.state_dict().items())
+
+
+def test_only_nan_ends_with_one_error(tmp_path):
+    task = Exploding(3)
+    task.bad = tuple(range(100))
+    with pytest.raises(NonFiniteError, match="in a row"):
+        fit(learner(task=task, outer_steps=50), tmp_path, callbacks=[])
+
+
+def test_trainer_test_has_gradients(tmp_path):
+    """An L2O test step needs gradients, which Lightning's inference mode would forbid."""
+    made = learner()
+    trainer = fit(made, tmp_path, callbacks=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (found,) = trainer.test(made, verbose=False)
+    assert math.isfinite(found["val/quadratic/final_loss"])
+
+
+def test_checkpoint_loads_weights_only_and_holds_the_configuration(tmp_path):
+    made = learner()
+    made.config = {"optimizer": {"_target_": "ph_l2o.optimizers.PortHamiltonian", "hidden_size": 4}}
+    fit(made, tmp_path, callbacks=[])
+    assert checkpoint(tmp_path)["ph_l2o"]["config"] == made.config
+
+
+def test_memory_flat_over_outer_steps(tmp_path):
+    """No graph stays alive from one window to the next."""
+    counts: list[int] = []
+
+    class Count(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step in (50, 200):
+                gc.collect()
+                counts.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
+
+    # horizons that 50 and 200 fall at the same age of
+    fit(learner(outer_steps=200, val_every=200, horizons=(6,)), tmp_path, callbacks=[Count()])
+    assert len(counts) == 2
+    assert counts[1] <= counts[0] + 5
+
+
+def test_seed_decides_everything(tmp_path):
+    fit(learner(seed=1), tmp_path / "a", callbacks=[])
+    fit(learner(seed=1), tmp_path / "b", callbacks=[])
+    fit(learner(seed=2), tmp_path / "c", callbacks=[])
+    a, b, c = (_columns(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_meta_train_learns_adams_learning_rate():
+    """`optimizer=adam` meta-learns: from a rate that is far too low to one that is better on fresh problems."""
+    start = Adam(lr=1e-3)
+    trained = meta_train(
+        start, Quadratic(3), outer_steps=60, estimator=Truncated(10), learning_rate=0.1, num_problems=16,
+        horizons=(20,), val_every=30, val_problems=16, val_horizon=20, gradient_clip=None,
+    )  # fmt: skip
+    assert isinstance(trained, Adam)
+    assert trained.hyperparameters["lr"].item() > 0.02
+    assert math.isclose(start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5)  # the given one is left as it is
+
+
+def test_meta_train_in_float64():
+    made = PortHamiltonian(hidden_size=4).double()
+    trained = meta_train(made, Quadratic(3), estimator=Truncated(3), **SMALL)
+    assert next(trained.parameters()).dtype == torch.float64
+
+
+def test_validation_uses_its_own_split():
+    keys = []
+
+    class Watched(Quadratic):
+        def sample(self, key, **where) -> Problem:
+            keys.append((key.split, key.episode))
+            return super().sample(key, **where)
+
+    meta_train(PortHamiltonian(hidden_size=4), Watched(3), estimator=Truncated(3), **SMALL)
+    assert {split for split, _ in keys} == {"train", "val"}
+    assert {episode for split, episode in keys if split == "val"} == {0}
+    trained = [episode for split, episode in keys if split == "train"]
+    assert trained == sorted(set(trained))  # each episode is fresh
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"outer_steps": 0}, r"meta.outer_steps=0: must be a whole number >= 1"),
+        ({"num_problems": -1}, r"meta.num_problems=-1: must be a whole number >= 1"),
+        ({"horizons": ()}, r"meta.horizons=\[\]: must be whole numbers >= 1"),
+        ({"horizons": (2, 8)}, r"estimator.truncation=3: must be <= the shortest of meta.horizons=\[2, 8\]"),
+        ({"objective": "mean_los"}, r"meta.objective=mean_los: must be one of .*; did you mean mean_loss\?"),
+        ({"learning_rate": 0.0}, r"meta.learning_rate=0.0: must be > 0"),
+        ({"gradient_clip": 0.0}, r"meta.gradient_clip=0.0: must be > 0, or null"),
+        ({"schedule": "linear"}, r"meta.schedule=linear: must be cosine or constant"),
+        ({"rescale": -0.1}, r"meta.rescale=-0.1: must be >= 0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        learner(**settings)
