@@ -9,7 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "data", "estimators", "evaluation", "inner", "meta", "meta_train", "optimizers", "tasks"]
+__all__ = [
+    "__version__",
+    "data",
+    "estimators",
+    "evaluation",
+    "inner",
+    "meta",
+    "meta_train",
+    "optimizers",
+    "tasks",
+]
 
 if TYPE_CHECKING:
     from ph_l2o import data, estimators, evaluation, inner, meta, optimizers, tasks

@@ -42,7 +42,8 @@ class ProblemKeys:
         split: Which split of the task the problems come from; splits never share a problem.
         episode: Number of the episode, >= 0; each gives fresh problems.
         indices: Global indices of the problems in the episode's batch. A process of a distributed run holds
-            a sub-range, and gets the same problems as a single process would. An index can occur several times.
+            a sub-range, and gets the same problems as a single process would. An index can occur
+            several times.
     """
 
     seed: int
@@ -84,7 +85,9 @@ class ProblemKeys:
         blocks = -(-per_step // _WORDS_PER_BLOCK)
         out = np.empty((count, len(self), blocks * _WORDS_PER_BLOCK), dtype=np.uint64)
         for row, index in enumerate(self.indices):
-            raw = self._bit_generator(purpose, index, first * blocks).random_raw(count * blocks * _WORDS_PER_BLOCK)
+            raw = self._bit_generator(purpose, index, first * blocks).random_raw(
+                count * blocks * _WORDS_PER_BLOCK
+            )
             out[:, row] = raw.reshape(count, -1)
         return out[..., :per_step]
 

@@ -39,5 +39,8 @@ def log_to_wandb(logger: Any, comparison: Comparison, folder: Path) -> None:
     import wandb
 
     logger.experiment.log(
-        {"test/comparison": wandb.Table(dataframe=comparison.to_frame()), "test/curves": wandb.Image(str(folder / "curves.png"))}
+        {
+            "test/comparison": wandb.Table(dataframe=comparison.to_frame()),
+            "test/curves": wandb.Image(str(folder / "curves.png")),
+        }
     )

@@ -107,7 +107,7 @@ def _keys(config_name: str) -> list[str]:
             try:
                 config = compose(config_name, overrides=[g.split(",")[0] for g in overrides])
                 break
-            except Exception:  # noqa: S112  # the user's own overrides may be what is wrong
+            except Exception:  # the user's own overrides may be what is wrong
                 continue
     keys: list[str] = []
 

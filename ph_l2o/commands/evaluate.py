@@ -85,9 +85,7 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
     if not entry.endswith(".ckpt") and not Path(entry).exists():
         near = difflib.get_close_matches(entry, (*BASELINES, *LEARNED), 2, 0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(
-            f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}"
-        )
+        raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}")
     optimizer, config = load_optimizer(entry, plugins=cfg.plugins)
     name = str(config.get("run_name", Path(entry).stem))
     log.info("%s: %s, trained on %s", name, entry, config.get("task", {}).get("_target_", "an unknown task"))

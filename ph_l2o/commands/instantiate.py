@@ -26,7 +26,7 @@ def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     _check_targets(plain, (*_ALLOWED, *plugins))
     _check_types(plain, key)
     try:

@@ -37,7 +37,11 @@ def _number(job: Path) -> int:
 
 def _row(job: Path) -> dict[str, Any]:
     status = json.loads((job / "status.json").read_text()) if (job / "status.json").is_file() else {}
-    row: dict[str, Any] = {"job": job.name, "status": status.get("status", "error"), "seconds": status.get("seconds")}
+    row: dict[str, Any] = {
+        "job": job.name,
+        "status": status.get("status", "error"),
+        "seconds": status.get("seconds"),
+    }
     path = job / "comparison.json"
     if path.is_file():
         first, *others = json.loads(path.read_text())["rows"]

@@ -50,7 +50,9 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
     parts = {name: build(cfg[name], name, plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
     parts["meta"].check_truncation(parts["estimator"].truncation)
-    parts["callbacks"] = [build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node]
+    parts["callbacks"] = [
+        build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node
+    ]
     if cfg.trainer.precision == "64-true":
         parts["optimizer"].double()
     if resume is not None:
@@ -86,7 +88,12 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
     began = time.monotonic()
     loggers = _loggers(cfg, folder, resume, config)
     learner = MetaLearner(
-        parts["optimizer"], parts["task"], parts["estimator"], parts["meta"], seed=cfg.seed, config=_plain(config)
+        parts["optimizer"],
+        parts["task"],
+        parts["estimator"],
+        parts["meta"],
+        seed=cfg.seed,
+        config=_plain(config),
     )
     trainer_arguments = {k: v for k, v in cfg.trainer.items() if k != "_target_"}
     trainer = fit(
@@ -196,5 +203,3 @@ def _close_log_files() -> None:
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         handler.close()
         root.removeHandler(handler)
-
-

@@ -119,7 +119,9 @@ def check_start(task: Task, seed: int) -> None:
     for name, value in (("loss", loss), ("gradient", gradient.flat)):
         if not torch.isfinite(value).all():
             bad = value[~torch.isfinite(value)].flatten()[0].item()
-            raise ConfigError(f"task={task.name}: the {name} at the start θ₀ is {bad}; must be finite, so mend the task")
+            raise ConfigError(
+                f"task={task.name}: the {name} at the start θ₀ is {bad}; must be finite, so mend the task"
+            )
 
 
 def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer) -> None:

@@ -26,4 +26,8 @@ def final_loss(losses: Tensor) -> Tensor:
     return losses[-1].mean()
 
 
-OBJECTIVES: dict[str, Objective] = {"mean_log_loss": mean_log_loss, "mean_loss": mean_loss, "final_loss": final_loss}
+OBJECTIVES: dict[str, Objective] = {
+    "mean_log_loss": mean_log_loss,
+    "mean_loss": mean_loss,
+    "final_loss": final_loss,
+}

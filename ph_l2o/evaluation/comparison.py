@@ -19,7 +19,7 @@ from ph_l2o.evaluation.checks import at_least, nearest
 from ph_l2o.evaluation.files import write_atomically
 from ph_l2o.evaluation.plots import Curve, curve, plot_curves, to_png
 from ph_l2o.evaluation.runner import Result, evaluate_optimizer
-from ph_l2o.evaluation.tables import plain_table, rich_table
+from ph_l2o.evaluation.tables import paired_table, plain_table, rich_table
 from ph_l2o.evaluation.tuning import BASELINES, Tuned, default_num_problems, tune
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys, Purpose
@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
 Row = dict[str, Any]
 
+MEASURES = ("final", "last10", "all")  # of a problem: final loss, mean of the last 10, mean over all steps
+
 
 class _Outcome(NamedTuple):
     """What is kept of an optimizer's run: not the losses of all steps, which can be many."""
@@ -43,8 +45,8 @@ class _Outcome(NamedTuple):
     optimizer: LearnedOptimizer
     tuned: Tuned | None
     final: stats.Array
-    last10_mean: float
-    all_mean: float
+    last10: stats.Array
+    all: stats.Array
     diverged: int
     metrics: dict[str, float]
     step_seconds: float
@@ -111,9 +113,7 @@ class Comparison:
         """Write `to_frame` as a CSV file."""
         return write_atomically(path, self.to_frame().to_csv(index=False))
 
-    def plot(
-        self, path: str | Path | None = None, *, size: tuple[float, float] = (7.2, 4.3)
-    ) -> tuple[Figure, Axes]:
+    def plot(self, path: str | Path | None = None, *, size: tuple[float, float] = (7.2, 4.3)) -> tuple[Figure, Axes]:
         """Learning curves; with a path, they are also written there, as a PNG file.
 
         Args:
@@ -133,7 +133,8 @@ class Comparison:
         return rich_table(self._title(), self.rows)
 
     def __str__(self) -> str:
-        return f"{self._title()}\n{plain_table(self.rows)}"
+        paired = paired_table(self.rows)
+        return f"{self._title()}\n{plain_table(self.rows)}" + (f"\n\n{paired}" if paired else "")
 
     def _title(self) -> str:
         against = f"; differences are paired, to {self.best_baseline}" if self.best_baseline else ""
@@ -254,13 +255,9 @@ def _named(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
         raise ValueError("optimizers=[]: must name at least one optimizer")
     for name, optimizer in named.items():
         if isinstance(optimizer, str) and optimizer not in BASELINES:
-            raise ValueError(
-                f"optimizers: no baseline has the name {optimizer}; {nearest(optimizer, BASELINES)}"
-            )
+            raise ValueError(f"optimizers: no baseline has the name {optimizer}; {nearest(optimizer, BASELINES)}")
         if not isinstance(optimizer, LearnedOptimizer | str):
-            raise ValueError(
-                f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name"
-            )
+            raise ValueError(f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name")
     return named
 
 
@@ -269,8 +266,8 @@ def _outcome(optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -
         optimizer,
         tuned,
         result.final,
-        result.last10_mean(),
-        result.all_mean(),
+        result.last10,
+        result.all,
         int(result.diverged.sum()),
         {name: stats.mean(values) for name, values in result.metrics.items()},
         result.step_seconds,
@@ -278,9 +275,7 @@ def _outcome(optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -
     )
 
 
-def _rows(
-    outcomes: Mapping[str, _Outcome], *, seed: int, can_be_negative: bool
-) -> tuple[list[Row], str | None]:
+def _rows(outcomes: Mapping[str, _Outcome], *, seed: int, can_be_negative: bool) -> tuple[list[Row], str | None]:
     summaries = {n: stats.summarize(o.final, can_be_negative=can_be_negative) for n, o in outcomes.items()}
     tuned = [name for name, outcome in outcomes.items() if outcome.tuned is not None]
     best = min(tuned, key=lambda n: (summaries[n].mean, summaries[n].median), default=None)
@@ -293,13 +288,18 @@ def _rows(
             if not can_be_negative:
                 logs = stats.paired_difference(stats.log_losses(outcome.final), stats.log_losses(reference))
                 columns[name, "log_ratio"] = logs
+        if outcome.tuned is None:
+            for baseline in tuned:
+                for what in MEASURES:
+                    pair = getattr(outcome, what), getattr(outcomes[baseline], what)
+                    columns[name, f"{baseline}/{what}"] = stats.paired_difference(*pair)
     generator = ProblemKeys(seed, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
     resampled = stats.bootstrap_means(np.stack(list(columns.values()), axis=1), generator)
     estimates = {
         key: (stats.mean(column), stats.percentile_interval(samples))
         for (key, column), samples in zip(columns.items(), resampled.T, strict=True)
     }
-    return [_row(name, o, summaries[name], estimates) for name, o in outcomes.items()], best
+    return [_row(name, o, summaries[name], estimates, tuned) for name, o in outcomes.items()], best
 
 
 def _row(
@@ -307,6 +307,7 @@ def _row(
     outcome: _Outcome,
     summary: stats.Summary,
     estimates: Mapping[tuple[str, str], tuple[float, stats.Interval]],
+    baselines: Sequence[str],
 ) -> Row:
     tuned, known = outcome.tuned, getattr(outcome.optimizer, "hyperparameters", None)
     values = None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
@@ -314,26 +315,33 @@ def _row(
         values |= tuned.hyperparameters  # not rounded to the optimizer's type
     difference = estimates.get((name, "difference"))
     ratio = estimates.get((name, "log_ratio"))
+    paired = None
+    if tuned is None:
+        paired = {b: {what: _estimate(estimates[name, f"{b}/{what}"]) for what in MEASURES} for b in baselines}
     return {
         "optimizer": name,
         "kind": "learned" if known is None else "classical" if tuned is None else "baseline",
         "learning_rate": None if values is None else values.get("lr"),
         "final": {**summary._asdict(), "ci95": list(estimates[name, "final"][1])},
-        "last10_mean": outcome.last10_mean,
-        "all_mean": outcome.all_mean,
+        "last10_mean": stats.mean(outcome.last10),
+        "all_mean": stats.mean(outcome.all),
         "diverged": outcome.diverged,
         "accuracy": None,
         "test_loss": None,
         **outcome.metrics,
-        "difference_to_best_baseline": difference and {"mean": difference[0], "ci95": list(difference[1])},
-        "ratio_to_best_baseline": ratio
-        and {"geometric_mean": _exp(ratio[0]), "ci95": [_exp(end) for end in ratio[1]]},
+        "difference_to_best_baseline": difference and _estimate(difference),
+        "ratio_to_best_baseline": ratio and {"geometric_mean": _exp(ratio[0]), "ci95": [_exp(end) for end in ratio[1]]},
+        "paired_differences": paired or None,
         "step_seconds": outcome.step_seconds,
         "hyperparameters": values,
         "grid": tuned and {k: list(v) for k, v in tuned.grid.items()},
         "grid_widened": tuned and tuned.widened,
         "tuning": tuned and tuned.table,
     }
+
+
+def _estimate(estimate: tuple[float, stats.Interval]) -> dict[str, Any]:
+    return {"mean": estimate[0], "ci95": list(estimate[1])}
 
 
 def _exp(value: float) -> float:
@@ -354,7 +362,7 @@ def _flat(row: Row) -> dict[str, Any]:
     """A row without nesting; intervals become two columns, and what is not a number JSON."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if key == "tuning":
+        if key in ("tuning", "paired_differences"):
             continue
         if key in ("hyperparameters", "grid"):
             flat[key] = None if value is None else json.dumps(value)

@@ -88,9 +88,7 @@ def plot_curves(
         medians[name], lower, upper = (np.clip(part, *margin) for part in curves[name])
         steps, strong = np.arange(len(lower)), look.strong
         if name in banded:
-            axes.fill_between(
-                steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.1, linewidth=0
-            )
+            axes.fill_between(steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.1, linewidth=0)
         width, order = (2.4, 4) if strong else (1.3, 3)
         axes.plot(medians[name], color=look.color, linestyle=look.style, linewidth=width, zorder=order)
 
@@ -133,10 +131,7 @@ def _looks(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, 
     """Colours and line styles in drawing order: what is emphasized comes last, and so lies on top."""
     weak = [name for name in curves if name not in emphasized]
     strong = [name for name in curves if name in emphasized]
-    looks = {
-        name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False)
-        for k, name in enumerate(weak)
-    }
+    looks = {name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)}
     for k, name in enumerate(strong):
         style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
         looks[name] = _Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)

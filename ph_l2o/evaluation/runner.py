@@ -60,13 +60,23 @@ class Result:
         """Number of inner steps, T."""
         return len(self.losses) - 1
 
+    @property
+    def last10(self) -> Array:
+        """Mean of loss_{T-9} … loss_T of each problem (of loss_1 … loss_T if T < 10), `(P,)`."""
+        return self.losses[1:][-LAST:].mean(0)
+
+    @property
+    def all(self) -> Array:
+        """Mean of loss_1 … loss_T of each problem, `(P,)`."""
+        return self.losses[1:].mean(0)
+
     def last10_mean(self) -> float:
-        """Mean of loss_{T-9} … loss_T over all problems (of loss_1 … loss_T if T < 10)."""
-        return mean(self.losses[1:][-LAST:])
+        """Mean of `last10` over all problems."""
+        return mean(self.last10)
 
     def all_mean(self) -> float:
-        """Mean of loss_1 … loss_T over all problems."""
-        return mean(self.losses[1:])
+        """Mean of `all` over all problems."""
+        return mean(self.all)
 
 
 def evaluate_optimizer(
@@ -121,9 +131,7 @@ def evaluate_optimizer(
     seconds, stochastic = 0.0, False
     for first in range(0, num_problems, chunk):
         last = min(first + chunk, num_problems)
-        problem = task.sample(
-            ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype
-        )
+        problem = task.sample(ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype)
         carry, values, elapsed = run_episode(optimizer, problem, horizon)
         stochastic, seconds = problem.stochastic, seconds + elapsed
         losses[:, first:last] = _losses(values)
@@ -174,7 +182,7 @@ def _losses(values: Tensor) -> Array:
 
 
 def _numbers(values: Tensor) -> Array:
-    return values.detach().to("cpu", torch.float64).numpy()
+    return values.detach().cpu().double().numpy()
 
 
 def _synchronize(device: torch.device) -> None:

@@ -22,12 +22,12 @@ def _number(value: float | None) -> str:
 
 def _difference(row: Row) -> str:
     difference = row["difference_to_best_baseline"]
-    if difference is None:
-        return _ABSENT
+    return _ABSENT if difference is None else _interval(difference)
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
     low, high = difference["ci95"]
-    return (
-        f"{difference['mean']:+.3g} [{low:+.3g}, {high:+.3g}]" if difference["mean"] or low or high else "0"
-    )
+    return f"{difference['mean']:+.3g} [{low:+.3g}, {high:+.3g}]" if difference["mean"] or low or high else "0"
 
 
 def _final(name: str) -> Callable[[Row], str]:
@@ -64,13 +64,25 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def plain_table(rows: Sequence[Row]) -> str:
     """Aligned columns: names to the left, numbers to the right."""
-    header, lines = cells(rows)
+    return _aligned(*cells(rows))
+
+
+def paired_table(rows: Sequence[Row]) -> str:
+    """Paired differences of each learned optimizer to each baseline; empty where there is nothing to compare."""
+    header = ["paired difference [95 %]", "final", "last 10", "all"]
+    lines = [
+        [f"{row['optimizer']} - {baseline}", *(_interval(measures[what]) for what in ("final", "last10", "all"))]
+        for row in rows
+        for baseline, measures in (row["paired_differences"] or {}).items()
+    ]
+    return _aligned(header, lines) if lines else ""
+
+
+def _aligned(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
 
     def line(texts: Sequence[str]) -> str:
-        padded = [
-            f"{t:<{w}}" if k == 0 else f"{t:>{w}}" for k, (t, w) in enumerate(zip(texts, widths, strict=True))
-        ]
+        padded = [f"{t:<{w}}" if k == 0 else f"{t:>{w}}" for k, (t, w) in enumerate(zip(texts, widths, strict=True))]
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, lines)])

@@ -162,9 +162,7 @@ def tune(
     found = None if path is None else _read_cache(path, key, tuple(first_grid))
     cached = found is not None
     if found is None:
-        run = _Search(
-            prototype, task, tuple(first_grid), horizon, num_problems, seed, device, dtype, chunk, progress
-        )
+        run = _Search(prototype, task, tuple(first_grid), horizon, num_problems, seed, device, dtype, chunk, progress)
         widened = run.search(first_grid)
         found = run.table, widened
         if path is not None:
@@ -280,9 +278,7 @@ class _Search:
         total = len(points) * self.num_problems
         self.planned += total
         indices = tiled(self.num_problems, len(points))
-        values = torch.tensor(points, dtype=self.dtype, device=self.device).repeat_interleave(
-            self.num_problems, 0
-        )
+        values = torch.tensor(points, dtype=self.dtype, device=self.device).repeat_interleave(self.num_problems, 0)
         scores = np.empty(total)
         for first in range(0, total, self.chunk):
             part = slice(first, min(first + self.chunk, total))
@@ -300,7 +296,7 @@ class _Search:
         by_name = {k: v.contiguous() for k, v in zip(self.names, values.unbind(1), strict=True)}
         _, losses, _ = run_episode(self.optimizer.with_hyperparameters(**by_name), problem, self.horizon)
         last = losses[1:][-LAST:] if problem.stochastic else losses[-1:]
-        return as_losses(last.to("cpu", torch.float64).mean(0).numpy())
+        return as_losses(last.cpu().double().mean(0).numpy())
 
 
 def _prototype(optimizer: str | type[LearnedOptimizer] | LearnedOptimizer) -> Any:
@@ -308,9 +304,7 @@ def _prototype(optimizer: str | type[LearnedOptimizer] | LearnedOptimizer) -> An
         return baseline(optimizer)()
     prototype = optimizer() if isinstance(optimizer, type) else optimizer
     if not hasattr(prototype, "with_hyperparameters"):
-        raise ValueError(
-            f"optimizer={type(prototype).__name__}: cannot be tuned, only {', '.join(BASELINES)} can"
-        )
+        raise ValueError(f"optimizer={type(prototype).__name__}: cannot be tuned, only {', '.join(BASELINES)} can")
     return prototype
 
 
@@ -374,9 +368,7 @@ def _canonical(spec: Mapping[str, Any]) -> str:
     return json.dumps(spec, sort_keys=True, default=str)
 
 
-def _write_cache(
-    path: Path, key: str, spec: Mapping[str, Any], table: Mapping[Point, float], widened: bool
-) -> None:
+def _write_cache(path: Path, key: str, spec: Mapping[str, Any], table: Mapping[Point, float], widened: bool) -> None:
     rows = [[*point, value if math.isfinite(value) else "inf"] for point, value in table.items()]
     content = {"key": key, "widened": widened, "table": rows, "spec": spec}
     write_atomically(path, json.dumps(content, default=str, indent=1, allow_nan=False) + "\n")
@@ -391,15 +383,9 @@ def _read_cache(path: Path, key: str, names: tuple[str, ...]) -> tuple[dict[Poin
         if content["key"] != key or not isinstance(content["widened"], bool):
             raise ValueError("it is of another search")
         table = {tuple(map(float, row[:-1])): float(row[-1]) for row in content["table"]}
-        if (
-            not table
-            or any(len(point) != len(names) for point in table)
-            or any(map(math.isnan, table.values()))
-        ):
+        if not table or any(len(point) != len(names) for point in table) or any(map(math.isnan, table.values())):
             raise ValueError("its table is not complete")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        _LOG.warning(
-            "%s: damaged cache of a tuning, computed anew (%s: %s)", path, type(error).__name__, error
-        )
+        _LOG.warning("%s: damaged cache of a tuning, computed anew (%s: %s)", path, type(error).__name__, error)
         return None
     return table, content["widened"]

@@ -45,7 +45,11 @@ def value_and_gradient(
     With `create_graph` losses and gradients are differentiable in `params`; without, they are constants.
     """
     with torch.enable_grad():
-        leaf = params.flat if create_graph and params.flat.requires_grad else params.flat.detach().requires_grad_()
+        leaf = (
+            params.flat
+            if create_graph and params.flat.requires_grad
+            else params.flat.detach().requires_grad_()
+        )
         loss, buffers = problem.loss(params.like(leaf), buffers, batch)
         (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss), create_graph=create_graph)
     if not create_graph:
@@ -113,5 +117,7 @@ def final_loss(problem: Problem, carry: Carry, last: Tensor, num_batches: int = 
     """Loss of the finished problems: the mean over fresh batches, or `last` where the loss has no noise."""
     if not problem.stochastic:
         return last
-    losses = [problem.loss(carry.params, carry.buffers, batch)[0] for batch in problem.final_batches(num_batches)]
+    losses = [
+        problem.loss(carry.params, carry.buffers, batch)[0] for batch in problem.final_batches(num_batches)
+    ]
     return torch.stack(losses).mean(0)

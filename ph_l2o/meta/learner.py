@@ -98,7 +98,12 @@ class MetaLearner(pl.LightningModule):
 
     def _where(self) -> dict[str, Any]:
         dtype = next(self.optimizer.parameters()).dtype
-        return {"rank": self.global_rank, "world_size": self.trainer.world_size, "device": self.device, "dtype": dtype}
+        return {
+            "rank": self.global_rank,
+            "world_size": self.trainer.world_size,
+            "device": self.device,
+            "dtype": dtype,
+        }
 
     def _current_episode(self) -> Episode:
         if self._saved_episode is not None:
@@ -214,7 +219,7 @@ class MetaLearner(pl.LightningModule):
     def _gather(self, saved: dict[str, Any]) -> dict[str, Any]:
         if self.trainer.world_size == 1:
             return saved
-        gathered = self.all_gather({k: saved[k] for k in ("params", "state", "buffers")})
+        gathered: Any = self.all_gather({k: saved[k] for k in ("params", "state", "buffers")})
 
         def join(x: Any) -> Any:
             if isinstance(x, Tensor):

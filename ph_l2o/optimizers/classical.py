@@ -1,7 +1,8 @@
 """Classical optimizers as learned optimizers: their hyperparameters are the meta-parameters.
 
-The rules are those of `torch.optim`. What must lie in a range is stored without one: a learning rate η > 0 as log η,
-a decay β ∈ [0, 1) as logit β = log(β / (1 - β)). So any step of meta-training leads to a valid optimizer.
+The rules are those of `torch.optim`. What must lie in a range is stored without one: a learning rate η > 0 as
+log η, a decay β ∈ [0, 1) as logit β = log(β / (1 - β)). So any step of meta-training leads to a valid
+optimizer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.params import Params
 
-_LOWEST_LOGIT = -40.0  # stands for a decay of 0: sigmoid(-40) = 4e-18 is below rounding, but log 0 is not finite
+# Stands for a decay of 0, whose logit is not finite: sigmoid(-40) = 4e-18 is below rounding.
+_LOWEST_LOGIT = -40.0
 _DECAYS = ("momentum", "alpha", "beta1", "beta2")
 
 
@@ -28,9 +30,9 @@ def _decades(low: float, high: float) -> tuple[float, ...]:
 class ClassicalOptimizer(LearnedOptimizer):
     """Base of the classical optimizers.
 
-    Meta-parameters are `log_lr` and the logits of the decays (`logit_momentum`, …); `eps` and `weight_decay` are
-    constants, held in buffers. Each has shape `()`, or `(B, 1)` with one value for each problem. They have torch's
-    default dtype: in float32 a value is rounded to about 1e-7 of itself, and stays so after `.double()`;
+    Meta-parameters are `log_lr` and the logits of the decays (`logit_momentum`, …); `eps` and `weight_decay`
+    are constants, held in buffers. Each has shape `()`, or `(B, 1)` with one value for each problem, and
+    torch's default dtype: in float32 a value is rounded to about 1e-7 of itself, and stays so after `.double()`;
     `.double().with_hyperparameters(…)` sets it anew.
 
     Attributes:
@@ -61,8 +63,8 @@ class ClassicalOptimizer(LearnedOptimizer):
         """A copy in which the named hyperparameters have these values.
 
         Args:
-            **values: Numbers, or tensors of shape `(B,)` with one value for each problem, so that a whole grid can
-                run in one batch.
+            **values: Numbers, or tensors of shape `(B,)` with one value for each problem, so that a whole
+                grid can run in one batch.
 
         Raises:
             ValueError: If a name is unknown, or a value out of range.
@@ -133,9 +135,7 @@ class SGD(ClassicalOptimizer):
         del params
         return SGDState()
 
-    def update(
-        self, params: Params, grads: Params, loss: Tensor | None, state: SGDState
-    ) -> tuple[Params, SGDState]:
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: SGDState) -> tuple[Params, SGDState]:
         """One step; see `LearnedOptimizer.update`."""
         del loss
         h = self.hyperparameters
@@ -292,9 +292,7 @@ class Adam(ClassicalOptimizer):
         zero = torch.zeros_like(params.flat)
         return AdamState(torch.zeros_like(params.flat[:, 0]), zero, zero)
 
-    def update(
-        self, params: Params, grads: Params, loss: Tensor | None, state: AdamState
-    ) -> tuple[Params, AdamState]:
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: AdamState) -> tuple[Params, AdamState]:
         """One step; see `LearnedOptimizer.update`."""
         del loss
         h = self.hyperparameters

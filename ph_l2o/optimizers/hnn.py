@@ -1,29 +1,29 @@
 """The network of "Can we learn gradients by Hamiltonian Neural Networks?", as a baseline.
 
-Timofeev, Afonin and Liu 2020 (arXiv 2111.00565). It is coordinatewise, with weights that all coordinates share. With
-n = 1, or n = 2 where inputs are preprocessed (`log_and_sign`), for each coordinate:
+Timofeev, Afonin and Liu 2020 (arXiv 2111.00565). It is coordinatewise, with weights that all coordinates
+share. With n = 1, or n = 2 where inputs are preprocessed (`log_and_sign`), for each coordinate:
 
     [D_q, D_p] = D [v(q); p]
     h = [h_q; h_p] = [p - D_q ; (-v(q) - D_p + gv(q)) M],  M = W_L W_Lᵀ
     θ⁺ = θ + output_scale · u · [h_q; q],  p⁺ = w · h + b
 
-Symbols (code ↔ the paper): q ↔ the gradient of the loss, p ↔ a number carried from step to step, 0 at first (both
-through the preprocessing, if there is one); `potential` ↔ v and `control` ↔ gv, n → n → n with a ReLU between;
-`dissipation` ↔ D, 2n → 2n without bias; `mass` ↔ L, of which only the weight W_L acts; `output` ↔ u, 2n → 1 without
-bias; `carry` ↔ (w, b), 2n → 1. These are 19 numbers, or 55 with preprocessing.
+Symbols (code ↔ the paper): q ↔ the gradient of the loss, p ↔ a number carried from step to step, 0 at first
+(both through the preprocessing, if there is one); `potential` ↔ v and `control` ↔ gv, n → n → n with a ReLU
+between; `dissipation` ↔ D, 2n → 2n without bias; `mass` ↔ L, of which only the weight W_L acts; `output` ↔ u,
+2n → 1 without bias; `carry` ↔ (w, b), 2n → 1. These are 19 numbers, or 55 with preprocessing.
 
-**What it is not: a port-Hamiltonian system.** v is not the gradient of any energy H, D is neither symmetric nor
-positive semidefinite, q is not a state that the system moves but an input, and no integrator ties p⁺ to h. So nothing
-bounds what it does; `PortHamiltonian` is what has these properties.
+**What it is not: a port-Hamiltonian system.** v is not the gradient of any energy H, D is neither symmetric
+nor positive semidefinite, q is not a state that the system moves but an input, and no integrator ties p⁺ to
+h. So nothing bounds what it does; `PortHamiltonian` is what has these properties.
 
 **Where this form departs from the study's code**, whose function it computes:
 
-- Gradients flow through the carried p. The code cuts them where it preprocesses, so that 23 of its 55 numbers never
-  train; `detach_carry` does the same.
+- Gradients flow through the carried p. The code cuts them where it preprocesses, so that 23 of its 55 numbers
+  never train; `detach_carry` does the same.
 - q is an input like any other: constant in a meta-gradient of first order, as in the study, but not in one of
   second order.
-- `norm` divides p⁺ by its norm over the coordinates of a tensor, and leaves p⁺ = 0 as it is, where the code divides
-  by zero. (With it the optimizer is no longer coordinatewise.)
+- `norm` divides p⁺ by its norm over the coordinates of a tensor, and leaves p⁺ = 0 as it is, where the code
+  divides by zero. (With it the optimizer is no longer coordinatewise.)
 - No gradient buffer is shared with what the optimizer remembers, which corrupts the code's meta-gradient.
 """
 
@@ -79,8 +79,8 @@ class HNN(LearnedOptimizer):
         self.output_scale, self.preprocess, self.norm = output_scale, preprocess, norm
         self.detach_carry = detach_carry
         n = 2 if preprocess else 1
-        self.control = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n))
-        self.potential = nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, n))
+        self.control = _Network(n)
+        self.potential = _Network(n)
         self.dissipation = nn.Linear(2 * n, 2 * n, bias=False)
         self.mass = nn.Linear(n, n)
         self.output = nn.Linear(2 * n, 1, bias=False)
@@ -90,9 +90,7 @@ class HNN(LearnedOptimizer):
         """Zeros; see `LearnedOptimizer.init`."""
         return HNNState(torch.zeros_like(params.flat))
 
-    def update(
-        self, params: Params, grads: Params, loss: Tensor | None, state: HNNState
-    ) -> tuple[Params, HNNState]:
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: HNNState) -> tuple[Params, HNNState]:
         """One step; see `LearnedOptimizer.update`."""
         del loss
         q = self._inputs(grads.flat)
@@ -112,14 +110,13 @@ class HNN(LearnedOptimizer):
         return torch.stack(log_and_sign(x)) if self.preprocess else x[None]
 
     def _two_layers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights and biases of the same function as two layers, since all but the ReLUs is linear.
+        """Weights and biases of the same function as two layers, since all but the ReLU is linear.
 
-        The first maps q to the hidden units of gv and of v; the second maps these, p and q to the step and to p⁺.
+        The first maps q to the hidden units of gv and v; the second maps these, p and q to the step and p⁺.
         """
-        (gv_in, _, gv_out), (v_in, _, v_out) = self.control, self.potential
-        assert all(isinstance(x, nn.Linear) for x in (gv_in, gv_out, v_in, v_out))
+        (gv_in, gv_out), (v_in, v_out) = self.control.layers(), self.potential.layers()
         n = self.mass.in_features
-        zero, one = torch.zeros_like(self.mass.weight), torch.eye(n).to(self.mass.weight)
+        zero, one = torch.zeros_like(self.mass.weight), torch.eye(n, out=torch.empty_like(self.mass.weight))
         # Rows: what is computed; columns: hidden units of gv, hidden units of v, p, constant.
         v = torch.cat([zero, v_out.weight, zero, v_out.bias[:, None]], 1)
         p = torch.cat([zero, zero, one, zero[:, :1]], 1)
@@ -139,6 +136,17 @@ class HNN(LearnedOptimizer):
             torch.cat([hidden, q], 1),
             bias,
         )
+
+
+class _Network(nn.Module):
+    """n → n → n with a ReLU between."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(n, n), nn.Linear(n, n)
+
+    def layers(self) -> tuple[nn.Linear, nn.Linear]:
+        return self.inner, self.outer
 
 
 def _norm(x: Tensor, layout: Layout) -> Tensor:

@@ -1,11 +1,11 @@
 """The coordinatewise LSTM optimizer.
 
-Each coordinate runs the same small LSTM on its own gradients; the LSTM's output is added to the parameter. The
-gradient is an input without a special role in differentiation: a meta-gradient of first order holds it constant, as
-Andrychowicz et al. do, one of second order differentiates it.
+Each coordinate runs the same small LSTM on its own gradients; the LSTM's output is added to the parameter.
+The gradient is an input without a special role in differentiation: a meta-gradient of first order holds it
+constant, as Andrychowicz et al. do, one of second order differentiates it.
 
-Numbers of the size 1e-38 and below make a CPU ten times slower. An LSTM meets them when its gates close: call
-`torch.set_flush_denormal(True)` once in each process.
+Numbers below 1e-38 (denormal in float32) make a CPU several times slower. An LSTM meets them when its gates
+close: call `torch.set_flush_denormal(True)` once in each process.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class LSTM(LearnedOptimizer):
         zero = params.flat.new_zeros(*params.flat.shape, self.num_layers, self.hidden_size)
         return LSTMState(zero, zero)
 
-    def update(
-        self, params: Params, grads: Params, loss: Tensor | None, state: LSTMState
-    ) -> tuple[Params, LSTMState]:
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: LSTMState) -> tuple[Params, LSTMState]:
         """One step; see `LearnedOptimizer.update`."""
         del loss
         grad = grads.flat.flatten()
@@ -101,7 +99,7 @@ class LSTM(LearnedOptimizer):
 
 
 class _Cell(nn.Module):
-    """`torch.nn.LSTMCell` as one product for input and hidden, with gates in the order i, f, o, g and one bias."""
+    """`torch.nn.LSTMCell` as one product for input and hidden; gates in the order i, f, o, g; one bias."""
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()

@@ -33,7 +33,6 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o.optimizers.base import LearnedOptimizer

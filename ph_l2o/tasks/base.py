@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ class Problem(ABC):
 
     keys: ProblemKeys
     params: Params
-    buffers: Buffers = {}
+    buffers: Buffers = MappingProxyType({})
     stochastic: bool = False
 
     @property
@@ -84,7 +85,7 @@ class Task(ABC):
     ) -> Problem:
         """Draw `len(keys)` problems; the same keys give the same problems on every device."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
         """Fetch and verify what the task needs, before any work starts. Called once for each process."""
 
     def spec(self) -> dict[str, Any]:

@@ -12,10 +12,16 @@ from ph_l2o.tasks import Quadratic
 from tests.commands.conftest import left_behind
 
 BAD = [
-    (["optimizer=port_hamiltonien"], r"optimizer=port_hamiltonien: no such option; .* did you mean port_hamiltonian"),
+    (
+        ["optimizer=port_hamiltonien"],
+        r"optimizer=port_hamiltonien: no such option; .* did you mean port_hamiltonian",
+    ),
     (["task=mnits"], r"task=mnits: no such option; there are .*did you mean mnist"),
     (["meta.outer_stps=3"], r"meta.outer_stps: no such key; did you mean meta.outer_steps"),
-    (["optimizer=lstm", "optimizer.hidden_sise=3"], r"optimizer.hidden_sise: .*did you mean optimizer.hidden_size"),
+    (
+        ["optimizer=lstm", "optimizer.hidden_sise=3"],
+        r"optimizer.hidden_sise: .*did you mean optimizer.hidden_size",
+    ),
     (["outersteps=3"], r"outersteps: no such key"),
     (["+task.dim=3"], r"\+task.dim: the key exists"),
     (["task.dim=[1"], r"task.dim=\[1: not understood"),
@@ -38,7 +44,10 @@ BAD = [
     (["evaluation.baselines=[adan]"], r"evaluation.baselines=\[…, adan\]: .*did you mean adam"),
     (["seed=-1"], r"seed=-1: must be a whole number >= 0"),
     (["num_threads=0"], r"num_threads=0: must be a whole number >= 1"),
-    (["strategy=ddp_cpu", "meta.num_problems=5"], r"meta.num_problems=5: must be a multiple of strategy.devices=2"),
+    (
+        ["strategy=ddp_cpu", "meta.num_problems=5"],
+        r"meta.num_problems=5: must be a multiple of strategy.devices=2",
+    ),
     (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
     (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
     (["optimizer._target_=os.system"], r"_target_=os.system: must be in one of ph_l2o, torch"),
@@ -67,7 +76,9 @@ def test_ddp_inside_a_multirun(command):
     assert "can't run inside a multirun" in outcome.error
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."]
+)
 def test_damaged_checkpoints(command, tmp_path, content):
     path = tmp_path / "best.ckpt"
     path.write_bytes(content)
@@ -107,7 +118,9 @@ def test_resume_with_another_optimizer_or_nothing_left_to_do(command, run_folder
     command("train", "debug=default", "compare=false")
     last = run_folder() / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    outcome = command("train", "debug=default", f"ckpt_path={last}", "optimizer.hidden_size=5", "meta.outer_steps=9")
+    outcome = command(
+        "train", "debug=default", f"ckpt_path={last}", "optimizer.hidden_size=5", "meta.outer_steps=9"
+    )
     assert "holds another optimizer" in outcome.error
     assert "has done 4 already" in command("train", "debug=default", f"ckpt_path={last}").error
     assert last.read_bytes() == before  # the run that was to be resumed is not touched
@@ -129,7 +142,11 @@ def test_nan_from_a_task(command, tmp_path, monkeypatch, what):
 
         def broken(params, buffers, batch):
             value, buffers = loss(params, buffers, batch)
-            bent = {"loss": value * torch.nan, "gradient": value + (params.flat * 0).sqrt().sum(1), "shape": value.sum()}
+            bent = {
+                "loss": value * torch.nan,
+                "gradient": value + (params.flat * 0).sqrt().sum(1),
+                "shape": value.sum(),
+            }
             return bent[what], buffers
 
         problem.loss = broken

@@ -70,7 +70,5 @@ def test_every_file_says_what_it_is_for(path):
 
 def test_task_specific_files_name_real_choices():
     for path in (CONF / "task_optimizer").glob("*.yaml"):
-        assert any(
-            path.stem == f"{t}_{o}" for t in options("task") for o in options("optimizer")
-        ), path.name
+        assert any(path.stem == f"{t}_{o}" for t in options("task") for o in options("optimizer")), path.name
     assert set(options("task_defaults")) <= set(options("task"))

@@ -26,7 +26,9 @@ def test_a_run_leaves_the_results_that_the_docs_name(command, run_folder):
     outcome = command("train", "debug=default")
     assert outcome.code == 0, outcome.err
     folder = run_folder()
-    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts} == RESULTS
+    assert {
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts
+    } == RESULTS
     assert json.loads((folder / "status.json").read_text())["status"] == "ok"
     comparison = json.loads((folder / "comparison.json").read_text())
     assert [row["optimizer"] for row in comparison["rows"]] == ["port_hamiltonian", "sgd", "adam"]
@@ -57,7 +59,9 @@ def test_config_yaml_is_resolved_and_names_the_revision(command, run_folder):
 
 def test_task_specific_defaults_and_what_users_type_wins(command, run_folder):
     command("train", "debug=default", "compare=false")
-    assert OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.05  # task_optimizer/quadratic_…
+    assert (
+        OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.05
+    )  # task_optimizer/quadratic_…
 
 
 def test_typed_values_win_over_task_specific_ones(command, run_folder):

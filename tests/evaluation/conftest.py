@@ -49,9 +49,7 @@ class Bowl(Task):
     def __init__(self, shift: float = 0.0, noise: float = 0.0, name: str = "bowl"):
         self.shift, self.noise, self.name = shift, noise, name
 
-    def sample(
-        self, keys: ProblemKeys, *, device: Any = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Problem:
+    def sample(self, keys: ProblemKeys, *, device: Any = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
         return BowlProblem(keys, self.shift, self.noise, dtype)
 
 

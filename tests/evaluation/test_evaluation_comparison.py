@@ -93,8 +93,23 @@ def test_csv_round_trip(comparison: Comparison, tmp_path: Path) -> None:
     assert json.loads(str(read["hyperparameters"][1]))["lr"] == frame["learning_rate"][1]
 
 
+def test_paired_differences_to_each_baseline(comparison: Comparison) -> None:
+    """Against the plain formula, for every measure; the interval contains the mean."""
+    learned = next(row for row in comparison.rows if row["kind"] == "learned")
+    for baseline, measures in learned["paired_differences"].items():
+        difference = comparison.finals[learned["optimizer"]] - comparison.finals[baseline]
+        assert measures["final"]["mean"] == pytest.approx(difference.mean())
+        other = next(row for row in comparison.rows if row["optimizer"] == baseline)
+        for what in ("last10", "all"):
+            assert measures[what]["mean"] == pytest.approx(learned[f"{what}_mean"] - other[f"{what}_mean"])
+        for estimate in measures.values():
+            assert estimate["ci95"][0] <= estimate["mean"] <= estimate["ci95"][1]
+    assert all(row["paired_differences"] is None for row in comparison.rows if row["kind"] == "baseline")
+
+
 def test_tables(comparison: Comparison) -> None:
-    title, header, rule, *lines = str(comparison).split("\n")
+    main, paired = str(comparison).split("\n\n")
+    title, header, rule, *lines = main.split("\n")
     assert "16 test problems" in title and "to sgd" in title
     assert header.split()[:3] == ["optimizer", "lr", "mean"] and "accuracy" not in header
     assert len(lines) == 4 and all(len(line) == len(rule) for line in lines)

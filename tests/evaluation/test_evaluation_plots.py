@@ -54,9 +54,7 @@ def test_names_do_not_overlap_and_lie_in_the_figure(size: tuple[float, float]) -
 
 
 def test_emphasis() -> None:
-    curves = {
-        name: curve(falling(rate)) for name, rate in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)
-    }
+    curves = {name: curve(falling(rate)) for name, rate in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)}
     _, axes = plot_curves(curves, title="t", emphasized=["b"], num_problems=9)
     widths = [line.get_linewidth() for line in axes.lines]
     assert max(widths) == widths[-1] and widths.count(max(widths)) == 1

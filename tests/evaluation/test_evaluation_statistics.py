@@ -81,9 +81,7 @@ def test_interval_width_against_the_normal_approximation() -> None:
     values = philox(4).normal(size=2000)
     low, high = percentile_interval(bootstrap_means(values, philox(5))[:, 0])
     error = values.std() / np.sqrt(2000)
-    assert (low, high) == pytest.approx(
-        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error
-    )
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error)
 
 
 def test_bootstrap_is_reproducible_and_fast() -> None:

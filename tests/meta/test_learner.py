@@ -29,7 +29,9 @@ def learner(optimizer=None, task=None, truncation=3, order=2, seed=0, **settings
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4) if optimizer is None else optimizer
     meta = MetaSettings(**{**SMALL, **settings})
-    return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed)
+    return MetaLearner(
+        optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed
+    )
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -56,7 +58,12 @@ def test_resume_continues_bitwise(tmp_path, killed_at):
         fit(learner(), tmp_path / "resumed", callbacks=[Kill(killed_at)])
     assert checkpoint(tmp_path / "resumed")["global_step"] == (killed_at - 1) // 4 * 4
     # Another seed of the weights: all that counts comes out of the file.
-    fit(learner(), tmp_path / "resumed", callbacks=[], ckpt_path=tmp_path / "resumed" / "checkpoints" / "last.ckpt")
+    fit(
+        learner(),
+        tmp_path / "resumed",
+        callbacks=[],
+        ckpt_path=tmp_path / "resumed" / "checkpoints" / "last.ckpt",
+    )
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "resumed")
     assert whole["global_step"] == resumed["global_step"] == 12
     for name, value in whole["state_dict"].items():
@@ -202,7 +209,9 @@ def test_meta_train_learns_adams_learning_rate():
     )  # fmt: skip
     assert isinstance(trained, Adam)
     assert trained.hyperparameters["lr"].item() > 0.02
-    assert math.isclose(start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5)  # the given one is left as it is
+    assert math.isclose(
+        start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5
+    )  # the given one is left as it is
 
 
 def test_meta_train_in_float64():
