@@ -68,7 +68,7 @@ class ProblemKeys:
 
     def torch_seed(self, purpose: Purpose, index: int, step: int = 0) -> int:
         """A seed for torch's own generators, where no draw of ours can take their place."""
-        return int(self._bit_generator(purpose, index, step).random_raw(1)) >> 1
+        return int(self._bit_generator(purpose, index, step).random_raw()) >> 1
 
     def words(self, purpose: Purpose, first: int, count: int, per_step: int) -> np.ndarray:
         """Random 64-bit words of a window of inner steps, all problems at once.

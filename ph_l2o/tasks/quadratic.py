@@ -44,9 +44,7 @@ class Quadratic(Task):
         if dim < 1:
             raise ValueError(f"task.dim={dim}: must be >= 1 (number of coordinates)")
         if condition_number is not None and condition_number < 1:
-            raise ValueError(
-                f"task.condition_number={condition_number}: must be >= 1, or null to keep W as drawn"
-            )
+            raise ValueError(f"task.condition_number={condition_number}: must be >= 1, or null to keep W as drawn")
         if noise < 0:
             raise ValueError(f"task.noise={noise}: must be >= 0 (standard deviation)")
         if init not in ("normal", "zeros"):
@@ -64,9 +62,7 @@ class Quadratic(Task):
     ) -> QuadraticProblem:
         """Draw W, y and θ₀ of each problem; see `Task.sample`."""
         n = self.dim
-        draws = np.stack(
-            [keys.generator(Purpose.PROBLEM, i).standard_normal(n * n + 2 * n) for i in keys.indices]
-        )
+        draws = np.stack([keys.generator(Purpose.PROBLEM, i).standard_normal(n * n + 2 * n) for i in keys.indices])
         matrix = draws[:, : n * n].reshape(-1, n, n)
         if self.condition_number is not None:
             matrix = _with_condition_number(matrix, self.condition_number)

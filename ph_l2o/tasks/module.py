@@ -1,0 +1,107 @@
+"""Any `nn.Module` as an optimizee."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ph_l2o.params import Params
+from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.tasks.base import Buffers, Problem
+
+
+class ModuleProblem(Problem):
+    """B copies of a module, each with its own start; a subclass adds data and loss.
+
+    The copies come from B calls of the factory under seeds of their own, so a module starts as it does by itself, and
+    the same on every device. A forward pass is `vmap` of `functional_call`, or the module's own
+    `batched_forward(tensors, inputs)` where it has one. Attention takes the math kernel, the only one that can be
+    differentiated twice; BatchNorm's running statistics are carry; dropout draws from a seed of its own in each step.
+
+    Args:
+        keys: Keys of the B problems.
+        factory: Makes one module.
+        device: Where the problems are.
+        dtype: Floating-point type of parameters and buffers.
+    """
+
+    def __init__(
+        self,
+        keys: ProblemKeys,
+        factory: Callable[[], nn.Module],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.keys = keys
+        modules = [_seeded(factory, keys.torch_seed(Purpose.MODULE, i)) for i in keys.indices]
+        # A skeleton for functional_call; its own values are never used.
+        self._module = modules[0].to(device=device, dtype=dtype)
+        self.draws_randomly = any(_draws_randomly(m) for m in self._module.modules())
+        self._device = torch.device(device)
+
+        def stack(tensors: list[Tensor]) -> Tensor:
+            stacked = torch.stack([t.detach().cpu() for t in tensors])
+            return stacked.to(device=device, dtype=dtype if stacked.is_floating_point() else None)
+
+        named = [dict(m.named_parameters()) for m in modules]
+        self.params = Params.from_tensors({k: stack([n[k] for n in named]) for k in named[0]})
+        buffered = [dict(m.named_buffers()) for m in modules]
+        self.buffers = {k: stack([b[k] for b in buffered]) for k in buffered[0]}
+
+    def outputs(
+        self, params: Params, buffers: Buffers, inputs: Tensor, *, seed: int = 0, train: bool = True
+    ) -> tuple[Tensor, Buffers]:
+        """Forward pass of all B modules.
+
+        Args:
+            params: Parameters.
+            buffers: Buffers.
+            inputs: One batch for each problem, shape `(B, batch, …)`.
+            seed: Of what the modules draw themselves, such as dropout.
+            train: Whether the modules are in training mode.
+
+        Returns:
+            Outputs of shape `(B, batch, …)`, and the next buffers.
+        """
+        tensors = params.tensors()
+        batched = getattr(self._module, "batched_forward", None)
+        if batched is not None:
+            return batched(tensors, inputs), buffers
+        self._module.train(train)
+
+        def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            buffers = {name: b.clone() for name, b in buffers.items()}  # the module changes them in place
+            return functional_call(self._module, (tensors, buffers), (x,)), buffers
+
+        randomness = "different" if self.draws_randomly else "error"
+        with sdpa_kernel(SDPBackend.MATH), self._drawing_from(seed):
+            return vmap(one, randomness=randomness)(tensors, dict(buffers), inputs)
+
+    @contextlib.contextmanager
+    def _drawing_from(self, seed: int) -> Iterator[None]:
+        if not self.draws_randomly:
+            yield
+            return
+        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+
+def _seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return factory()
+
+
+def _draws_randomly(module: Any) -> bool:
+    """Whether a module draws random numbers in training, as far as its class shows."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return isinstance(module, nn.RReLU | nn.MultiheadAttention | nn.RNNBase) and getattr(module, "dropout", 1.0) > 0
