@@ -28,7 +28,7 @@ def run_training(cfg: DictConfig) -> float:
     try:
         parts = _prepare(cfg, resume)
     except BaseException:
-        if resume is None and _is_rank_zero():
+        if _is_rank_zero():
             _close_log_files()
             remove_if_untouched(folder)
         raise

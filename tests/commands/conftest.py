@@ -13,8 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ph_l2o import cli
 
-TINY = ("debug=default",)
-
 
 class Outcome(NamedTuple):
     code: int
@@ -78,6 +76,7 @@ def run_folder(tmp_path) -> Callable[[], Path]:
     return find
 
 
-def left_behind(folder: Path) -> list[str]:
-    """What a command left in its folder."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+@pytest.fixture
+def left_behind(tmp_path) -> Callable[[], list[str]]:
+    """What the commands left in their folder."""
+    return lambda: sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))

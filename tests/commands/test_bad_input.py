@@ -1,15 +1,16 @@
 """Bad input: one line that names key, value and remedy; nothing left behind."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.tasks import Quadratic
-from tests.commands.conftest import left_behind
 
 BAD = [
     (
@@ -57,18 +58,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: x[-1] if isinstance(x, list) else "")
-def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, message):
+def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, message, left_behind):
     outcome = command("train", *arguments)
     assert re.match(message, outcome.error), outcome.error
     assert outcome.out == ""
-    assert left_behind(tmp_path) == []
+    assert left_behind() == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 @pytest.mark.parametrize("strategy", ["gpu", "ddp"])
-def test_gpu_without_a_gpu(command, tmp_path, strategy):
+def test_gpu_without_a_gpu(command, tmp_path, strategy, left_behind):
     assert "no GPU is visible" in command("train", f"strategy={strategy}").error
-    assert left_behind(tmp_path) == []
+    assert left_behind() == []
 
 
 def test_ddp_inside_a_multirun(command):
@@ -76,15 +77,13 @@ def test_ddp_inside_a_multirun(command):
     assert "can't run inside a multirun" in outcome.error
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."]
-)
-def test_damaged_checkpoints(command, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."])
+def test_damaged_checkpoints(command, tmp_path, content, left_behind):
     path = tmp_path / "best.ckpt"
     path.write_bytes(content)
     for name, argument in (("train", f"ckpt_path={path}"), ("evaluate", f"optimizers=[{path}]")):
         assert re.match(f"{path}: (damaged|not a checkpoint)", command(name, argument).error)
-    assert left_behind(tmp_path) == ["best.ckpt"]
+    assert left_behind() == ["best.ckpt"]
 
 
 def test_a_checkpoint_that_is_cut_off(command, tmp_path, run_folder):
@@ -118,22 +117,20 @@ def test_resume_with_another_optimizer_or_nothing_left_to_do(command, run_folder
     command("train", "debug=default", "compare=false")
     last = run_folder() / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    outcome = command(
-        "train", "debug=default", f"ckpt_path={last}", "optimizer.hidden_size=5", "meta.outer_steps=9"
-    )
+    outcome = command("train", "debug=default", f"ckpt_path={last}", "optimizer.hidden_size=5", "meta.outer_steps=9")
     assert "holds another optimizer" in outcome.error
     assert "has done 4 already" in command("train", "debug=default", f"ckpt_path={last}").error
     assert last.read_bytes() == before  # the run that was to be resumed is not touched
 
 
-def test_unwritable_output(command, tmp_path):
+def test_unwritable_output(command, tmp_path, left_behind):
     (tmp_path / "file").touch()
     assert "choose another folder with paths.runs" in command("train", "paths.runs=file/runs").error
-    assert left_behind(tmp_path) == ["file"]
+    assert left_behind() == ["file"]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "shape"])
-def test_nan_from_a_task(command, tmp_path, monkeypatch, what):
+def test_nan_from_a_task(command, tmp_path, monkeypatch, what, left_behind):
     original = Quadratic.sample
 
     def sample(self, keys, **where):
@@ -155,7 +152,7 @@ def test_nan_from_a_task(command, tmp_path, monkeypatch, what):
     monkeypatch.setattr(Quadratic, "sample", sample)
     expected = "the loss has shape" if what == "shape" else f"the {what} at the start θ₀ is "
     assert expected in command("train").error
-    assert left_behind(tmp_path) == []
+    assert left_behind() == []
 
 
 def test_damaged_data(command, tmp_path):
@@ -178,9 +175,9 @@ def test_damaged_data(command, tmp_path):
         (["num_problems=1"], "num_problems=1: must be"),
     ],
 )
-def test_bad_input_of_evaluate(command, tmp_path, arguments, message):
+def test_bad_input_of_evaluate(command, tmp_path, arguments, message, left_behind):
     assert re.search(message, command("evaluate", *arguments).error)
-    assert left_behind(tmp_path) == []
+    assert left_behind() == []
 
 
 def test_library_errors_follow_the_same_form():
@@ -191,8 +188,8 @@ def test_library_errors_follow_the_same_form():
 def test_errors_of_the_real_script_go_to_stderr_with_code_1(tmp_path):
     """Once through a real process: nothing but the one line, and the exit status that scripts test."""
     code = "from ph_l2o.cli import train; train()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "task.dim=0"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    call = [sys.executable, "-c", code, "task.dim=0"]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: task.dim=0: must be >= 1 (number of coordinates)\n"

@@ -38,9 +38,7 @@ def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_r
     made_task.prepare()
     problem = made_task.sample(ProblemKeys(0, "train", 0, range(2)))
     objective = OBJECTIVES[cfg.meta.objective]
-    estimate = Truncated(3, order=2)(
-        made, dict(made.named_parameters()), problem, start(made, problem), 0, objective
-    )
+    estimate = Truncated(3, order=2)(made, dict(made.named_parameters()), problem, start(made, problem), 0, objective)
     assert estimate.losses.shape == (3, 2)
     assert torch.isfinite(estimate.losses).all() and torch.isfinite(estimate.outer_loss)
     assert set(estimate.gradient) == {name for name, _ in made.named_parameters()}
@@ -56,7 +54,7 @@ GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra
     [(g, o) for g in GROUPS if g not in ("task_defaults", "task_optimizer") for o in options(g)],
 )
 def test_every_config_composes(group, option):
-    cfg = composed(f"{group}={option}" if group not in ("experiment", "debug") else f"+{group}={option}")
+    cfg = composed(f"{group}={option}")
     for node in ("optimizer", "task", "estimator", "meta"):
         build(OmegaConf.masked_copy(cfg, [node, "paths"])[node], node)
 

@@ -22,18 +22,21 @@ RESULTS = {
 }
 
 
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_a_run_leaves_the_results_that_the_docs_name(command, run_folder):
     outcome = command("train", "debug=default")
     assert outcome.code == 0, outcome.err
     folder = run_folder()
-    assert {
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts
-    } == RESULTS
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts} == RESULTS
     assert json.loads((folder / "status.json").read_text())["status"] == "ok"
     comparison = json.loads((folder / "comparison.json").read_text())
     assert [row["optimizer"] for row in comparison["rows"]] == ["port_hamiltonian", "sgd", "adam"]
     assert comparison["horizon"] == 3
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rows = rows_of(folder / "metrics.csv")
     assert [row["outer_step"] for row in rows] == ["1", "2", "3", "4"]
     assert rows[1]["val/quadratic/final_loss"]
     assert "port_hamiltonian" in outcome.out and "comparison took" in outcome.out
@@ -59,9 +62,7 @@ def test_config_yaml_is_resolved_and_names_the_revision(command, run_folder):
 
 def test_task_specific_defaults_and_what_users_type_wins(command, run_folder):
     command("train", "debug=default", "compare=false")
-    assert (
-        OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.05
-    )  # task_optimizer/quadratic_…
+    assert OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.05  # task_optimizer/quadratic_…
 
 
 def test_typed_values_win_over_task_specific_ones(command, run_folder):
@@ -75,7 +76,7 @@ def test_resume_last_continues_in_the_same_folder(command, run_folder):
     outcome = command("train", "debug=default", "compare=false", "ckpt_path=last", "meta.outer_steps=6")
     assert outcome.code == 0, outcome.err
     assert run_folder() == before
-    rows = list(csv.DictReader((before / "metrics.csv").open()))
+    rows = rows_of(before / "metrics.csv")
     assert [row["outer_step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
 
 
@@ -105,8 +106,7 @@ def test_multirun_has_a_folder_for_each_job_and_a_summary(command, tmp_path):
         "2_quadratic_adam_seed1",
         "3_quadratic_adam_seed2",
     ]
-    with (sweep / "summary.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(sweep / "summary.csv")
     assert [row["status"] for row in rows] == ["ok"] * 4
     assert [row["optimizer"] for row in rows] == ["port_hamiltonian"] * 2 + ["adam (trained)"] * 2
     assert "2_quadratic_adam_seed1" in outcome.out

@@ -29,9 +29,7 @@ def learner(optimizer=None, task=None, truncation=3, order=2, seed=0, **settings
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4) if optimizer is None else optimizer
     meta = MetaSettings(**{**SMALL, **settings})
-    return MetaLearner(
-        optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed
-    )
+    return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed)
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -209,9 +207,7 @@ def test_meta_train_learns_adams_learning_rate():
     )  # fmt: skip
     assert isinstance(trained, Adam)
     assert trained.hyperparameters["lr"].item() > 0.02
-    assert math.isclose(
-        start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5
-    )  # the given one is left as it is
+    assert math.isclose(start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5)  # the given one is left as it is
 
 
 def test_meta_train_in_float64():

@@ -17,7 +17,7 @@ LAYOUTS = [
 STEPS = 100
 
 torch_sgd = torch.optim.SGD
-# Rates so low that no problem oscillates about its minimum, where rounding errors would grow.
+# Rates so low, or eps so large, that nothing oscillates about a minimum, where rounding errors would grow.
 PAIRS: list[tuple[type[ClassicalOptimizer], dict, Callable[..., torch.optim.Optimizer]]] = [
     (SGD, {"lr": 0.02}, functools.partial(torch_sgd, lr=0.02)),
     (SGD, {"lr": 0.02, "weight_decay": 0.3}, functools.partial(torch_sgd, lr=0.02, weight_decay=0.3)),
@@ -36,14 +36,14 @@ PAIRS: list[tuple[type[ClassicalOptimizer], dict, Callable[..., torch.optim.Opti
     (RMSprop, {"lr": 0.001}, functools.partial(torch.optim.RMSprop, lr=0.001)),
     (
         RMSprop,
-        {"lr": 0.0001, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1},
-        functools.partial(torch.optim.RMSprop, lr=0.0001, alpha=0.9, eps=1e-3, weight_decay=0.1),
+        {"lr": 0.001, "alpha": 0.9, "eps": 0.1, "weight_decay": 0.1},
+        functools.partial(torch.optim.RMSprop, lr=0.001, alpha=0.9, eps=0.1, weight_decay=0.1),
     ),
     (Adam, {"lr": 0.03}, functools.partial(torch.optim.Adam, lr=0.03)),
     (
         Adam,
-        {"lr": 0.0001, "beta1": 0.0, "beta2": 0.9, "eps": 1e-4, "weight_decay": 0.2},
-        functools.partial(torch.optim.Adam, lr=0.0001, betas=(0.0, 0.9), eps=1e-4, weight_decay=0.2),
+        {"lr": 0.001, "beta1": 0.0, "beta2": 0.9, "eps": 0.1, "weight_decay": 0.2},
+        functools.partial(torch.optim.Adam, lr=0.001, betas=(0.0, 0.9), eps=0.1, weight_decay=0.2),
     ),
     (AdamW, {"lr": 0.03}, functools.partial(torch.optim.AdamW, lr=0.03, weight_decay=0.01)),
     (

@@ -68,9 +68,7 @@ def test_matches_the_published_formulas(preprocess, norm, layout):
     for grad in grads:
         new, following = optimizer.update(params, params.like(grad), None, state)
         for i in range(2):
-            pairs = [
-                reference(optimizer, g, p) for g, p in zip(grad[i].tolist(), state.p[i].tolist(), strict=True)
-            ]
+            pairs = [reference(optimizer, g, p) for g, p in zip(grad[i].tolist(), state.p[i].tolist(), strict=True)]
             steps = torch.tensor([s for s, _ in pairs], dtype=torch.float64)
             carried = torch.tensor([p for _, p in pairs], dtype=torch.float64)
             if norm:
@@ -127,7 +125,9 @@ def test_update_is_pure_and_batch_independent():
     before = [t.clone() for t in (params.flat, grads.flat, state.p)]
     with torch.no_grad():
         first, again = (optimizer.update(params, grads, None, state) for _ in range(2))
-        alone, _ = optimizer.update(params.like(params.flat[1:]), grads.like(grads.flat[1:]), None, HNNState(state.p[1:]))
+        alone, _ = optimizer.update(
+            params.like(params.flat[1:]), grads.like(grads.flat[1:]), None, HNNState(state.p[1:])
+        )
     assert torch.equal(first[0].flat, again[0].flat) and torch.equal(first[1].p, again[1].p)
     for old, now in zip(before, (params.flat, grads.flat, state.p), strict=True):
         assert torch.equal(old, now)

@@ -18,7 +18,7 @@ def params_of(num_problems: int, num_coordinates: int, dtype: torch.dtype = torc
 
 
 def torch_cells(optimizer: LSTM) -> list[nn.LSTMCell]:
-    """torch's own cells with the same weights; their gates lie in the order i, f, g, o."""
+    """Torch's own cells with the same weights; their gates lie in the order i, f, g, o."""
     cells = []
     for cell in optimizer.cells:
         size = optimizer.hidden_size
@@ -115,7 +115,9 @@ def test_update_is_pure_and_coordinatewise():
             assert torch.equal(old, now)
         order = torch.randperm(700)
         shuffled = type(state)(*(s[:, order] for s in state))
-        moved, _ = optimizer.update(params.like(params.flat[:, order]), grads.like(grads.flat[:, order]), None, shuffled)
+        moved, _ = optimizer.update(
+            params.like(params.flat[:, order]), grads.like(grads.flat[:, order]), None, shuffled
+        )
         torch.testing.assert_close(moved.flat, first[0].flat[:, order])
         one = type(state)(*(s[2:3] for s in state))
         alone, _ = optimizer.update(params.like(params.flat[2:3]), grads.like(grads.flat[2:3]), None, one)
