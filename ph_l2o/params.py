@@ -47,9 +47,7 @@ class Layout:
         if self.num_tensors == 1:
             return per_tensor
         lead = per_tensor.shape[:-1]
-        return torch.cat(
-            [v.expand(*lead, n) for v, n in zip(per_tensor.split(1, -1), self.sizes, strict=True)], -1
-        )
+        return torch.cat([v.expand(*lead, n) for v, n in zip(per_tensor.split(1, -1), self.sizes, strict=True)], -1)
 
     def sum(self, flat: Tensor) -> Tensor:
         """Sum over each tensor's coordinates: shape `(…, N)` → `(…, T)`."""
@@ -72,9 +70,7 @@ class Params(Mapping[str, Tensor]):
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Params:
         """Gather tensors of shape `(B, *shape)` into one flat buffer (a copy)."""
         layout = Layout(tuple(tensors), tuple(tuple(t.shape[1:]) for t in tensors.values()))
-        return cls(
-            torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in tensors.values()], 1), layout
-        )
+        return cls(torch.cat([t.flatten(1) if t.dim() > 1 else t[:, None] for t in tensors.values()], 1), layout)
 
     @property
     def num_problems(self) -> int:

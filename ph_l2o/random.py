@@ -85,9 +85,7 @@ class ProblemKeys:
         blocks = -(-per_step // _WORDS_PER_BLOCK)
         out = np.empty((count, len(self), blocks * _WORDS_PER_BLOCK), dtype=np.uint64)
         for row, index in enumerate(self.indices):
-            raw = self._bit_generator(purpose, index, first * blocks).random_raw(
-                count * blocks * _WORDS_PER_BLOCK
-            )
+            raw = self._bit_generator(purpose, index, first * blocks).random_raw(count * blocks * _WORDS_PER_BLOCK)
             out[:, row] = raw.reshape(count, -1)
         return out[..., :per_step]
 

@@ -48,9 +48,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with path.open("rb") as stream:
             batch = load_arrays(stream)
     except (OSError, pickle.UnpicklingError) as error:
-        raise DamagedFileError(
-            path, f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        raise DamagedFileError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
     images, labels = _entry(path, batch, "data"), _entry(path, batch, "labels")
     if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 2):
         raise DamagedFileError(path, "its 'data' is not a uint8 array of one row per image")
@@ -77,7 +75,5 @@ def _checked_labels(path: Path, labels: Any, *, num_images: int) -> np.ndarray:
     if np.shape(labels) != (num_images,):
         raise DamagedFileError(path, f"labels of shape {np.shape(labels)} for {num_images} images")
     if not 0 <= min(labels) <= max(labels) < NUM_CLASSES:
-        raise DamagedFileError(
-            path, f"labels {min(labels)} to {max(labels)}, expected 0 to {NUM_CLASSES - 1}"
-        )
+        raise DamagedFileError(path, f"labels {min(labels)} to {max(labels)}, expected 0 to {NUM_CLASSES - 1}")
     return np.asarray(labels, dtype=np.int64)

@@ -50,9 +50,7 @@ class Dataset:
 
     def missing_files(self, root: Path) -> list[str]:
         folder = root / self.folder
-        return [
-            name for name in self.files if not any((folder / (name + end)).exists() for end in self.suffixes)
-        ]
+        return [name for name in self.files if not any((folder / (name + end)).exists() for end in self.suffixes)]
 
 
 def read_or_fetch(dataset: Dataset, root: Path, *, download: bool) -> ImageData:
@@ -130,9 +128,7 @@ def _nothing_worked(dataset: Dataset, root: Path, missing: list[str], failures: 
     compressed = ", plain or .gz," if ".gz" in dataset.suffixes else ""
     tried = [f"files already there: {', '.join(missing)} missing in {folder}", *failures]
     remedy = f"Place the files {', '.join(dataset.files)}{compressed} in {folder} and run again."
-    return DataError(
-        "\n  - ".join([f"the data set {dataset.name} could not be had; tried:", *tried]) + "\n" + remedy
-    )
+    return DataError("\n  - ".join([f"the data set {dataset.name} could not be had; tried:", *tried]) + "\n" + remedy)
 
 
 def _one_line(error: Exception) -> str:

@@ -62,6 +62,4 @@ def _read_bytes(path: Path) -> bytes:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
-        raise DamagedFileError(
-            path, f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        raise DamagedFileError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error

@@ -32,9 +32,7 @@ class Truncated(Estimator):
     def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2):
         super().__init__(truncation)
         if order not in (1, 2):
-            raise ValueError(
-                f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)"
-            )
+            raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
         self.order = order
 
     def __call__(
@@ -57,8 +55,7 @@ class Truncated(Estimator):
             )  # fmt: skip
             gradients = torch.autograd.grad(surrogate, list(phi.values()), allow_unused=True)
         gradient = {
-            name: torch.zeros_like(p) if g is None else g
-            for (name, p), g in zip(phi.items(), gradients, strict=True)
+            name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(phi.items(), gradients, strict=True)
         }
         losses = losses.detach()
         return Estimate(objective(losses), gradient, carry.detach(), losses)

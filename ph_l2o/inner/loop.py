@@ -45,11 +45,7 @@ def value_and_gradient(
     With `create_graph` losses and gradients are differentiable in `params`; without, they are constants.
     """
     with torch.enable_grad():
-        leaf = (
-            params.flat
-            if create_graph and params.flat.requires_grad
-            else params.flat.detach().requires_grad_()
-        )
+        leaf = params.flat if create_graph and params.flat.requires_grad else params.flat.detach().requires_grad_()
         loss, buffers = problem.loss(params.like(leaf), buffers, batch)
         (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss), create_graph=create_graph)
     if not create_graph:
@@ -65,9 +61,7 @@ def inner_step(
     Returns:
         The next carry, and the losses `(B,)` at the parameters before the step.
     """
-    loss, grads, buffers = value_and_gradient(
-        problem, carry.params, carry.buffers, batch, create_graph=create_graph
-    )
+    loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch, create_graph=create_graph)
     params, state = optimizer.update(carry.params, grads, loss, carry.state)
     return Carry(params, state, buffers), loss
 
@@ -79,6 +73,7 @@ def run(
     num_steps: int,
     *,
     carry: Carry | None = None,
+    first: int = 0,
     on_step: Callable[[int, Carry, Tensor], None] | None = None,
     window: int = 50,
 ) -> tuple[Carry, Tensor]:
@@ -89,7 +84,8 @@ def run(
         problem: The optimizees.
         num_steps: Number of inner steps, >= 1.
         carry: Where to start; the default is the problem's start.
-        on_step: Called after each step with its number (from 1), the carry and the losses before the step.
+        first: Number of inner steps that led to `carry`; the random draws depend on it.
+        on_step: Called after each step with the number of steps done, the carry and the losses before the step.
         window: Number of steps whose random draws are made at once.
 
     Returns:
@@ -98,18 +94,18 @@ def run(
     """
     carry = start(optimizer, problem) if carry is None else carry
     losses: list[Tensor] = []
-    for step, batch in enumerate(_batches(problem, num_steps, window), start=1):
+    for step, batch in enumerate(_batches(problem, first, num_steps, window), start=first + 1):
         carry, loss = inner_step(optimizer, problem, carry, batch)
         losses.append(loss)
         if on_step is not None:
             on_step(step, carry, loss)
-    losses.append(problem.loss(carry.params, carry.buffers, next(problem.batches(num_steps, 1)))[0])
+    losses.append(problem.loss(carry.params, carry.buffers, next(problem.batches(first + num_steps, 1)))[0])
     return carry, torch.stack(losses)
 
 
-def _batches(problem: Problem, num_steps: int, window: int) -> Iterable[Any]:
-    for first in range(0, num_steps, window):
-        yield from problem.batches(first, min(window, num_steps - first))
+def _batches(problem: Problem, first: int, num_steps: int, window: int) -> Iterable[Any]:
+    for begin in range(first, first + num_steps, window):
+        yield from problem.batches(begin, min(window, first + num_steps - begin))
 
 
 @torch.no_grad()
@@ -117,7 +113,5 @@ def final_loss(problem: Problem, carry: Carry, last: Tensor, num_batches: int = 
     """Loss of the finished problems: the mean over fresh batches, or `last` where the loss has no noise."""
     if not problem.stochastic:
         return last
-    losses = [
-        problem.loss(carry.params, carry.buffers, batch)[0] for batch in problem.final_batches(num_batches)
-    ]
+    losses = [problem.loss(carry.params, carry.buffers, batch)[0] for batch in problem.final_batches(num_batches)]
     return torch.stack(losses).mean(0)

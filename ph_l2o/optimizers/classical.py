@@ -274,7 +274,7 @@ class Adam(ClassicalOptimizer):
     Reference: Kingma and Ba 2015, "Adam: a method for stochastic optimization" (arXiv 1412.6980).
     """
 
-    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-3.5, 0.5)}
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-3.5, 0.5), "beta2": (0.9, 0.999)}
 
     def __init__(
         self,

@@ -116,13 +116,14 @@ class HNN(LearnedOptimizer):
         """
         (gv_in, gv_out), (v_in, v_out) = self.control.layers(), self.potential.layers()
         n = self.mass.in_features
-        zero, one = torch.zeros_like(self.mass.weight), torch.eye(n, out=torch.empty_like(self.mass.weight))
+        root = self.mass.weight
+        zero, one = torch.zeros_like(root), torch.eye(n, dtype=root.dtype, device=root.device)
         # Rows: what is computed; columns: hidden units of gv, hidden units of v, p, constant.
         v = torch.cat([zero, v_out.weight, zero, v_out.bias[:, None]], 1)
         p = torch.cat([zero, zero, one, zero[:, :1]], 1)
         gv = torch.cat([gv_out.weight, zero, zero, gv_out.bias[:, None]], 1)
         d_q, d_p = (self.dissipation.weight @ torch.cat([v, p])).split(n)
-        mass = self.mass.weight @ self.mass.weight.t()
+        mass = root @ root.t()
         h_q, h_p = p - d_q, mass @ (gv - v - d_p)
 
         of_h, of_q = self.output.weight.split(n, 1)

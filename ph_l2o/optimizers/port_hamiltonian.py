@@ -6,8 +6,8 @@ learned ports do; a small network, the controller, sets the ports of each tensor
 Symbols (code ↔ mathematics):
 
 - `flat`, `momentum` ↔ θ, π; `grad` ↔ g = ∇f(θ); `scale` ↔ s > 0, step scale of a coordinate
-- `damping` ↔ D ≥ 0, so that R = diag(D) is positive semidefinite; `r` ↔ r, stands for √(f + c)
-- `force` ↔ s·ĝ, with ĝ = (1 - mix) g + mix m; the port of r is c_i = force_i / (2√(f + c))
+- `damping` ↔ D ≥ 0, so that R = diag(D) is positive semidefinite; `r` ↔ r, stands for √max(f, c)
+- `force` ↔ s·ĝ, with ĝ = (1 - mix) g + mix m; the port of r is c_i = force_i / (2√max(f, c))
 
 One step, with r shared by all coordinates of a problem:
 
@@ -18,7 +18,7 @@ One step, with r shared by all coordinates of a problem:
 It satisfies Δ(r² + ½‖π‖²) = -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s > 0 and D ≥ 0: J is skew-symmetric
 (c enters r and π with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
 
-Before each step r² follows f + c. Lowering r² releases energy; raising it is paid from an energy tank (Duindam and
+Before each step r² follows max(f, c). Lowering r² releases energy; raising it is paid from an energy tank (Duindam and
 Stramigioli 2004; Franken et al. 2011), which a share η_k = 1 - 1/k of all released energy refills. When the tank is
 empty, r is not raised. So E = r² + ½‖π‖² + tank never increases.
 
@@ -91,8 +91,8 @@ class PortHamiltonian(LearnedOptimizer):
     Args:
         hidden_size: Width of the controller's two hidden layers, >= 1.
         init_lr: Learning rate before meta-training, > 0.
-        tank: Energy in the tank at the start, as a multiple >= 0 of f(θ₀) + c.
-        loss_offset: c > 0, in units of the loss. A loss below zero counts as zero.
+        tank: Energy in the tank at the start, as a multiple >= 0 of max(f(θ₀), c).
+        loss_offset: c > 0, in units of the loss; a smaller loss counts as c.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -100,9 +100,7 @@ class PortHamiltonian(LearnedOptimizer):
 
     needs_loss: ClassVar[bool] = True
 
-    def __init__(
-        self, *, hidden_size: int = 32, init_lr: float = 0.02, tank: float = 1.0, loss_offset: float = 1e-6
-    ):
+    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.02, tank: float = 1.0, loss_offset: float = 1e-6):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
@@ -172,9 +170,10 @@ class PortHamiltonian(LearnedOptimizer):
         target = loss.clamp_min(self.loss_offset)
         r_squared = torch.where(first, target, state.r_squared)
         tank = torch.where(first, self.tank * target, state.tank)
-        raised = torch.minimum(target - r_squared, tank)
+        followed = torch.minimum(target, r_squared + tank)
+        raised = followed - r_squared
         tank = tank - torch.maximum(raised, refill * raised)
-        r_squared = (r_squared + raised).clamp_min(_TINY_ENERGY)
+        r_squared = followed.clamp_min(_TINY_ENERGY)
 
         # ratio = r⁺ / √target; c π / (1 + D) = damped π / (2 √target)
         half = 0.5 / target

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.recurrent import PlainRecurrence
 
 
 class ModuleProblem(Problem):
@@ -22,13 +23,19 @@ class ModuleProblem(Problem):
     The copies come from B calls of the factory under seeds of their own, so a module starts as it does by itself, and
     the same on every device. A forward pass is `vmap` of `functional_call`, or the module's own
     `batched_forward(tensors, inputs)` where it has one. Attention takes the math kernel, the only one that can be
-    differentiated twice; BatchNorm's running statistics are carry; dropout draws from a seed of its own in each step.
+    differentiated twice; recurrent layers run as a loop over time; BatchNorm's running statistics are carry; dropout
+    draws from a seed of its own in each step. A module that draws random numbers other than by torch's layers says so
+    with an attribute `draws_randomly = True`.
 
     Args:
         keys: Keys of the B problems.
         factory: Makes one module.
         device: Where the problems are.
         dtype: Floating-point type of parameters and buffers.
+
+    Raises:
+        ValueError: If the factory's modules have no parameters, or differ in their tensors; on the first forward pass,
+            if torch cannot run the module for several problems at once.
     """
 
     def __init__(
@@ -46,13 +53,19 @@ class ModuleProblem(Problem):
         self.draws_randomly = any(_draws_randomly(m) for m in self._module.modules())
         self._device = torch.device(device)
 
+        self._plain_recurrence = any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in self._module.modules())
+
         def stack(tensors: list[Tensor]) -> Tensor:
             stacked = torch.stack([t.detach().cpu() for t in tensors])
             return stacked.to(device=device, dtype=dtype if stacked.is_floating_point() else None)
 
         named = [dict(m.named_parameters()) for m in modules]
-        self.params = Params.from_tensors({k: stack([n[k] for n in named]) for k in named[0]})
         buffered = [dict(m.named_buffers()) for m in modules]
+        _check_alike(named)
+        _check_alike(buffered)
+        if not named[0]:
+            raise ValueError(f"task.model={type(self._module).__name__}: has no parameters to optimise")
+        self.params = Params.from_tensors({k: stack([n[k] for n in named]) for k in named[0]})
         self.buffers = {k: stack([b[k] for b in buffered]) for k in buffered[0]}
 
     def outputs(
@@ -81,8 +94,26 @@ class ModuleProblem(Problem):
             return functional_call(self._module, (tensors, buffers), (x,)), buffers
 
         randomness = "different" if self.draws_randomly else "error"
-        with sdpa_kernel(SDPBackend.MATH), self._drawing_from(seed):
-            return vmap(one, randomness=randomness)(tensors, dict(buffers), inputs)
+        recurrence = PlainRecurrence() if self._plain_recurrence else contextlib.nullcontext()
+        try:
+            with sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), self._drawing_from(seed), recurrence:
+                return vmap(one, randomness=randomness)(tensors, dict(buffers), inputs)
+        except RuntimeError as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: RuntimeError) -> Exception:
+        text, name = str(error), type(self._module).__name__
+        if "randomness" in text:
+            return ValueError(
+                f"task.model={name}: draws random numbers other than by torch's layers; give it a class attribute "
+                "draws_randomly = True"
+            )
+        if text.startswith(("vmap:", "Batching rule not implemented")):
+            return ValueError(
+                f"task.model={name}: torch.vmap cannot run it for several problems at once; replace the layer, or "
+                f"give the module a batched_forward(tensors, inputs). torch says: {text.splitlines()[0]}"
+            )
+        return error
 
     @contextlib.contextmanager
     def _drawing_from(self, seed: int) -> Iterator[None]:
@@ -100,8 +131,27 @@ def _seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
         return factory()
 
 
+def _check_alike(tensors: list[dict[str, Tensor]]) -> None:
+    shapes = [{name: t.shape for name, t in one.items()} for one in tensors]
+    if any(s != shapes[0] for s in shapes):
+        raise ValueError("task.model: must make modules with the same tensors in every call")
+
+
+@contextlib.contextmanager
+def _no_attention_fast_path() -> Iterator[None]:
+    """Attention in evaluation mode otherwise takes fused kernels that vmap cannot batch."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
 def _draws_randomly(module: Any) -> bool:
     """Whether a module draws random numbers in training, as far as its class shows."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
-    return isinstance(module, nn.RReLU | nn.MultiheadAttention | nn.RNNBase) and getattr(module, "dropout", 1.0) > 0
+    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return module.dropout > 0
+    return bool(getattr(module, "draws_randomly", False))

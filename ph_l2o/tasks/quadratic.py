@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -41,11 +42,11 @@ class Quadratic(Task):
         init: Literal["normal", "zeros"] = "normal",
         name: str = "quadratic",
     ):
-        if dim < 1:
-            raise ValueError(f"task.dim={dim}: must be >= 1 (number of coordinates)")
-        if condition_number is not None and condition_number < 1:
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"task.dim={dim}: must be a whole number >= 1 (number of coordinates)")
+        if condition_number is not None and not 1 <= condition_number < math.inf:
             raise ValueError(f"task.condition_number={condition_number}: must be >= 1, or null to keep W as drawn")
-        if noise < 0:
+        if not 0 <= noise < math.inf:
             raise ValueError(f"task.noise={noise}: must be >= 0 (standard deviation)")
         if init not in ("normal", "zeros"):
             raise ValueError(f"task.init={init}: must be normal or zeros")

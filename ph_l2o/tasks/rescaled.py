@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,12 +22,15 @@ class rescaled(Problem):  # noqa: N801  # used like a function: rescaled(problem
         problem: The problems.
         log_scale: a >= 0; log scale ~ U(-a, a).
 
+    Raises:
+        ValueError: If `log_scale` is out of range.
+
     Reference: Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons".
     """
 
     def __init__(self, problem: Problem, log_scale: float):
-        if log_scale < 0:
-            raise ValueError(f"meta.rescale={log_scale}: must be >= 0")
+        if not 0 <= log_scale < math.inf:
+            raise ValueError(f"meta.rescale={log_scale}: must be a finite number >= 0")
         self.problem, self.keys = problem, problem.keys
         self.buffers, self.stochastic = problem.buffers, problem.stochastic
         layout, flat = problem.params.layout, problem.params.flat

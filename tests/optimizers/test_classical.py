@@ -1,4 +1,5 @@
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -156,7 +157,7 @@ def test_meta_parameters_are_finite_and_differentiable():
 @pytest.mark.parametrize("cls", ALL)
 def test_grid(cls):
     assert len(cls.grid["lr"]) >= 8
-    assert all(high / low == pytest.approx(math.sqrt(10)) for low, high in zip(cls.grid["lr"], cls.grid["lr"][1:]))
+    assert all(high / low == pytest.approx(math.sqrt(10)) for low, high in itertools.pairwise(cls.grid["lr"]))
     for name, values in cls.grid.items():
         for value in values:
             assert cls(**{name: value}).hyperparameters[name].item() == pytest.approx(value)
@@ -194,7 +195,7 @@ def test_bad_values_for_a_grid():
 @pytest.mark.parametrize("cls", ALL)
 def test_update_is_pure(cls):
     optimizer = cls(weight_decay=0.1)
-    start, matrix, offset = quadratics(LAYOUTS[1])
+    start, _, offset = quadratics(LAYOUTS[1])
     state = optimizer.init(start)
     grads = start.like(offset)
     params, state = optimizer.update(start, grads, None, state)

@@ -307,7 +307,6 @@ def test_arguments_out_of_range(arguments, message):
         PortHamiltonian(**arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="r² + (target - r²) rounds; min(target, r² + tank) does not")
 @torch.no_grad()
 def test_r_follows_a_fall_of_the_loss_in_float32():
     layout = LAYOUTS["one"]
