@@ -73,6 +73,14 @@ def test_purposes_keep_their_numbers():
     }
 
 
+PINNED_WORDS = [[[18182226056429393892, 3716790127095585809], [8473549202567721842, 79512786340888641]]]
+PINNED_INTEGERS = [[[59139, 12089], [27561, 258]]]
+PINNED_NORMALS = [[0.051007690482249235, 0.16212626621153428], [1.2468904990072458, 0.033777821467437165]]
+PINNED_SEEDS = [7625133849371812335, 1453344344978239595]
+PINNED_GENERATOR = [1.4428260959549375, 0.9988784898124504]
+PINNED_EPISODE = [157, 835, 52]
+
+
 def test_streams_keep_their_values():
     keys = ProblemKeys(1, "test", 2, (3, 40))
     words = keys.words(Purpose.BATCH, 5, 1, 2)
@@ -85,21 +93,13 @@ def test_streams_keep_their_values():
     assert keys.episode_generator(Purpose.HORIZON).integers(1000, size=3).tolist() == PINNED_EPISODE
 
 
-PINNED_WORDS = []
-PINNED_INTEGERS = []
-PINNED_NORMALS = []
-PINNED_SEEDS = []
-PINNED_GENERATOR = []
-PINNED_EPISODE = []
-
-
 def test_torch_seeds_fit_torch_and_differ():
     seeds = {
         ProblemKeys(0, split, 0, []).torch_seed(Purpose.MODULE, index, step)
         for split, index, step in itertools.product(SPLITS, range(20), range(20))
     }
     assert len(seeds) == 3 * 400
-    assert 0 <= min(seeds) and max(seeds) < 2**63
+    assert min(seeds) >= 0 and max(seeds) < 2**63
 
 
 def test_generator_starts_anew_and_shares_nothing_with_the_episode():

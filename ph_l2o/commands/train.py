@@ -32,8 +32,16 @@ def run_training(cfg: DictConfig) -> float:
             _close_log_files()
             remove_if_untouched(folder)
         raise
-    with _recorded(folder, cfg):
-        return _train(cfg, parts, folder, resume)
+    from ph_l2o.meta import NonFiniteError
+
+    try:
+        with _recorded(folder):
+            return _train(cfg, parts, folder, resume)
+    except NonFiniteError as error:
+        if not _is_multirun():
+            raise
+        log.error("error: %s", error)  # the other jobs of the sweep go on
+        return DIVERGED_SCORE
 
 
 def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
@@ -71,7 +79,10 @@ def _resume_path(cfg: DictConfig) -> Path | None:
 def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
     from ph_l2o.meta import MetaLearner, fit
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
+    for noisy in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
+    if not _is_rank_zero():
+        logging.disable(logging.INFO)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     config["git_revision"] = git_revision()
@@ -95,7 +106,6 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         seed=cfg.seed,
         config=_plain(config),
     )
-    trainer_arguments = {k: v for k, v in cfg.trainer.items() if k != "_target_"}
     trainer = fit(
         learner,
         folder,
@@ -105,7 +115,7 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         accelerator=cfg.strategy.accelerator,
         devices=cfg.strategy.devices,
         strategy=cfg.strategy.strategy,
-        **trainer_arguments,
+        **cfg.trainer,
     )
     log.info("meta-training took %.0f s", time.monotonic() - began)
     if trainer.is_global_zero and cfg.compare:
@@ -144,12 +154,10 @@ def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[An
     if settings is None:
         return []
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     from ph_l2o.meta.wandb_run import wandb_logger
 
-    hydra = HydraConfig.get()
-    sweep = Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
+    sweep = Path(HydraConfig.get().sweep.dir).name if _is_multirun() else None
     id_file = folder / "wandb_id"
     run_id = id_file.read_text().strip() if resume is not None and id_file.is_file() else None
     logger = wandb_logger(
@@ -168,7 +176,7 @@ def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[An
 
 
 @contextlib.contextmanager
-def _recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
+def _recorded(folder: Path) -> Iterator[None]:
     """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
     import sys
 
@@ -178,6 +186,9 @@ def _recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
         status = "ok"
     except KeyboardInterrupt:
         status = "interrupted"
+        raise
+    except Exception as error:
+        status = "diverged" if type(error).__name__ == "NonFiniteError" else "error"
         raise
     finally:
         if _is_rank_zero() and folder.is_dir():
@@ -192,6 +203,13 @@ def _recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
 def _plain(config: dict[Any, Any]) -> dict[str, Any]:
     """What a checkpoint keeps: plain values, nothing of this machine's folders."""
     return {k: v for k, v in config.items() if k not in ("paths", "hydra")}
+
+
+def _is_multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _is_rank_zero() -> bool:

@@ -89,8 +89,8 @@ def _check_processes(cfg: DictConfig) -> None:
     for key in ("num_problems", "val_problems"):
         if cfg.meta[key] % devices:
             raise ConfigError(
-                f"meta.{key}={cfg.meta[key]}: must be a multiple of strategy.devices={devices}, the processes that share "
-                "the problems out"
+                f"meta.{key}={cfg.meta[key]}: must be a multiple of strategy.devices={devices}, the processes that "
+                "share the problems out"
             )
 
 

@@ -219,14 +219,17 @@ class MetaLearner(pl.LightningModule):
     def _gather(self, saved: dict[str, Any]) -> dict[str, Any]:
         if self.trainer.world_size == 1:
             return saved
-        gathered: Any = self.all_gather({k: saved[k] for k in ("params", "state", "buffers")})
 
-        def join(x: Any) -> Any:
-            if isinstance(x, Tensor):
-                return x.flatten(0, 1)
-            return {k: join(v) for k, v in x.items()} if isinstance(x, dict) else [join(v) for v in x]
+        def join(x: Tensor) -> Tensor:
+            parts = [torch.empty_like(x) for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather(parts, x.contiguous())
+            return torch.cat(parts)
 
-        return saved | {k: join(v) for k, v in gathered.items()}
+        return saved | {
+            "params": join(saved["params"]),
+            "state": [join(x) for x in saved["state"]],
+            "buffers": {name: join(b) for name, b in saved["buffers"].items()},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episode up again."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +19,9 @@ from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys, Purpose, integers
 from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.mlp import ACTIVATIONS, MLP, MixedActivation
-from ph_l2o.tasks.module import ModuleProblem
+from ph_l2o.tasks.module import ModuleProblem, seeded
 
+_FINAL = 2**62  # first number of the seeds for final batches, beyond those of all inner steps
 _TEST_ELEMENTS = 2**23  # input numbers of a chunk of test images, over all problems: 32 MiB in float32
 
 
@@ -73,8 +77,8 @@ class ImageClassification(Task):
         activations = (activation,) if isinstance(activation, str) else tuple(activation)
         if dataset not in DATASETS:
             raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
-        if any(not isinstance(size, int) or size < 1 for size in hidden_sizes):
-            raise ValueError(f"task.hidden_sizes={list(hidden_sizes)}: must be whole numbers >= 1 (units)")
+        if not isinstance(hidden_sizes, Sequence) or any(not isinstance(n, int) or n < 1 for n in hidden_sizes):
+            raise ValueError(f"task.hidden_sizes={hidden_sizes}: must be a list of whole numbers >= 1 (units)")
         if not activations:
             raise ValueError("task.activation=[]: must name at least one activation")
         for kind in activations:
@@ -82,10 +86,15 @@ class ImageClassification(Task):
                 near = difflib.get_close_matches(str(kind), ACTIVATIONS, 1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"task.activation={kind}: must be of {', '.join(ACTIVATIONS)}{hint}")
-        if batch_size < 1:
-            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (images of a mini-batch)")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
         if split not in ("default", "study"):
             raise ValueError(f"task.split={split}: must be default or study")
+        if model is not None and (isinstance(model, nn.Module) or not callable(model)):
+            raise ValueError(
+                f"task.model={type(model).__name__}: must be a function that makes a module, such as a class or a "
+                "functools.partial; in a configuration, a node with _partial_: true"
+            )
         self.dataset, self.hidden_sizes, self.activation = dataset, tuple(hidden_sizes), activations
         self.batch_size, self.split, self.model = batch_size, split, model
         self.name = dataset if name is None else name
@@ -101,9 +110,8 @@ class ImageClassification(Task):
         _ = self._data
 
     def spec(self) -> dict[str, Any]:
-        """Without what lies in memory, and where."""
-        kept = super().spec()
-        return kept | {"model": None if self.model is None else repr(self.model)}
+        """What defines the distribution; of `model`, all that can be seen from the modules it makes."""
+        return super().spec() | {"model": None if self.model is None else _described(self.model)}
 
     def images(self, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Images `(N, C, H, W)` in uint8 and labels `(N,)` of a split, or of `held_out`, on the device."""
@@ -122,8 +130,12 @@ class ImageClassification(Task):
         """One network."""
         if self.model is not None:
             return self.model()
-        data = self._data
-        return MLP([data.train_images[0].numel(), *self.hidden_sizes, data.num_classes], activation)
+        return MLP([self._data.train_images[0].numel(), *self.hidden_sizes, self.num_classes], activation)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        return self._data.num_classes
 
     def sample(
         self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -158,7 +170,8 @@ class ImageProblem(ModuleProblem):
             seed = 0
             if self.draws_randomly:
                 # One seed for all problems of this process: vmap draws for its whole batch at once.
-                seed = self.keys.torch_seed(Purpose.MODULE, self.keys.indices[0], 1 + step)
+                number = 1 + step + _FINAL * (purpose is Purpose.FINAL_BATCH)
+                seed = self.keys.torch_seed(Purpose.MODULE, self.keys.indices[0], number)
             yield ImageBatch(self._pixels(images, chosen), labels[chosen], seed)
 
     def _pixels(self, images: Tensor, rows: Tensor) -> Tensor:
@@ -175,6 +188,11 @@ class ImageProblem(ModuleProblem):
 
     def loss(self, params: Params, buffers: Buffers, batch: ImageBatch) -> tuple[Tensor, Buffers]:
         logits, buffers = self.outputs(params, buffers, batch.inputs, seed=batch.seed)
+        if logits.dim() != 3 or logits.shape[2] < self._task.num_classes:
+            raise ValueError(
+                f"task.model={type(self._module).__name__}: its outputs have shape {tuple(logits.shape[1:])}; must be "
+                f"({batch.labels.shape[1]}, {self._task.num_classes}), logits for each image of the batch"
+            )
         return _negative_log_likelihood(logits, batch.labels), buffers
 
     @torch.no_grad()
@@ -200,3 +218,24 @@ def _negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over the batch, `(B, batch, classes)` and `(B, batch)` → `(B,)`; a product is cheaper than a gather."""
     chosen = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(logits.dtype)
     return (logits.log_softmax(-1) * chosen).sum((1, 2)) / -labels.shape[1]
+
+
+def _described(model: Callable[[], nn.Module]) -> dict[str, str]:
+    """A factory in words that are the same in every process."""
+    module = seeded(model, 0)
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        plain = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str | tuple)}
+        digest.update(f"{name} {sorted(plain.items())!r}".encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {"factory": _name(model), "module": repr(module), "start": digest.hexdigest()[:16]}
+
+
+def _name(factory: Any) -> str:
+    if isinstance(factory, functools.partial):
+        arguments = [*map(_name, factory.args), *(f"{k}={_name(v)}" for k, v in factory.keywords.items())]
+        return f"{_name(factory.func)}({', '.join(arguments)})"
+    if hasattr(factory, "__qualname__"):
+        return f"{factory.__module__}.{factory.__qualname__}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(factory))

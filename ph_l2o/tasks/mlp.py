@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.num_layers = len(sizes) - 1
-        for k, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = 1 / math.sqrt(fan_in)
             weight = torch.empty(fan_in, fan_out).uniform_(-bound, bound)
             self.register_parameter(f"weight{k}", nn.Parameter(weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class ModuleProblem(Problem):
         dtype: torch.dtype = torch.float32,
     ):
         self.keys = keys
-        modules = [_seeded(factory, keys.torch_seed(Purpose.MODULE, i)) for i in keys.indices]
+        modules = [seeded(factory, keys.torch_seed(Purpose.MODULE, i)) for i in keys.indices]
         # A skeleton for functional_call; its own values are never used.
         self._module = modules[0].to(device=device, dtype=dtype)
         self.draws_randomly = any(_draws_randomly(m) for m in self._module.modules())
@@ -125,13 +125,17 @@ class ModuleProblem(Problem):
             yield
 
 
-def _seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A module from the factory under a seed of its own; torch's generator is left as it was."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return factory()
+        module = factory()
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"task.model: must make an nn.Module, not {type(module).__name__}")
+    return module
 
 
-def _check_alike(tensors: list[dict[str, Tensor]]) -> None:
+def _check_alike(tensors: Sequence[Mapping[str, Tensor]]) -> None:
     shapes = [{name: t.shape for name, t in one.items()} for one in tensors]
     if any(s != shapes[0] for s in shapes):
         raise ValueError("task.model: must make modules with the same tensors in every call")

@@ -42,12 +42,14 @@ class Quadratic(Task):
         init: Literal["normal", "zeros"] = "normal",
         name: str = "quadratic",
     ):
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"task.dim={dim}: must be a whole number >= 1 (number of coordinates)")
+        if dim < 1:
+            raise ValueError(f"task.dim={dim}: must be >= 1 (number of coordinates)")
         if condition_number is not None and not 1 <= condition_number < math.inf:
-            raise ValueError(f"task.condition_number={condition_number}: must be >= 1, or null to keep W as drawn")
+            raise ValueError(
+                f"task.condition_number={condition_number}: must be >= 1 and finite, or null for W as drawn"
+            )
         if not 0 <= noise < math.inf:
-            raise ValueError(f"task.noise={noise}: must be >= 0 (standard deviation)")
+            raise ValueError(f"task.noise={noise}: must be >= 0 and finite (standard deviation)")
         if init not in ("normal", "zeros"):
             raise ValueError(f"task.init={init}: must be normal or zeros")
         self.dim, self.condition_number, self.noise, self.init, self.name = (

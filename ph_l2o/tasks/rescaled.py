@@ -15,7 +15,7 @@ from ph_l2o.random import Purpose
 from ph_l2o.tasks.base import Buffers, Problem
 
 
-class rescaled(Problem):  # noqa: N801  # used like a function: rescaled(problem, 0.7)
+class rescaled(Problem):  # used like a function: rescaled(problem, 0.7)
     """The same problems in other units: θ = scale · θ', one scale for each tensor of each problem.
 
     Args:
@@ -30,7 +30,7 @@ class rescaled(Problem):  # noqa: N801  # used like a function: rescaled(problem
 
     def __init__(self, problem: Problem, log_scale: float):
         if not 0 <= log_scale < math.inf:
-            raise ValueError(f"meta.rescale={log_scale}: must be a finite number >= 0")
+            raise ValueError(f"meta.rescale={log_scale}: must be >= 0 and finite")
         self.problem, self.keys = problem, problem.keys
         self.buffers, self.stochastic = problem.buffers, problem.stochastic
         layout, flat = problem.params.layout, problem.params.flat

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 def as_sequential(mlp: MLP, sizes, activation: str) -> nn.Sequential:
     """The same network of torch's own layers."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for k, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         linear = nn.Linear(fan_in, fan_out, dtype=F64)
         tensors = dict(mlp.named_parameters())
         with torch.no_grad():

@@ -132,4 +132,4 @@ def test_second_derivative():
 def test_bad_argument(log_scale):
     with pytest.raises(ValueError) as error:
         rescaled(TwoTensors(), log_scale)
-    assert str(error.value) == f"meta.rescale={log_scale}: must be a finite number >= 0"
+    assert str(error.value) == f"meta.rescale={log_scale}: must be >= 0 and finite"

@@ -1,0 +1,449 @@
+"""ModuleProblem against plain modules, run one at a time."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.estimators import OBJECTIVES, Truncated
+from ph_l2o.inner import run, start, value_and_gradient
+from ph_l2o.optimizers import SGD, PortHamiltonian
+from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.tasks import ModuleProblem
+
+F64 = torch.float64
+KEYS = ProblemKeys(0, "train", 0, (3, 0, 7))
+BATCH = 4
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.RNNBase):
+        super().__init__()
+        self.layer = layer
+        out = layer.hidden_size * (1 + layer.bidirectional)
+        self.last = nn.Linear(out, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.layer.batch_first else x.transpose(0, 1)
+        outputs, hidden = self.layer(x)
+        hidden = sum(h.sum() for h in hidden) if isinstance(hidden, tuple) else hidden.sum()
+        return self.last(outputs if self.layer.batch_first else outputs.transpose(0, 1)) + hidden
+
+
+class CellInALoop(nn.Module):
+    def __init__(self, cell: nn.RNNCellBase):
+        super().__init__()
+        self.cell, self.last = cell, nn.Linear(cell.hidden_size, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for x_t in x.unbind(1):
+            state = self.cell(x_t, state)
+        hidden = state[0] if isinstance(state, tuple) else state
+        return self.last(hidden)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Scalars(nn.Module):
+    """Parameters without a dimension, buffers of integer and boolean type, one of them changed by each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.weight = nn.Parameter(torch.randn(())), nn.Parameter(torch.randn(3, 2))
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("order", torch.randperm(3))
+        self.register_buffer("mask", torch.tensor([True, False, True]))
+        self.register_buffer("shift", torch.rand(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x = (x + self.shift)[:, self.order] * self.mask
+        return torch.tanh(self.gain * x @ self.weight) + self.calls
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2))
+
+
+def conv(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    def factory() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 2, 3),
+            *(layer() for layer in layers),
+            nn.Tanh(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8, 2),
+        )
+
+    return factory
+
+
+IMAGE, SEQUENCE, TOKENS, VECTOR = (1, 6, 6), (3, 2), (3, 4), (3,)
+PLAIN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv": (conv(), IMAGE),
+    "max pool": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()), IMAGE),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2)), VECTOR),
+    "group norm": (conv(lambda: nn.GroupNorm(1, 2)), IMAGE),
+    "gru": (lambda: Recurrent(nn.GRU(2, 3, batch_first=True)), SEQUENCE),
+    "deep gru": (lambda: Recurrent(nn.GRU(2, 3, num_layers=2, bidirectional=True)), SEQUENCE),
+    "gru without bias": (lambda: Recurrent(nn.GRU(2, 3, bias=False, batch_first=True)), SEQUENCE),
+    "lstm": (lambda: Recurrent(nn.LSTM(2, 3, num_layers=2, bidirectional=True, batch_first=True)), SEQUENCE),
+    "rnn": (lambda: Recurrent(nn.RNN(2, 3, batch_first=True)), SEQUENCE),
+    "relu rnn": (lambda: Recurrent(nn.RNN(2, 3, num_layers=2, nonlinearity="relu")), SEQUENCE),
+    "gru cell": (lambda: CellInALoop(nn.GRUCell(2, 3)), SEQUENCE),
+    "lstm cell": (lambda: CellInALoop(nn.LSTMCell(2, 3)), SEQUENCE),
+    "rnn cell": (lambda: CellInALoop(nn.RNNCell(2, 3, bias=False)), SEQUENCE),
+    "attention": (Attention, TOKENS),
+    "transformer": (transformer, TOKENS),
+    "scalars": (Scalars, VECTOR),
+    "tied": (Tied, VECTOR),
+}
+NORMED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "batch norm": (conv(lambda: nn.BatchNorm2d(2)), IMAGE),
+    "batch norm 1d": (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)), VECTOR),
+    "instance norm": (conv(lambda: nn.InstanceNorm2d(2, affine=True, track_running_stats=True)), IMAGE),
+}
+DROPPING: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "dropout": (lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2)), VECTOR),
+    "dropout 2d": (conv(lambda: nn.Dropout2d(0.5)), IMAGE),
+    "attention with dropout": (
+        lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, 0.3, batch_first=True)),
+        TOKENS,
+    ),
+    "gru with dropout": (lambda: Recurrent(nn.GRU(2, 6, num_layers=2, dropout=0.5)), SEQUENCE),
+}
+ALL = {**PLAIN, **NORMED, **DROPPING}
+
+
+class Fit(ModuleProblem):
+    """Least squares to random targets, on a new batch in each step."""
+
+    stochastic = True
+
+    def __init__(self, keys: ProblemKeys, factory: Callable[[], nn.Module], shape: tuple[int, ...], *, dtype=F64):
+        super().__init__(keys, factory, dtype=dtype)
+        self.shape, self.dtype = shape, dtype
+
+    def inputs(self, step: int) -> Tensor:
+        def draw(index: int) -> Tensor:
+            generator = torch.Generator().manual_seed(self.keys.torch_seed(Purpose.BATCH, index, step))
+            return torch.randn(BATCH, *self.shape, generator=generator, dtype=F64)
+
+        return torch.stack([draw(i) for i in self.keys.indices]).to(self.dtype)
+
+    def batches(self, first, count):
+        return iter([(self.inputs(step), step) for step in range(first, first + count)])
+
+    def loss(self, params, buffers, batch):
+        inputs, seed = batch
+        outputs, buffers = self.outputs(params, buffers, inputs, seed=seed)
+        return objective(outputs.flatten(1)), buffers
+
+
+def objective(outputs: Tensor) -> Tensor:
+    """Mean over the last axis; neither even nor constant where an output does not change."""
+    return (outputs - 0.3).square().mean(-1) + 0.1 * torch.sin(outputs).mean(-1)
+
+
+def alone(factory: Callable[[], nn.Module], index: int, keys: ProblemKeys = KEYS) -> nn.Module:
+    """The module of a problem, made by itself."""
+    torch.manual_seed(keys.torch_seed(Purpose.MODULE, index))
+    return factory().double()
+
+
+def flat(tensors) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors])
+
+
+@pytest.mark.parametrize("name", {**PLAIN, **NORMED})
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_outputs_and_gradients_are_those_of_each_module_alone(name, train):
+    factory, shape = ALL[name]
+    problem = Fit(KEYS, factory, shape)
+    inputs = problem.inputs(0)
+    leaf = problem.params.flat.clone().requires_grad_()
+    outputs, buffers = problem.outputs(problem.params.like(leaf), problem.buffers, inputs, train=train)
+    (gradient,) = torch.autograd.grad(objective(outputs.flatten(1)).sum(), leaf)
+    with torch.no_grad():
+        constant = problem.outputs(problem.params, problem.buffers, inputs, train=train)[0]
+    torch.testing.assert_close(constant, outputs)
+    for row, index in enumerate(KEYS.indices):
+        module = alone(factory, index).train(train)
+        expected = module(inputs[row])
+        torch.testing.assert_close(outputs[row], expected)
+        parts = torch.autograd.grad(objective(expected.flatten()), list(module.parameters()))
+        torch.testing.assert_close(gradient[row], flat(parts))
+        for key, buffer in module.named_buffers():
+            torch.testing.assert_close(buffers[key][row], buffer)
+
+
+@pytest.mark.parametrize("name", [*NORMED, "scalars", "deep gru"])
+def test_steps_and_buffers_are_those_of_a_plain_loop(name):
+    factory, shape = ALL[name]
+    problem = Fit(KEYS, factory, shape)
+    before = {key: b.clone() for key, b in problem.buffers.items()}
+    exact = SGD().double().with_hyperparameters(lr=0.1)
+    carry, losses = run(exact, problem, 5, window=2)
+    for row, index in enumerate(KEYS.indices):
+        module = alone(factory, index)
+        sgd = torch.optim.SGD(module.parameters(), lr=0.1)
+        for step in range(5):
+            loss = objective(module(problem.inputs(step)[row]).flatten())
+            torch.testing.assert_close(losses[step, row], loss)
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+        torch.testing.assert_close(carry.params.flat[row], flat(module.parameters()).detach())
+        for key, buffer in module.named_buffers():
+            assert carry.buffers[key].dtype == buffer.dtype
+            torch.testing.assert_close(carry.buffers[key][row], buffer)
+    for key, buffer in before.items():  # nothing is changed in place
+        assert torch.equal(problem.buffers[key], buffer)
+    again = run(exact, problem, 5)[1]
+    assert torch.equal(losses, again)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_second_order_meta_gradient_is_the_derivative(name):
+    factory, shape = ALL[name]
+    problem = Fit(ProblemKeys(0, "train", 0, range(2)), factory, shape)
+    torch.manual_seed(0)
+    optimizer = PortHamiltonian(hidden_size=4).double()
+    phi = {key: p.detach().clone() for key, p in optimizer.named_parameters()}
+    objective, steps, eps = OBJECTIVES["mean_loss"], 3, 1e-5
+    estimate = Truncated(steps, order=2)(optimizer, phi, problem, start(optimizer, problem), 0, objective)
+    size = flat(estimate.gradient.values()).norm()
+    assert size > 1e-8
+
+    def outer_loss(sign: float, direction: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            for key, p in optimizer.named_parameters():
+                p.copy_(phi[key] + sign * eps * direction[key])
+        return objective(run(optimizer, problem, steps)[1][1:])
+
+    for _ in range(2):
+        direction = {key: torch.randn_like(p) for key, p in phi.items()}
+        expected = (outer_loss(1, direction) - outer_loss(-1, direction)) / (2 * eps)
+        actual = sum((estimate.gradient[key] * d).sum() for key, d in direction.items())
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * size.item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", ALL)
+def test_port_hamiltonian_runs(name, dtype):
+    factory, shape = ALL[name]
+    problem = Fit(ProblemKeys(0, "train", 0, range(2)), factory, shape, dtype=dtype)
+    torch.manual_seed(0)
+    carry, losses = run(PortHamiltonian(hidden_size=4).to(dtype), problem, 3)
+    assert losses.isfinite().all() and losses.dtype == carry.params.flat.dtype == dtype
+    assert all(b.dtype == dtype for b in carry.buffers.values() if b.is_floating_point())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_problem_starts_the_same_whatever_the_others_are(name):
+    factory, shape = ALL[name]
+    whole = Fit(ProblemKeys(0, "train", 2, range(4)), factory, shape)
+    part = Fit(ProblemKeys(0, "train", 2, [2, 0, 2]), factory, shape)
+    for tensors, others in ((whole.params, part.params), (whole.buffers, part.buffers)):
+        assert list(tensors) == list(others)
+        for key, tensor in tensors.items():
+            assert torch.equal(others[key], tensor[[2, 0, 2]])
+    assert len(whole.params.flat.unique(dim=0)) == 4
+    other = Fit(ProblemKeys(0, "val", 2, range(4)), factory, shape)
+    assert not torch.equal(other.params.flat, whole.params.flat)
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout(name):
+    factory, shape = DROPPING[name]
+    # The same problem twice, on the same inputs: only the masks can differ.
+    problem = Fit(ProblemKeys(0, "train", 0, [1, 1]), factory, shape)
+    inputs = problem.inputs(0)
+
+    def outputs(seed: int, train: bool = True) -> Tensor:
+        return problem.outputs(problem.params, problem.buffers, inputs, seed=seed, train=train)[0]
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = outputs(11)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are not touched
+    torch.manual_seed(6)
+    assert torch.equal(outputs(11), first)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(outputs(12), first)
+    quiet = outputs(11, train=False)
+    assert torch.equal(quiet, outputs(12, train=False)) and torch.equal(quiet[0], quiet[1])
+    torch.testing.assert_close(quiet[0], alone(factory, 1).eval()(inputs[0]))
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_dropout_is_right_on_average(name):
+    factory, shape = DROPPING[name]
+    problem = Fit(ProblemKeys(0, "train", 0, [1] * 400), factory, shape)
+    inputs = problem.inputs(0)
+    outputs = problem.outputs(problem.params, problem.buffers, inputs, seed=1)[0].flatten(1)
+    module = alone(factory, 1)
+    torch.manual_seed(0)
+    expected = torch.stack([module(inputs[0]).flatten() for _ in range(400)]).detach()
+    error = ((outputs.var(0) + expected.var(0)) / 400).sqrt()
+    assert ((outputs.mean(0) - expected.mean(0)).abs() <= 5 * error + 1e-9).all()
+    torch.testing.assert_close(outputs.std(0), expected.std(0), rtol=0.3, atol=0.02)
+
+
+def test_dropout_of_zero_draws_nothing():
+    problem = Fit(KEYS, lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)), VECTOR)
+    assert not problem.draws_randomly
+
+
+def test_recurrent_layers_take_an_initial_state():
+    class WithState(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.start = nn.LSTM(2, 3, batch_first=True), nn.Parameter(torch.randn(2, 1, 1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, c = self.start.expand(-1, -1, len(x), -1).unbind(0)
+            outputs, (h, c) = self.layer(x, (h.contiguous(), c.contiguous()))
+            return torch.cat([outputs.flatten(1), h[0], c[0]], 1)
+
+    problem = Fit(KEYS, WithState, SEQUENCE)
+    inputs = problem.inputs(0)
+    outputs = problem.outputs(problem.params, problem.buffers, inputs)[0]
+    for row, index in enumerate(KEYS.indices):
+        torch.testing.assert_close(outputs[row], alone(WithState, index)(inputs[row]))
+
+
+def test_torch_is_left_as_it_was():
+    problem = Fit(KEYS, transformer, TOKENS)
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    problem.outputs(problem.params, problem.buffers, problem.inputs(0), train=False)
+    with pytest.raises((RuntimeError, AssertionError)):
+        problem.outputs(problem.params, problem.buffers, torch.zeros(3, BATCH, 5, dtype=F64))
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_making_problems_draws_nothing_from_torch():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    Fit(KEYS, transformer, TOKENS)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_module_with_a_batched_forward_is_run_by_it():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3))
+
+        def batched_forward(self, tensors, inputs):
+            return 2 * (inputs * tensors["weight"][:, None]).sum(-1)
+
+    problem = Fit(KEYS, Own, VECTOR)
+    inputs = problem.inputs(0)
+    outputs, buffers = problem.outputs(problem.params, problem.buffers, inputs)
+    for row, index in enumerate(KEYS.indices):
+        torch.testing.assert_close(outputs[row], 2 * inputs[row] @ alone(Own, index).weight.detach())
+    assert buffers is problem.buffers
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + torch.randn(len(x), dtype=x.dtype)
+
+
+class NoisyAndSaysSo(Noisy):
+    draws_randomly = True
+
+
+def test_a_module_that_says_it_draws():
+    problem = Fit(ProblemKeys(0, "train", 0, [1, 1]), NoisyAndSaysSo, VECTOR)
+    inputs = problem.inputs(0)
+    first, again = (problem.outputs(problem.params, {}, inputs, seed=3)[0] for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+
+
+class Fixed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def growing() -> Callable[[], nn.Module]:
+    sizes = iter(range(2, 100))
+    return lambda: nn.Linear(3, next(sizes))
+
+
+CANNOT = "torch.vmap cannot run it for several problems at once"
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "message"),
+    [
+        (Fixed, VECTOR, "task.model=Fixed: has no parameters to optimise"),
+        (growing(), VECTOR, "task.model: must make modules with the same tensors in every call"),
+        (lambda: 3, VECTOR, "task.model: must make an nn.Module, not int"),
+        (Noisy, VECTOR, "task.model=Noisy: draws random numbers other than by torch's layers; give it a class"),
+        (conv(lambda: nn.BatchNorm2d(2, momentum=None)), IMAGE, f"task.model=Sequential: {CANNOT}; replace the layer"),
+        (lambda: nn.Sequential(nn.Linear(3, 2), nn.RReLU()), VECTOR, f"task.model=Sequential: {CANNOT}"),
+        (lambda: Recurrent(nn.LSTM(2, 3, proj_size=2)), SEQUENCE, "task.model: an LSTM with proj_size cannot"),
+    ],
+    ids=["no parameters", "differing", "no module", "random", "item", "no rule", "projection"],
+)
+def test_modules_that_cannot_be_optimised(factory, shape, message):
+    with pytest.raises(ValueError) as error:
+        problem = Fit(KEYS, factory, shape)
+        value_and_gradient(problem, problem.params, problem.buffers, (problem.inputs(0), 0))
+    assert str(error.value).startswith(message)
+
+
+def test_packed_sequences_are_refused():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.GRU(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            packed = nn.utils.rnn.PackedSequence(x.flatten(0, 1), torch.tensor([4, 4, 4]))
+            return self.layer(packed)[0].data
+
+    problem = Fit(KEYS, Packed, SEQUENCE)
+    with pytest.raises(ValueError, match="packed sequences cannot run for several problems at once; pad them"):
+        problem.outputs(problem.params, {}, problem.inputs(0))
+
+
+def test_an_error_of_the_module_itself_passes():
+    problem = Fit(KEYS, lambda: nn.Linear(3, 2), VECTOR)
+    with pytest.raises(RuntimeError, match="size"):
+        problem.outputs(problem.params, {}, torch.zeros(3, BATCH, 5, dtype=F64))
+
+
+def test_a_problem_can_be_copied():
+    problem = Fit(KEYS, transformer, TOKENS)
+    again = copy.deepcopy(problem)
+    assert torch.equal(run(SGD(lr=0.1), again, 2)[1], run(SGD(lr=0.1), problem, 2)[1])
