@@ -99,21 +99,24 @@ class ModuleProblem(Problem):
             with sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), self._drawing_from(seed), recurrence:
                 return vmap(one, randomness=randomness)(tensors, dict(buffers), inputs)
         except RuntimeError as error:
-            raise self._explained(error) from error
+            explained = self._explained(str(error))
+            if explained is None:
+                raise
+            raise ValueError(explained) from error
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        text, name = str(error), type(self._module).__name__
+    def _explained(self, text: str) -> str | None:
+        name = type(self._module).__name__
         if "randomness" in text:
-            return ValueError(
+            return (
                 f"task.model={name}: draws random numbers other than by torch's layers; give it a class attribute "
                 "draws_randomly = True"
             )
         if text.startswith(("vmap:", "Batching rule not implemented")):
-            return ValueError(
+            return (
                 f"task.model={name}: torch.vmap cannot run it for several problems at once; replace the layer, or "
                 f"give the module a batched_forward(tensors, inputs). torch says: {text.splitlines()[0]}"
             )
-        return error
+        return None
 
     @contextlib.contextmanager
     def _drawing_from(self, seed: int) -> Iterator[None]:

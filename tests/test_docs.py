@@ -1,0 +1,120 @@
+"""What the documentation shows runs: Python blocks in this process, the files and commands of docs/extending.md."""
+
+import logging
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from ph_l2o import cli
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted(ROOT.glob("docs/*.md"))
+SIZES = {
+    "outer_steps": "2",
+    "num_problems": "4",
+    "tuning_problems": "2",
+    "val_problems": "2",
+    "val_every": "2",
+    "val_horizon": "3",
+    "horizon": "4",
+    "horizons": "(20,)",
+}
+_FENCE = r"```{language}\n(.*?)^```"
+COMING_LATER = "ph_l2o.optim."  # shown as a plan, marked as such
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(_FENCE.format(language=language), path.read_text(), re.M | re.S)
+
+
+def shrunk(code: str) -> str:
+    for name, size in SIZES.items():
+        code = re.sub(rf"\b{name}=(\d[\d_]*|\([^)]*\))", f"{name}={size}", code)
+    return code
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "python_api.md"], ids=lambda p: p.name)
+def test_python_blocks_run(path, tmp_path, monkeypatch, mnist_root):
+    """All blocks of a file, in order, as one session in an empty folder; sizes are made small."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(mnist_root)
+    found = [code for code in blocks(path, "python") if COMING_LATER not in code]
+    assert found
+    session: dict = {}
+    for code in found:
+        exec(compile(shrunk(code), f"{path.name}:\n{code}", "exec"), session)
+
+
+EXTENDING = ROOT / "docs" / "extending.md"
+FILES = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", EXTENDING.read_text(), re.M | re.S)
+COMMANDS = [line for line in EXTENDING.read_text().splitlines() if line.startswith("python train.py")]
+
+
+def test_extending_shows_all_files_that_it_lists():
+    (listed,) = [b for b in blocks(EXTENDING, "") if b.startswith("my_models.py")]
+    assert sorted(listed.split()) == sorted(name for name, _ in FILES)
+    assert len(COMMANDS) == 4
+
+
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """Type a command in this process, in an empty folder from which Python imports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    before, handlers, modules = dict(os.environ), list(logging.getLogger().handlers), set(sys.modules)
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", list(words))
+        cli.train()
+
+    yield run
+    GlobalHydra.instance().clear()
+    torch.set_flush_denormal(False)
+    for key in set(os.environ) - set(before):
+        del os.environ[key]
+    for handler in set(logging.getLogger().handlers) - set(handlers):
+        handler.close()
+    logging.getLogger().handlers[:] = handlers
+    for name in [m for m in set(sys.modules) - modules if m.startswith("my_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: next(a for a in shlex.split(line) if "=" in a))
+def test_extending_runs_as_written(line, typed, tmp_path, mnist_root):
+    for name, content in FILES:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    typed(*shlex.split(line)[1:], "debug=default", f"paths.data={mnist_root}")
+    (result,) = tmp_path.glob("runs/20*/*/comparison.json")
+    assert '"kind": "learned"' in result.read_text()
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
+def test_links_and_named_files_exist(path):
+    text = path.read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        if not target.endswith(".png"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+    for name in re.findall(r"`((?:conf|benchmarks|ph_l2o|tests|docs)/[\w./]+\.(?:py|yaml|md))`", text):
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
+def test_named_options_exist(path):
+    """`task=…`, `optimizer=…` and the other groups name options that exist, or that the same text makes."""
+    text = path.read_text()
+    own = {Path(name).stem for name, _ in FILES}
+    for group, names in re.findall(
+        r"\b(task|optimizer|experiment|debug|strategy|logger|hparams_search|estimator)=([a-z][\w,]*)", text
+    ):
+        for name in names.split(","):
+            exists = (ROOT / "conf" / group / f"{name}.yaml").exists()
+            assert exists or name in own, f"{path.name}: {group}={name}"
