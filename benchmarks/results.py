@@ -1,0 +1,97 @@
+"""The comparisons of the README: trained optimizers against tuned baselines on test problems.
+
+    python train.py
+    python train.py optimizer=port_hamiltonian task=mnist
+    python benchmarks/results.py --quadratic runs/…/best.ckpt --mnist runs/…/best.ckpt
+
+Writes one JSON file for each comparison to docs/results/ (the schema of docs/comparison.md) and prints the tables as
+Markdown. About a quarter of an hour on one core; tuned baselines are kept in runs/cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.evaluation import BASELINES, Comparison, compare
+from ph_l2o.tasks import ImageClassification, Quadratic, Task
+
+SLOW = ("nesterov", "adam")  # baselines at 1,000 steps of MNIST, where tuning all of them would take an hour
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quadratic", type=Path, help="checkpoint trained on quadratics")
+    parser.add_argument("--mnist", type=Path, help="checkpoint trained on MNIST")
+    parser.add_argument("--data", default="data", help="folder of the data sets")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    if arguments.quadratic:
+        for horizon in (100, 1000):
+            report(
+                arguments.quadratic, Quadratic(), BASELINES, horizon, 10_000, 1000, arguments, f"quadratic_{horizon}"
+            )
+    if arguments.mnist:
+        for horizon, problems, tuning, names in ((100, 64, 16, BASELINES), (1000, 32, 4, SLOW)):
+            for activation in ("sigmoid", "relu", "tanh"):
+                task = ImageClassification("mnist", activation=activation, data_dir=arguments.data)
+                label = f"mnist_{activation}_{horizon}"
+                report(arguments.mnist, task, names, horizon, problems, tuning, arguments, label)
+
+
+def report(
+    checkpoint: Path, task: Task, baselines: tuple[str, ...], horizon: int, num_problems: int, tuning_problems: int,
+    arguments: argparse.Namespace, label: str,
+) -> None:  # fmt: skip
+    optimizer, _ = load_optimizer(checkpoint)
+    entries = {"port_hamiltonian": optimizer, **{name: name for name in baselines}}
+    comparison = compare(
+        entries, task, horizon, num_problems, seed=0, tuning_problems=tuning_problems, cache_dir=arguments.cache
+    )
+    comparison.to_json(arguments.out / f"{label}.json")
+    comparison.plot(arguments.out / f"{label}.png")
+    print(f"\n### {label}: {num_problems:,} test problems, {horizon:,} steps\n\n{markdown(comparison)}\n", flush=True)
+
+
+def markdown(comparison: Comparison) -> str:
+    """A row for each optimizer; differences are ours minus the baseline's, paired, with 95 % intervals."""
+    learned = comparison.rows[0]
+    measured = learned["accuracy"] is not None
+    names = ["optimizer", "learning rate", "mean", "median", "geo. mean", "last 10", "all", "diverged"]
+    names += ["accuracy"] * measured + ["ours - it: last 10", "ours - it: all"]
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for row in comparison.rows:
+        final = row["final"]
+        values = [final["mean"], final["median"], final["geometric_mean"], row["last10_mean"], row["all_mean"]]
+        cells = [row["optimizer"], _hyperparameters(row), *(f"{v:.3g}" for v in values), str(row["diverged"])]
+        cells += [f"{row['accuracy']:.3f}"] * measured
+        paired = (learned["paired_differences"] or {}).get(row["optimizer"])
+        cells += [_interval(paired[what]) if paired else "" for what in ("last10", "all")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _hyperparameters(row: dict) -> str:
+    if row["kind"] == "learned":
+        return ""
+    extra = [f"{k} {row['hyperparameters'][k]:g}" for k in row["grid"] if k != "lr"]
+    return ", ".join([f"{row['learning_rate']:.3g}", *extra])
+
+
+def _interval(estimate: dict) -> str:
+    low, high = estimate["ci95"]
+    return f"{estimate['mean']:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+if __name__ == "__main__":
+    main()
