@@ -11,10 +11,20 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
-    "logger=csv", "compare=false", "meta.outer_steps=4", "meta.val_every=2", "meta.num_problems=4",
-    "meta.val_problems=4", "meta.val_horizon=5", "meta.horizons=[6]", "estimator.truncation=5", "task.noise=0.1", "task.dim=3",
-    "meta.gradient_clip=null", "trainer.precision=64-true",
-)  # fmt: skip
+    "logger=csv",
+    "compare=false",
+    "meta.outer_steps=4",
+    "meta.val_every=2",
+    "meta.num_problems=4",
+    "meta.val_problems=4",
+    "meta.val_horizon=5",
+    "meta.horizons=[6]",
+    "meta.gradient_clip=null",
+    "estimator.truncation=5",
+    "task.noise=0.1",
+    "task.dim=3",
+    "trainer.precision=64-true",
+)
 
 
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
