@@ -42,6 +42,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
     checkpoint = arguments.checkpoint or newest(arguments.runs)

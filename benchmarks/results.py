@@ -74,7 +74,8 @@ def markdown(comparison: Comparison) -> str:
         final = row["final"]
         values = [final["mean"], final["median"], final["geometric_mean"], row["last10_mean"], row["all_mean"]]
         cells = [row["optimizer"], _hyperparameters(row), *(f"{v:.3g}" for v in values), str(row["diverged"])]
-        cells += [f"{row['accuracy']:.3f}"] * measured
+        if measured:
+            cells.append(f"{row['accuracy']:.3f}")
         paired = (learned["paired_differences"] or {}).get(row["optimizer"])
         cells += [_interval(paired[what]) if paired else "" for what in ("last10", "all")]
         lines.append("| " + " | ".join(cells) + " |")

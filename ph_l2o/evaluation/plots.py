@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,6 +95,9 @@ def plot_curves(
 
     if log:
         axes.set_yscale("log")
+        if low > 0.01 and high < 1000:
+            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                which(_plain_decades(high / low))
     axes.set_ylim(low, high)
     axes.set_xlim(0, max(map(len, medians.values())) - 1)
     axes.set_xlabel("inner step", fontsize=_FONT_SIZE)
@@ -136,6 +140,14 @@ def _looks(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, 
         style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
         looks[name] = _Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)
     return looks
+
+
+def _plain_decades(span: float) -> Any:
+    """0.3 in place of 3 · 10⁻¹; between the powers of ten only where these are few."""
+    from matplotlib.ticker import FuncFormatter
+
+    shown = (1, 2, 3, 5) if span < 100 else (1,)
+    return FuncFormatter(lambda y, _: f"{y:g}" if round(y / 10 ** math.floor(math.log10(y) + 1e-9)) in shown else "")
 
 
 def _limits(curves: list[Curve], *, log: bool) -> tuple[float, float]:

@@ -31,12 +31,12 @@ class ImageBatch(NamedTuple):
     Attributes:
         inputs: Pixels in [0, 1], `(B, batch, C, H, W)`.
         labels: `(B, batch)`.
-        seed: Of what a module draws itself.
+        seeds: Of what each problem's module draws itself; empty where it draws nothing.
     """
 
     inputs: Tensor
     labels: Tensor
-    seed: int
+    seeds: tuple[int, ...]
 
 
 class ImageClassification(Task):
@@ -74,7 +74,9 @@ class ImageClassification(Task):
         data_dir: str | Path = "data",
         name: str | None = None,
     ):
-        activations = (activation,) if isinstance(activation, str) else tuple(activation)
+        if isinstance(activation, str) or not isinstance(activation, Sequence):
+            activation = (activation,)
+        activations = tuple(activation)
         if dataset not in DATASETS:
             raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
         if not isinstance(hidden_sizes, Sequence) or any(not isinstance(n, int) or n < 1 for n in hidden_sizes):
@@ -167,27 +169,26 @@ class ImageProblem(ModuleProblem):
         words = self.keys.words(purpose, first, count, self._task.batch_size)
         rows = torch.from_numpy(integers(words, len(images))).to(self._device)
         for step, chosen in enumerate(rows, start=first):
-            seed = 0
+            seeds = ()
             if self.draws_randomly:
-                # One seed for all problems of this process: vmap draws for its whole batch at once.
                 number = 1 + step + _FINAL * (purpose is Purpose.FINAL_BATCH)
-                seed = self.keys.torch_seed(Purpose.MODULE, self.keys.indices[0], number)
-            yield ImageBatch(self._pixels(images, chosen), labels[chosen], seed)
+                seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, number) for i in self.keys.indices)
+            yield ImageBatch(self._pixels(images, chosen), labels[chosen], seeds)
 
     def _pixels(self, images: Tensor, rows: Tensor) -> Tensor:
         chosen = images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
         return chosen.view(*rows.shape, *images.shape[1:])
 
     def outputs(
-        self, params: Params, buffers: Buffers, inputs: Tensor, *, seed: int = 0, train: bool = True
+        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
     ) -> tuple[Tensor, Buffers]:
         if self._mixed is not None:
             assert isinstance(self._module, MLP)
             return self._module.batched_forward(params.tensors(), inputs, self._mixed), buffers
-        return super().outputs(params, buffers, inputs, seed=seed, train=train)
+        return super().outputs(params, buffers, inputs, seeds=seeds, train=train)
 
     def loss(self, params: Params, buffers: Buffers, batch: ImageBatch) -> tuple[Tensor, Buffers]:
-        logits, buffers = self.outputs(params, buffers, batch.inputs, seed=batch.seed)
+        logits, buffers = self.outputs(params, buffers, batch.inputs, seeds=batch.seeds)
         if logits.dim() != 3 or logits.shape[2] < self._task.num_classes:
             raise ValueError(
                 f"task.model={type(self._module).__name__}: its outputs have shape {tuple(logits.shape[1:])}; must be "

@@ -23,9 +23,11 @@ class ModuleProblem(Problem):
     The copies come from B calls of the factory under seeds of their own, so a module starts as it does by itself, and
     the same on every device. A forward pass is `vmap` of `functional_call`, or the module's own
     `batched_forward(tensors, inputs)` where it has one. Attention takes the math kernel, the only one that can be
-    differentiated twice; recurrent layers run as a loop over time; BatchNorm's running statistics are carry; dropout
-    draws from a seed of its own in each step. A module that draws random numbers other than by torch's layers says so
-    with an attribute `draws_randomly = True`.
+    differentiated twice; recurrent layers run as a loop over time; BatchNorm's running statistics are carry.
+
+    A module with dropout runs for one problem after the other, each under a seed of its own in each step: so its draws
+    depend neither on the other problems of the batch nor on their number. A module that draws random numbers other than
+    by torch's layers says so with an attribute `draws_randomly = True`.
 
     Args:
         keys: Keys of the B problems.
@@ -69,7 +71,7 @@ class ModuleProblem(Problem):
         self.buffers = {k: stack([b[k] for b in buffered]) for k in buffered[0]}
 
     def outputs(
-        self, params: Params, buffers: Buffers, inputs: Tensor, *, seed: int = 0, train: bool = True
+        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
     ) -> tuple[Tensor, Buffers]:
         """Forward pass of all B modules.
 
@@ -77,7 +79,7 @@ class ModuleProblem(Problem):
             params: Parameters.
             buffers: Buffers.
             inputs: One batch for each problem, shape `(B, batch, …)`.
-            seed: Of what the modules draw themselves, such as dropout.
+            seeds: Of what each problem's module draws itself, such as dropout; unused where it draws nothing.
             train: Whether the modules are in training mode.
 
         Returns:
@@ -93,11 +95,22 @@ class ModuleProblem(Problem):
             buffers = {name: b.clone() for name, b in buffers.items()}  # the module changes them in place
             return functional_call(self._module, (tensors, buffers), (x,)), buffers
 
-        randomness = "different" if self.draws_randomly else "error"
         recurrence = PlainRecurrence() if self._plain_recurrence else contextlib.nullcontext()
         try:
-            with sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), self._drawing_from(seed), recurrence:
-                return vmap(one, randomness=randomness)(tensors, dict(buffers), inputs)
+            with sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), recurrence:
+                if not (self.draws_randomly and train):
+                    return vmap(one)(tensors, dict(buffers), inputs)
+                if len(seeds) != self.num_problems:
+                    raise ValueError(f"seeds: must hold one for each of {self.num_problems} problems, not {len(seeds)}")
+                with _own_generator(self._device) as generator:
+                    results = []
+                    for k, seed in enumerate(seeds):
+                        generator.manual_seed(seed)
+                        results.append(one(_at(tensors, k), _at(buffers, k), inputs[k]))
+                return (
+                    torch.stack([out for out, _ in results]),
+                    {name: torch.stack([b[name] for _, b in results]) for name in buffers},
+                )
         except RuntimeError as error:
             explained = self._explained(str(error))
             if explained is None:
@@ -118,20 +131,31 @@ class ModuleProblem(Problem):
             )
         return None
 
-    @contextlib.contextmanager
-    def _drawing_from(self, seed: int) -> Iterator[None]:
-        if not self.draws_randomly:
-            yield
-            return
-        with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+
+@contextlib.contextmanager
+def _own_generator(device: torch.device) -> Iterator[torch.Generator]:
+    """The default generator of a device, left as it was in the end."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generator = torch.cuda.default_generators[index]
+    else:
+        generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        yield generator
+    finally:
+        generator.set_state(state)
+
+
+def _at(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+    return {name: t[k] for name, t in tensors.items()}
 
 
 def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A module from the factory under a seed of its own; torch's generator is left as it was."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with torch.device("cpu"), _own_generator(torch.device("cpu")) as generator:
+        generator.manual_seed(seed)
         module = factory()
     if not isinstance(module, nn.Module):
         raise ValueError(f"task.model: must make an nn.Module, not {type(module).__name__}")

@@ -271,10 +271,23 @@ def test_a_users_model(fake, dropout):
 
 def test_seeds_of_dropout_belong_to_the_step(fake):
     problem = draw(task=ImageClassification(model=functools.partial(conv_net, dropout=0.5), batch_size=8))
-    steps = [b.seed for b in problem.batches(0, 6)]
-    assert steps[2:5] == [b.seed for b in problem.batches(2, 3)]
-    assert len({*steps, *(b.seed for b in problem.final_batches(6))}) == 12
-    assert {b.seed for b in draw().batches(0, 3)} == {0}  # nothing to draw
+    steps = [b.seeds for b in problem.batches(0, 6)]
+    assert steps[2:5] == [b.seeds for b in problem.batches(2, 3)]
+    everything = [seed for seeds in (*steps, *(b.seeds for b in problem.final_batches(6))) for seed in seeds]
+    assert len(everything) == len(set(everything)) == 12 * problem.num_problems
+    assert {b.seeds for b in draw().batches(0, 3)} == {()}  # nothing to draw
+
+
+def test_dropout_depends_on_the_problem_alone(fake):
+    """Not on how many processes share the problems out, nor on what else is in the batch."""
+    task = ImageClassification(model=functools.partial(conv_net, dropout=0.5), batch_size=8)
+
+    def losses(*indices: int) -> Tensor:
+        return run(exact_sgd(0.1), task.sample(keys(indices), dtype=F64), 3)[1]
+
+    whole = losses(0, 1, 2, 3)
+    torch.testing.assert_close(torch.cat([losses(0, 1), losses(2, 3)], 1), whole)
+    torch.testing.assert_close(losses(3, 1, 3), whole[:, [3, 1, 3]])
 
 
 def test_port_hamiltonian_and_rescaling(fake):

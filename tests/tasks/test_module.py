@@ -157,8 +157,9 @@ class Fit(ModuleProblem):
         return iter([(self.inputs(step), step) for step in range(first, first + count)])
 
     def loss(self, params, buffers, batch):
-        inputs, seed = batch
-        outputs, buffers = self.outputs(params, buffers, inputs, seed=seed)
+        inputs, step = batch
+        seeds = [self.keys.torch_seed(Purpose.MODULE, i, 1 + step) for i in self.keys.indices]
+        outputs, buffers = self.outputs(params, buffers, inputs, seeds=seeds)
         return objective(outputs.flatten(1)), buffers
 
 
@@ -282,20 +283,48 @@ def test_dropout(name):
     problem = Fit(ProblemKeys(0, "train", 0, [1, 1]), factory, shape)
     inputs = problem.inputs(0)
 
-    def outputs(seed: int, train: bool = True) -> Tensor:
-        return problem.outputs(problem.params, problem.buffers, inputs, seed=seed, train=train)[0]
+    def outputs(*seeds: int, train: bool = True) -> Tensor:
+        return problem.outputs(problem.params, problem.buffers, inputs, seeds=seeds, train=train)[0]
 
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first = outputs(11)
+    first = outputs(11, 12)
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are not touched
     torch.manual_seed(6)
-    assert torch.equal(outputs(11), first)
+    assert torch.equal(outputs(11, 12), first)
     assert not torch.equal(first[0], first[1])
-    assert not torch.equal(outputs(12), first)
-    quiet = outputs(11, train=False)
-    assert torch.equal(quiet, outputs(12, train=False)) and torch.equal(quiet[0], quiet[1])
+    assert torch.equal(outputs(12, 11), first.flip(0))
+    for row, seed in enumerate((11, 12)):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(first[row], alone_drawing(factory, seed)(inputs[row]))
+    quiet = outputs(11, 12, train=False)
+    assert torch.equal(quiet, outputs(train=False)) and torch.equal(quiet[0], quiet[1])
     torch.testing.assert_close(quiet[0], alone(factory, 1).eval()(inputs[0]))
+
+
+def alone_drawing(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    module = alone(factory, 1)
+    torch.manual_seed(seed)
+    return module
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_draws_depend_on_the_problem_alone(name):
+    """Not on how many processes share the problems out, nor on what else is in the batch."""
+    factory, shape = DROPPING[name]
+
+    def losses(indices: list[int]) -> Tensor:
+        return run(SGD(lr=0.1), Fit(ProblemKeys(0, "train", 0, indices), factory, shape), 3)[1]
+
+    whole = losses([0, 1, 2, 3])
+    torch.testing.assert_close(torch.cat([losses([0, 1]), losses([2, 3])], 1), whole)
+    torch.testing.assert_close(losses([3, 1, 3]), whole[:, [3, 1, 3]])
+
+
+def test_draws_need_a_seed_for_each_problem():
+    problem = Fit(KEYS, *DROPPING["dropout"])
+    with pytest.raises(ValueError, match="seeds: must hold one for each of 3 problems, not 1"):
+        problem.outputs(problem.params, problem.buffers, problem.inputs(0), seeds=[1])
 
 
 @pytest.mark.parametrize("name", DROPPING)
@@ -303,7 +332,7 @@ def test_dropout_is_right_on_average(name):
     factory, shape = DROPPING[name]
     problem = Fit(ProblemKeys(0, "train", 0, [1] * 400), factory, shape)
     inputs = problem.inputs(0)
-    outputs = problem.outputs(problem.params, problem.buffers, inputs, seed=1)[0].flatten(1)
+    outputs = problem.outputs(problem.params, problem.buffers, inputs, seeds=range(400))[0].flatten(1)
     module = alone(factory, 1)
     torch.manual_seed(0)
     expected = torch.stack([module(inputs[0]).flatten() for _ in range(400)]).detach()
@@ -385,7 +414,7 @@ class NoisyAndSaysSo(Noisy):
 def test_a_module_that_says_it_draws():
     problem = Fit(ProblemKeys(0, "train", 0, [1, 1]), NoisyAndSaysSo, VECTOR)
     inputs = problem.inputs(0)
-    first, again = (problem.outputs(problem.params, {}, inputs, seed=3)[0] for _ in range(2))
+    first, again = (problem.outputs(problem.params, {}, inputs, seeds=[3, 4])[0] for _ in range(2))
     assert torch.equal(first, again) and not torch.equal(first[0], first[1])
 
 
