@@ -65,6 +65,8 @@ def _explain_hydra(error: BaseException, config_name: str) -> str | None:
         return _explain_override(error, config_name)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; write key=value, and quote lists: 'key=[a, b]'"
+    if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
+        return "this option needs an extra package; install it with `pip install hydra-optuna-sweeper`"
     if isinstance(error, OSError):
         return f"{error.filename or ''}: {error.strerror or error}; choose another folder with paths.runs=…"
     if isinstance(error, OmegaConfBaseException | HydraException):

@@ -180,6 +180,14 @@ def test_bad_input_of_evaluate(command, tmp_path, arguments, message, left_behin
     assert left_behind() == []
 
 
+def test_a_missing_extra_is_named(command, left_behind):
+    try:
+        import hydra_plugins.hydra_optuna_sweeper  # noqa: F401
+    except ImportError:
+        assert "pip install hydra-optuna-sweeper" in command("train", "hparams_search=optuna").error
+        assert left_behind() == []
+
+
 def test_library_errors_follow_the_same_form():
     with pytest.raises(ValueError, match=r"optimizer.init_lr=-1: must be > 0"):
         PortHamiltonian(init_lr=-1)
