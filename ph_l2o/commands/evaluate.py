@@ -49,15 +49,14 @@ def run_evaluation(cfg: DictConfig) -> None:
 def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     import torch
 
+    from ph_l2o.commands.numerics import set_up_torch
     from ph_l2o.commands.validate import check_counts, check_start, validate_common
 
     validate_common(cfg)
     check_counts(cfg, "")
     if not cfg.optimizers:
         raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    torch.set_flush_denormal(True)
+    set_up_torch(cfg.num_threads)
     task = build(cfg.task, "task", plugins=cfg.plugins)
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:

@@ -48,12 +48,11 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     """Everything that can be wrong with the configuration is found here, before any work."""
     import torch
 
+    from ph_l2o.commands.numerics import set_up_torch
     from ph_l2o.commands.validate import check_resume, check_start, validate_training
 
     validate_training(cfg)
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    torch.set_flush_denormal(True)  # denormal numbers are 5 times slower, and mean nothing here
+    set_up_torch(cfg.num_threads)
     plugins = list(cfg.plugins)
     torch.manual_seed(cfg.seed)
     parts = {name: build(cfg[name], name, plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
