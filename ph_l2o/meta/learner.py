@@ -42,7 +42,8 @@ class MetaLearner(pl.LightningModule):
         estimator: Where the meta-gradient comes from.
         settings: See `MetaSettings`.
         seed: Seed of every draw.
-        config: The run's resolved configuration, kept in the checkpoint so that it can be rebuilt.
+        config: The run's resolved configuration, plain values, kept in the checkpoint so that the optimizer can be
+            rebuilt; the default is the optimizer's own recipe.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class MetaLearner(pl.LightningModule):
         settings.check_truncation(estimator.truncation)
         self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
         self.objective = OBJECTIVES[settings.objective]
-        self.seed, self.config = seed, config or {}
+        self.seed, self.config = seed, config or {"optimizer": optimizer.recipe}
         self.source = EpisodeSource(
             task,
             seed=seed,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -23,9 +26,24 @@ class LearnedOptimizer(nn.Module, ABC):
 
     Attributes:
         needs_loss: Whether `update` uses the loss; otherwise it may be None.
+        recipe: Class and constructor arguments as a configuration node; empty if they are not plain values.
     """
 
     needs_loss: ClassVar[bool] = False
+    recipe: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Record the constructor's arguments, so that a checkpoint can rebuild what it holds."""
+        super().__init_subclass__(**kwargs)
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def recorded(self: Any, *args: Any, **kwargs: Any) -> None:
+            construct(self, *args, **kwargs)
+            if type(self) is cls:
+                self.recipe = _recipe(cls, inspect.signature(construct).bind(self, *args, **kwargs))
+
+        cls.__init__ = recorded  # type: ignore[method-assign]
 
     @abstractmethod
     def init(self, params: Params) -> Any:
@@ -48,6 +66,19 @@ class LearnedOptimizer(nn.Module, ABC):
     def forward(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
         """The same as `update`, so that `torch.func.functional_call` can swap the meta-parameters."""
         return self.update(params, grads, loss, state)
+
+
+def _recipe(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
+    _, *names = bound.arguments
+    arguments: dict[str, Any] = {}
+    for name in names:
+        is_rest = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        arguments.update(bound.arguments[name] if is_rest else {name: bound.arguments[name]})
+    try:
+        plain = json.loads(json.dumps(arguments))
+    except TypeError:
+        return {}
+    return {"_target_": f"{cls.__module__}.{cls.__qualname__}", **plain}
 
 
 def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:

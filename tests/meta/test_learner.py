@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from ph_l2o import meta_train
+from ph_l2o.commands.checkpoint import load_optimizer
 from ph_l2o.estimators import Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, NonFiniteError, fit
 from ph_l2o.optimizers import Adam, PortHamiltonian
@@ -208,6 +209,19 @@ def test_meta_train_learns_adams_learning_rate():
     assert isinstance(trained, Adam)
     assert trained.hyperparameters["lr"].item() > 0.02
     assert math.isclose(start.hyperparameters["lr"].item(), 1e-3, rel_tol=1e-5)  # the given one is left as it is
+
+
+def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
+    made = PortHamiltonian(hidden_size=5, tank=2.0)
+    trained = meta_train(made, Quadratic(3), estimator=Truncated(3), output_dir=tmp_path, **SMALL)
+    rebuilt, config = load_optimizer(tmp_path / "checkpoints" / "best.ckpt")
+    assert config["optimizer"] == {"_target_": "ph_l2o.optimizers.port_hamiltonian.PortHamiltonian", **RECIPE}
+    assert isinstance(rebuilt, PortHamiltonian) and rebuilt.tank == 2.0
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, rebuilt.state_dict()[name])
+
+
+RECIPE = {"hidden_size": 5, "tank": 2.0}
 
 
 def test_meta_train_in_float64():
