@@ -59,7 +59,6 @@ def report(
         entries, task, horizon, num_problems, seed=0, tuning_problems=tuning_problems, cache_dir=arguments.cache
     )
     comparison.to_json(arguments.out / f"{label}.json")
-    comparison.plot(arguments.out / f"{label}.png")
     print(f"\n### {label}: {num_problems:,} test problems, {horizon:,} steps\n\n{markdown(comparison)}\n", flush=True)
 
 

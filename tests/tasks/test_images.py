@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from example_modules import conv_net
 from torch import Tensor, nn
 
 from ph_l2o.data import ImageData, load_images
@@ -46,17 +47,6 @@ def draw(indices=range(3), *, dtype=F64, task: ImageClassification | None = None
     where = {k: arguments.pop(k) for k in ("seed", "split", "episode") if k in arguments}
     task = task or ImageClassification(**{"hidden_sizes": (5,), "batch_size": 8, **arguments})
     return task.sample(keys(indices, **where), dtype=dtype)
-
-
-def conv_net(channels: int = 2, dropout: float = 0.0, classes: int = 4) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, channels, 3),
-        nn.BatchNorm2d(channels),
-        nn.Tanh(),
-        nn.Dropout(dropout),
-        nn.Flatten(),
-        nn.Linear(16 * channels, classes),
-    )
 
 
 def split_rows(data: ImageData, split: str, scheme: str = "default") -> Tensor:
@@ -324,66 +314,6 @@ def test_a_task_can_be_copied(fake):
     first = next(task.sample(keys()).batches(0, 1))
     again = next(copy.deepcopy(task).sample(keys()).batches(0, 1))
     assert torch.equal(first.inputs, again.inputs)
-
-
-class Scaled(nn.Linear):
-    """A layer that shows its scale neither in its text nor in its tensors."""
-
-    def __init__(self, scale: float):
-        super().__init__(36, 4)
-        self.scale = scale
-
-
-def from_zero() -> nn.Module:
-    layer = nn.Linear(36, 4)
-    nn.init.zeros_(layer.weight)
-    return layer
-
-
-VARIANTS = {
-    "default": {},
-    "dataset": {"dataset": "fashion_mnist"},
-    "sizes": {"hidden_sizes": (20, 20)},
-    "no hidden layer": {"hidden_sizes": ()},
-    "activation": {"activation": "relu"},
-    "two activations": {"activation": ["relu", "tanh"]},
-    "other order": {"activation": ["tanh", "relu"]},
-    "batch": {"batch_size": 64},
-    "split": {"split": "study"},
-    "name": {"name": "other"},
-    "model": {"model": conv_net},
-    "partial": {"model": functools.partial(conv_net, 3)},
-    "partial of a partial": {"model": functools.partial(functools.partial(conv_net, 3), dropout=0.5)},
-    "keyword": {"model": functools.partial(conv_net, channels=2)},
-    "dropout": {"model": functools.partial(conv_net, dropout=0.5)},
-    "lambda": {"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4))},
-    "other lambda": {"model": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh())},
-    "start": {"model": lambda: nn.Sequential(nn.Flatten(), from_zero())},
-    "hidden": {"model": lambda: Scaled(1.0)},
-    "other hidden": {"model": lambda: Scaled(2.0)},
-}
-
-
-def test_spec_differs_with_the_content():
-    specs = {name: json.dumps(ImageClassification(**v).spec(), sort_keys=True) for name, v in VARIANTS.items()}
-    assert len(set(specs.values())) == len(VARIANTS)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_spec_is_the_same_elsewhere(name):
-    arguments = VARIANTS[name]
-    spec = ImageClassification(**arguments).spec()
-    assert spec == ImageClassification(**arguments, data_dir="/quite/elsewhere").spec()
-    text = json.dumps(spec)
-    assert "elsewhere" not in text and " at 0x" not in text and "data_dir" not in text
-    assert spec["class"] == "ph_l2o.tasks.images.ImageClassification"
-
-
-def test_spec_leaves_the_random_numbers_alone():
-    torch.manual_seed(4)
-    state = torch.get_rng_state()
-    ImageClassification(model=conv_net).spec()
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 NAMES = ", ".join(ACTIVATIONS)
