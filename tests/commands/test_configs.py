@@ -46,12 +46,13 @@ def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_r
     assert any(g.abs().max() > 0 for g in estimate.gradient.values())
 
 
+SPECIFIC = ("task_defaults", "optimizer_defaults", "task_optimizer")  # chosen by task and optimizer
 GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "__pycache__")]
 
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(g, o) for g in GROUPS if g not in ("task_defaults", "task_optimizer") for o in options(g)],
+    [(g, o) for g in GROUPS if g not in SPECIFIC for o in options(g)],
 )
 def test_every_config_composes(group, option):
     cfg = composed(f"{group}={option}")
@@ -70,3 +71,11 @@ def test_task_specific_files_name_real_choices():
     for path in (CONF / "task_optimizer").glob("*.yaml"):
         assert any(path.stem == f"{t}_{o}" for t in options("task") for o in options("optimizer")), path.name
     assert set(options("task_defaults")) <= set(options("task"))
+    assert set(options("optimizer_defaults")) <= set(options("optimizer"))
+
+
+def test_specific_defaults_apply_from_the_general_to_the_specific():
+    assert composed("task=mnist", "optimizer=adam").meta.num_problems == 4  # of the task
+    assert composed("task=mnist", "optimizer=adam").meta.learning_rate == 0.02  # of the optimizer
+    assert composed("task=mnist", "optimizer=port_hamiltonian").meta.horizons == [100]  # of both
+    assert composed("task=mnist", "optimizer=adam", "meta.learning_rate=0.1").meta.learning_rate == 0.1  # typed
