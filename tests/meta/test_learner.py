@@ -85,11 +85,10 @@ def test_resume_continues_bitwise(tmp_path, killed_at, estimator):
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     a, b = whole["ph_l2o"]["episode"], resumed["ph_l2o"]["episode"]
-    if isinstance(estimator, Full):  # every window ends an episode
-        assert a is None and b is None
-        a = b = {"number": 0, "age": 0, "params": torch.zeros(()), "state": []}
-    assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
-    assert all(torch.equal(x, y) for x, y in zip(a["state"], b["state"], strict=True))
+    assert (a is None) == (b is None) == isinstance(estimator, Full)  # its every window ends an episode
+    if a is not None:
+        assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
+        assert all(torch.equal(x, y) for x, y in zip(a["state"], b["state"], strict=True))
     assert _columns(tmp_path / "whole") == _columns(tmp_path / "resumed")
 
 
@@ -258,7 +257,7 @@ def test_estimators_by_name(name):
         horizons=(20,), val_every=20, val_problems=8, val_horizon=20, gradient_clip=None,
     )  # fmt: skip
     assert isinstance(trained, Adam)
-    assert trained.hyperparameters["lr"].item() > 3e-3
+    assert trained.hyperparameters["lr"].item() > 2e-3
 
 
 def test_an_unknown_estimator_is_named():
