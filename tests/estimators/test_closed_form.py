@@ -1,6 +1,10 @@
 """Every estimator against what its paper says it estimates, on a problem with a closed form."""
 
+import json
+import sys
+
 import _closed_form as closed
+import estimator_bias
 import pytest
 import torch
 
@@ -131,3 +135,13 @@ def test_the_ends_of_gpes():
     between = windows(NRES(closed.K, reuse=2 * closed.K), 4)
     assert torch.equal(between[:2], windows(NRES(closed.K), 4)[:2])
     assert not torch.equal(between[2], windows(NRES(closed.K), 4)[2])
+
+
+def test_the_benchmark_makes_its_table(tmp_path, monkeypatch, capsys):
+    arguments = ["--truncations", "12", "--episodes", "3", "--json", str(tmp_path / "bias.json")]
+    monkeypatch.setattr(sys, "argv", ["estimator_bias.py", *arguments])
+    estimator_bias.main()
+    rows = json.loads((tmp_path / "bias.json").read_text())["rows"]
+    assert [row["estimator"] for row in rows] == ["full", "truncated", "es", "pes", "es_single", "nres"]
+    assert rows[0]["bias"] == pytest.approx(0, abs=1e-9) and rows[1]["bias"] < -0.2
+    assert "| `truncated` | 2 | -21.2 % | 0 % | 0 % |" in capsys.readouterr().out
