@@ -56,7 +56,7 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     plugins = list(cfg.plugins)
     torch.manual_seed(cfg.seed)
     parts = {name: build(cfg[name], name, plugins=plugins) for name in ("task", "estimator", "meta", "optimizer")}
-    parts["meta"].check_truncation(parts["estimator"].truncation)
+    parts["meta"].check_truncation(parts["estimator"])
     parts["callbacks"] = [
         build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node
     ]

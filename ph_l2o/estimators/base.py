@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.inner import Carry
+from ph_l2o.inner import start as inner_start
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
 
@@ -20,7 +21,7 @@ class Estimate(NamedTuple):
     Attributes:
         outer_loss: The objective over the window, shape `()`.
         gradient: The meta-gradient, by the names of the optimizer's parameters.
-        carry: Where the next window starts, without a graph.
+        carry: Where the next window starts, without a graph; every tensor has the problem axis B in front.
         losses: Losses after each inner step of the window, shape `(K, B)`, without a graph.
     """
 
@@ -41,6 +42,19 @@ class Estimator(ABC):
         if truncation < 1:
             raise ValueError(f"estimator.truncation={truncation}: must be >= 1 (inner steps of a window)")
         self.truncation = truncation
+
+    def for_horizon(self, horizon: int) -> Estimator:
+        """The estimator for episodes of `horizon` inner steps: itself, unless its window depends on the horizon."""
+        del horizon
+        return self
+
+    def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
+        """The carry at the start of an episode.
+
+        An estimator that keeps more between windows puts it into `Carry.state`, a NamedTuple of tensors. All tensors
+        of a carry have the problem axis in front, so that checkpoints and processes can share them out.
+        """
+        return inner_start(optimizer, problem)
 
     @abstractmethod
     def __call__(

@@ -33,7 +33,7 @@ class Truncated(Estimator):
         super().__init__(truncation)
         if order not in (1, 2):
             raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
-        self.order = order
+        self.order: Literal[1, 2] = order
 
     def __call__(
         self,

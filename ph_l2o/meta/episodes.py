@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,21 @@ class EpisodeSource:
         num_problems: Problems of a batch, over all processes.
         horizons: Inner steps of the episodes, taken in turn.
         rescale: Random re-scaling of the parameters (Lv et al. 2017): log scale ~ U(-rescale, rescale); 0: none.
+        start: Makes the carry at an episode's start, as `Estimator.start`.
     """
 
-    def __init__(self, task: Task, *, seed: int, num_problems: int, horizons: Sequence[int], rescale: float = 0.0):
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        num_problems: int,
+        horizons: Sequence[int],
+        rescale: float = 0.0,
+        start: Callable[[LearnedOptimizer, Problem], Carry] = start,
+    ):
         self.task, self.seed, self.num_problems = task, seed, num_problems
-        self.horizons, self.rescale = tuple(horizons), rescale
+        self.horizons, self.rescale, self.start = tuple(horizons), rescale, start
 
     def problem(self, number: int, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:
         """The share of process `rank` in the problems of an episode."""
@@ -66,7 +76,7 @@ class EpisodeSource:
         problem = self.problem(number, **where)
         horizon = self.horizons[number % len(self.horizons)]
         with torch.no_grad():
-            carry = start(optimizer, problem)
+            carry = self.start(optimizer, problem)
         return Episode(number, horizon, 0, problem, carry)
 
     def restore(self, saved: dict[str, Any], optimizer: LearnedOptimizer, *, rank: int, **where: Any) -> Episode:

@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
-from ph_l2o.estimators import Estimator, Truncated
+from ph_l2o.estimators import ESTIMATORS, Estimator
 from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.progress import MetaProgress
@@ -114,7 +114,8 @@ def meta_train(
         optimizer: Where training starts; it is left as it is.
         task: The distribution of problems to learn on.
         outer_steps: Updates of the learned optimizer, >= 1.
-        estimator: `truncated` or an `Estimator`.
+        estimator: An `Estimator`, or the name of one with its default settings: `truncated`, `full`, `es`, `pes`,
+            `es_single` or `nres`.
         seed: Seed of every draw, >= 0.
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.
@@ -133,9 +134,9 @@ def meta_train(
         >>> trained = meta_train(PortHamiltonian(), Quadratic(), outer_steps=2, **small)
     """
     if isinstance(estimator, str):
-        if estimator != "truncated":
-            raise ValueError(f"estimator={estimator}: must be truncated, or an Estimator")
-        estimator = Truncated()
+        if estimator not in ESTIMATORS:
+            raise ValueError(f"estimator={estimator}: must be one of {', '.join(ESTIMATORS)}, or an Estimator")
+        estimator = ESTIMATORS[estimator]()
     made = MetaSettings(outer_steps=outer_steps, **settings)
     task.prepare()
     learner = MetaLearner(copy.deepcopy(optimizer), task, estimator, made, seed=seed)

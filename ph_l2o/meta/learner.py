@@ -57,7 +57,7 @@ class MetaLearner(pl.LightningModule):
         config: dict[str, Any] | None = None,
     ):
         super().__init__()
-        settings.check_truncation(estimator.truncation)
+        settings.check_truncation(estimator)
         self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
         self.objective = OBJECTIVES[settings.objective]
         self.seed, self.config = seed, config or {"optimizer": optimizer.recipe}
@@ -67,6 +67,7 @@ class MetaLearner(pl.LightningModule):
             num_problems=settings.num_problems,
             horizons=settings.horizons,
             rescale=settings.rescale,
+            start=estimator.start,
         )
         self.episode: Episode | None = None
         self.skipped_steps = 0  # outer steps without update, because something was not finite
@@ -120,21 +121,20 @@ class MetaLearner(pl.LightningModule):
         del batch, batch_idx
         episode, began = self._current_episode(), time.perf_counter()
         parameters = dict(self.optimizer.named_parameters())
-        estimate = self.estimator(
-            self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective
-        )
-        episode.carry, episode.age = estimate.carry, episode.age + self.estimator.truncation
+        estimator = self.estimator.for_horizon(episode.horizon)
+        estimate = estimator(self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
+        episode.carry, episode.age = estimate.carry, episode.age + estimator.truncation
         self._clock = time.perf_counter() - began
         diverged = ~torch.isfinite(estimate.losses).all(0)
         # A diverged problem must reach every process: through the averaged gradient.
         finite = torch.isfinite(estimate.carry.params.flat).all() & ~diverged.any()
         surrogate = sum((p * estimate.gradient[name]).sum() for name, p in parameters.items())
         surrogate = surrogate * torch.where(finite, 1.0, torch.nan)
-        self._log_step(estimate.outer_loss, diverged, episode)
+        self._log_step(estimate.outer_loss, diverged, episode, estimator.truncation)
         return surrogate
 
-    def _log_step(self, outer_loss: Tensor, diverged: Tensor, episode: Episode) -> None:
-        steps = self.estimator.truncation * episode.problem.num_problems * self.trainer.world_size
+    def _log_step(self, outer_loss: Tensor, diverged: Tensor, episode: Episode, truncation: int) -> None:
+        steps = truncation * episode.problem.num_problems * self.trainer.world_size
         self.log_dict(
             {
                 "train/outer_loss": outer_loss,

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from ph_l2o.estimators.base import Estimator
 from ph_l2o.estimators.objectives import OBJECTIVES
 
 OUTER_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -85,9 +86,11 @@ class MetaSettings:
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ValueError(f"meta.gradient_clip={self.gradient_clip}: must be > 0, or null for no clipping")
 
-    def check_truncation(self, truncation: int) -> None:
-        """Raise ValueError if a window does not fit into every episode."""
-        if truncation > min(self.horizons):
+    def check_truncation(self, estimator: Estimator) -> None:
+        """Raise ValueError if an estimator's window does not fit into every episode."""
+        shortest = min(self.horizons)
+        truncation = estimator.for_horizon(shortest).truncation
+        if truncation > shortest:
             raise ValueError(
                 f"estimator.truncation={truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
             )

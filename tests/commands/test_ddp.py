@@ -85,3 +85,22 @@ def test_a_run_of_two_processes_resumes_with_one(runs):
     assert a["global_step"] == b["global_step"] == 5
     for name, value in a["state_dict"].items():
         torch.testing.assert_close(value, b["state_dict"][name], rtol=1e-6, atol=1e-9)
+
+
+PERSISTENT = ("estimator=pes", "estimator.num_pairs=2", "estimator.sigma=0.1")
+
+
+def test_particles_of_several_processes(tmp_path):
+    """PES: the same perturbations and carry whatever the number of processes, also after a resume by another number."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder, strategy in zip(folders, ("cpu", "ddp_cpu"), strict=True):
+        done = train(folder, *PERSISTENT, f"strategy={strategy}", "meta.outer_steps=3")
+        assert done.returncode == 0, done.stderr
+    one, two = (last(folder)[0]["ph_l2o"]["episode"] for folder in folders)
+    assert one["age"] == two["age"] == 5 and len(two["params"]) == 4  # problems of both
+    for a, b in zip([one["params"], *one["state"]], [two["params"], *two["state"]], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    for folder, strategy in zip(folders, ("ddp_cpu", "cpu"), strict=True):
+        done = train(folder, *PERSISTENT, f"strategy={strategy}", "ckpt_path=last", "meta.outer_steps=4")
+        assert done.returncode == 0, done.stderr
+    assert norms(folders[0]) == pytest.approx(norms(folders[1]), rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 
 from ph_l2o import meta_train
 from ph_l2o.commands.checkpoint import load_optimizer
-from ph_l2o.estimators import Truncated
+from ph_l2o.estimators import ES, NRES, PES, ESSingle, Estimator, Full, Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, NonFiniteError, fit
 from ph_l2o.optimizers import Adam, PortHamiltonian
 from ph_l2o.tasks import Problem, Quadratic
@@ -26,11 +26,14 @@ SMALL = {
 }
 
 
-def learner(optimizer=None, task=None, truncation=3, order=2, seed=0, **settings) -> MetaLearner:
+def learner(
+    optimizer=None, task=None, truncation=3, order=2, seed=0, estimator: Estimator | None = None, **settings
+) -> MetaLearner:
     torch.manual_seed(0)
+    estimator = estimator or Truncated(truncation, order=order)
     optimizer = PortHamiltonian(hidden_size=4) if optimizer is None else optimizer
     meta = MetaSettings(**{**SMALL, **settings})
-    return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), Truncated(truncation, order=order), meta, seed=seed)
+    return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), estimator, meta, seed=seed)
 
 
 def checkpoint(folder: Path, name: str = "last") -> dict:
@@ -50,15 +53,29 @@ class Kill(pl.Callback):
             raise Killed
 
 
-@pytest.mark.parametrize("killed_at", [5, 8, 11])
-def test_resume_continues_bitwise(tmp_path, killed_at):
-    fit(learner(), tmp_path / "whole", callbacks=[])
+@pytest.mark.parametrize(
+    ("killed_at", "estimator"),
+    [
+        (5, Truncated(3)),
+        (8, Truncated(3)),
+        (11, Truncated(3)),
+        (5, PES(3, num_pairs=2)),
+        (11, PES(3, noise="shared")),
+        (11, ES(3)),
+        (11, ESSingle(3)),
+        (11, NRES(3, reuse=6)),
+        (11, Full()),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, Estimator) else str(x),
+)
+def test_resume_continues_bitwise(tmp_path, killed_at, estimator):
+    fit(learner(estimator=estimator), tmp_path / "whole", callbacks=[])
     with pytest.raises(Killed):
-        fit(learner(), tmp_path / "resumed", callbacks=[Kill(killed_at)])
+        fit(learner(estimator=estimator), tmp_path / "resumed", callbacks=[Kill(killed_at)])
     assert checkpoint(tmp_path / "resumed")["global_step"] == (killed_at - 1) // 4 * 4
     # Another seed of the weights: all that counts comes out of the file.
     fit(
-        learner(),
+        learner(estimator=estimator),
         tmp_path / "resumed",
         callbacks=[],
         ckpt_path=tmp_path / "resumed" / "checkpoints" / "last.ckpt",
@@ -68,8 +85,10 @@ def test_resume_continues_bitwise(tmp_path, killed_at):
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
     a, b = whole["ph_l2o"]["episode"], resumed["ph_l2o"]["episode"]
-    assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
-    assert all(torch.equal(x, y) for x, y in zip(a["state"], b["state"], strict=True))
+    assert (a is None) == (b is None) == isinstance(estimator, Full)  # its every window ends an episode
+    if a is not None:
+        assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
+        assert all(torch.equal(x, y) for x, y in zip(a["state"], b["state"], strict=True))
     assert _columns(tmp_path / "whole") == _columns(tmp_path / "resumed")
 
 
@@ -228,6 +247,34 @@ def test_meta_train_in_float64():
     made = PortHamiltonian(hidden_size=4).double()
     trained = meta_train(made, Quadratic(3), estimator=Truncated(3), **SMALL)
     assert next(trained.parameters()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["full", "es", "pes", "es_single", "nres"])
+def test_estimators_by_name(name):
+    """Any of them takes Adam from a learning rate that is too low to a higher one."""
+    trained = meta_train(
+        Adam(lr=1e-3), Quadratic(3), outer_steps=20, estimator=name, learning_rate=0.1, num_problems=16,
+        horizons=(20,), val_every=20, val_problems=8, val_horizon=20, gradient_clip=None,
+    )  # fmt: skip
+    assert isinstance(trained, Adam)
+    assert trained.hyperparameters["lr"].item() > 2e-3
+
+
+def test_an_unknown_estimator_is_named():
+    with pytest.raises(ValueError, match=r"estimator=pess: must be one of truncated, full, es, pes, es_single, nres"):
+        meta_train(Adam(), Quadratic(3), estimator="pess")
+
+
+def test_full_has_one_outer_step_for_each_episode(tmp_path):
+    lengths = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            assert module.episode.is_over and module.episode.age == module.episode.horizon
+            lengths.append(module.episode.age)
+
+    fit(learner(estimator=Full(50), outer_steps=4), tmp_path, callbacks=[Watch()])  # 50: of a task's defaults
+    assert lengths == [5, 13, 5, 13]
 
 
 def test_validation_uses_its_own_split():

@@ -1,0 +1,59 @@
+"""Evolution strategies on a truncation window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ph_l2o.estimators.base import Estimate
+from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses
+from ph_l2o.estimators.objectives import Objective
+from ph_l2o.estimators.particles import map_carry, repeat, unroll
+from ph_l2o.inner import Carry
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.tasks.base import Problem
+
+
+class ES(EvolutionStrategy):
+    """Antithetic evolution strategies, with fresh perturbations in each window.
+
+    All particles of a window start from the carry that φ itself left, which costs one unperturbed particle more:
+
+        gradient = 1/n Σ_i z_i (J(φ + σ z_i) - J(φ - σ z_i)) / (2σ),  z_i ~ N(0, I).
+
+    It is unbiased for the window's outer loss smoothed by N(0, σ²I), with the carry held constant. So it has the bias
+    of `Truncated` where an episode has several windows, and none with one window.
+
+    Args:
+        truncation: Inner steps of a window, >= 1.
+        num_pairs: Antithetic pairs of perturbations, n >= 1.
+        sigma: Standard deviation σ > 0 of a perturbation.
+        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    References: Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning" (arXiv
+    1703.03864); on truncation windows, Metz et al. 2019 (arXiv 1810.10180) and Vicol, Metz and Sohl-Dickstein 2021,
+    section 3 (arXiv 2112.13835).
+    """
+
+    def __call__(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        carry: Carry,
+        first: int,
+        objective: Objective,
+    ) -> Estimate:
+        """See `Estimator.__call__`."""
+        draws = self.draws(problem, first, phi)
+        moved = self.particles(phi, draws, centre=True)
+        inner, losses = unroll(
+            optimizer, moved, problem, repeat(carry, 2 * self.num_pairs + 1), first, self.truncation
+        )  # fmt: skip
+        centre = losses[:, -1].contiguous()
+        gradient = self.gradient(phi, outer_losses(objective, losses), draws)
+        return Estimate(objective(centre), gradient, map_carry(lambda x: x[-1].clone(), inner), centre)

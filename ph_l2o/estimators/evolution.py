@@ -1,0 +1,157 @@
+"""What the evolution strategies share: perturbations from keys, antithetic pairs, and the estimate from their losses.
+
+For n antithetic pairs with standard normal draws z_i of the D meta-parameters, particles run under φ ± σ z_i, and
+
+    gradient = 1/n Σ_i (J⁺_i - J⁻_i) / (2σ) · w_i,
+
+the mean over problems, where J± are a window's outer losses. The estimators differ in which draw a window uses, where
+its particles start, and in the weight w_i.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from ph_l2o.estimators.base import Estimate, Estimator
+from ph_l2o.estimators.objectives import Objective
+from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
+from ph_l2o.inner import Carry, start
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.random import Purpose, normals
+from ph_l2o.tasks.base import Problem
+
+_ALL_PROBLEMS = 2**32 - 1  # stands for a problem's index in the keys of what all problems share
+
+
+class EvolutionStrategy(Estimator):
+    """Base of the evolution strategies; see the module's text.
+
+    Nothing is differentiated in the meta-parameters and no graph is kept, so memory does not grow with the window.
+    Draws come from keys: they are the same after a resume and under any number of processes. The outer loss must be a
+    mean over problems.
+
+    Args:
+        truncation: Inner steps of a window, >= 1.
+        num_pairs: Antithetic pairs of perturbations, n >= 1; for each problem, or for all.
+        sigma: Standard deviation σ > 0 of a perturbation of each meta-parameter.
+        noise: `per_problem` draws perturbations for each problem of the batch, which averages over more of them at the
+            same number of inner steps; `shared` has the same ones for all problems.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        truncation: int = 20,
+        *,
+        num_pairs: int = 1,
+        sigma: float = 0.01,
+        noise: Literal["shared", "per_problem"] = "per_problem",
+    ):
+        super().__init__(truncation)
+        if not isinstance(num_pairs, int) or num_pairs < 1:
+            raise ValueError(f"estimator.num_pairs={num_pairs}: must be a whole number >= 1 (antithetic pairs)")
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"estimator.sigma={sigma}: must be > 0 and finite (standard deviation of a perturbation)")
+        if noise not in ("shared", "per_problem"):
+            raise ValueError(f"estimator.noise={noise}: must be shared or per_problem")
+        self.num_pairs, self.sigma, self.noise = num_pairs, sigma, noise
+
+    def draws(self, problem: Problem, step: int, phi: Mapping[str, Tensor]) -> Tensor:
+        """Standard normal draws that belong to an inner step.
+
+        Args:
+            problem: The problems, for their keys.
+            step: Number of the inner step.
+            phi: The meta-parameters.
+
+        Returns:
+            Tensor of shape `(B, num_pairs, D)`, or `(1, num_pairs, D)` with shared noise.
+        """
+        keys = problem.keys
+        if self.noise == "shared":
+            keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
+        size = _size(phi)
+        even = size + size % 2
+        words = keys.words(Purpose.PERTURBATION, step, 1, self.num_pairs * even)[0]
+        draws = normals(words.reshape(len(keys), self.num_pairs, even))[..., :size]
+        return torch.from_numpy(draws).to(next(iter(phi.values())))
+
+    def particles(self, phi: Mapping[str, Tensor], draws: Tensor, *, centre: bool) -> dict[str, Tensor]:
+        """Meta-parameters φ + σ z_i, then φ - σ z_i, then φ itself with `centre`: `(P, B or 1, *shape)` by name."""
+        draws = draws.transpose(0, 1)
+        signed = torch.cat([draws, -draws, *([torch.zeros_like(draws[:1])] if centre else [])])
+        parts = signed.split([p.numel() for p in phi.values()], -1)
+        return {
+            name: p.detach() + self.sigma * part.reshape(*signed.shape[:2], *p.shape)
+            for (name, p), part in zip(phi.items(), parts, strict=True)
+        }
+
+    def gradient(self, phi: Mapping[str, Tensor], outer: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """The estimate from outer losses `(P, B)` and weights `(B or 1, num_pairs, D)`."""
+        n, problems = self.num_pairs, outer.shape[1]
+        slope = (outer[:n] - outer[n : 2 * n]) / (2 * self.sigma * n * problems)
+        flat = torch.einsum("nb,bnd->d", slope, weights.expand(problems, -1, -1))
+        parts = flat.split([p.numel() for p in phi.values()])
+        return {name: part.view_as(p) for (name, p), part in zip(phi.items(), parts, strict=True)}
+
+
+def outer_losses(objective: Objective, losses: Tensor) -> Tensor:
+    """The objective of each particle and problem: `(K, P, B)` → `(P, B)`."""
+    flat = vmap(lambda one: objective(one[:, None]), in_dims=1)(losses.flatten(1))
+    return flat.view(losses.shape[1:])
+
+
+class PersistentStrategy(EvolutionStrategy):
+    """Base of the strategies whose particles keep inner states of their own over the windows of an episode.
+
+    A new draw z is made at the inner steps that are multiples of `reuse`, and a window's weight w_i is the sum of the
+    draws since the episode's start. The particles' mean losses are what is reported, since no particle runs under φ.
+
+    Attributes:
+        reuse: Inner steps for which a perturbation is kept, or None for the whole episode.
+    """
+
+    reuse: int | None
+
+    def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
+        """All particles at the problems' start."""
+        carry = swap_axes(repeat(start(optimizer, problem), 2 * self.num_pairs))
+        phi = dict(optimizer.named_parameters())
+        total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, _size(phi))
+        return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
+
+    def __call__(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        carry: Carry,
+        first: int,
+        objective: Objective,
+    ) -> Estimate:
+        """See `Estimator.__call__`."""
+        total = carry.state.perturbation
+        drawn_at = 0 if self.reuse is None else first // self.reuse * self.reuse
+        draws = self.draws(problem, drawn_at, phi)
+        if first == drawn_at:
+            total = total + draws
+        inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
+        moved = self.particles(phi, draws, centre=False)
+        inner, losses = unroll(optimizer, moved, problem, inner, first, self.truncation)
+        outer = outer_losses(objective, losses)
+        inner = swap_axes(inner)
+        carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)
+        return Estimate(outer.mean(), self.gradient(phi, outer, total), carry, losses.mean(1))
+
+
+def _size(phi: Mapping[str, Tensor]) -> int:
+    return sum(p.numel() for p in phi.values())

@@ -1,0 +1,54 @@
+"""Noise-reuse evolution strategies."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ph_l2o.estimators.evolution import PersistentStrategy
+
+
+class NRES(PersistentStrategy):
+    """Noise-reuse evolution strategies, with the family around it, generalised PES (GPES).
+
+    GPES draws a perturbation anew every `reuse` inner steps and weights a window by the sum of the draws so far:
+
+        gradient = 1/n Σ_i (z_i,1 + … + z_i,m) (J_t⁺ - J_t⁻) / (2σ),  m draws up to window t.
+
+    NRES is the end at which a window's estimate has the least variance, one draw reused for the whole episode
+    (`reuse=None`); the other end is PES, `reuse=truncation`. All are unbiased for the whole episode's outer loss,
+    smoothed by a perturbation that is constant for `reuse` steps.
+
+    With one draw for an episode the formula is that of `ESSingle`. What the paper adds is the family in between, and
+    workers that are at different windows of their episodes at the same time ("step-unlocked"); here all problems of
+    a batch start an episode together, so of the two differences only the first exists.
+
+    Args:
+        truncation: Inner steps of a window, >= 1.
+        num_pairs: Antithetic pairs of perturbations, n >= 1.
+        sigma: Standard deviation σ > 0 of a perturbation.
+        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+        reuse: Inner steps for which a draw is reused, a multiple of the truncation; None for the whole episode.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: Li, Harrison, Sohl-Dickstein, Smith and Metz 2023, "Variance-reduced gradient estimation via noise-reuse
+    in online evolution strategies" (arXiv 2304.12180).
+    """
+
+    def __init__(
+        self,
+        truncation: int = 20,
+        *,
+        num_pairs: int = 1,
+        sigma: float = 0.01,
+        noise: Literal["shared", "per_problem"] = "per_problem",
+        reuse: int | None = None,
+    ):
+        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise)
+        if reuse is not None and (reuse < 1 or reuse % truncation):
+            raise ValueError(
+                f"estimator.reuse={reuse}: must be a multiple of estimator.truncation={truncation}, or null for the "
+                "whole episode"
+            )
+        self.reuse = reuse
