@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def wandb_logger(
     from pytorch_lightning.loggers import WandbLogger
     from pytorch_lightning.utilities import rank_zero_only
 
+    class OuterStepLogger(WandbLogger):
+        """With the outer step, counted from 1 as in `metrics.csv`, as the axis of every curve."""
+
+        @rank_zero_only
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            if step is not None:
+                metrics = {**metrics, "outer_step": step + 1}
+            super().log_metrics(metrics, step)
+
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, save_dir=str(folder))  # does nothing on the other processes
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -55,4 +65,7 @@ def wandb_logger(
     if mode == "offline":
         where = f"offline (no API key, or asked for); upload with `wandb sync {os.path.relpath(Path(run.dir).parent)}`"
     log.info("W&B: %s", where)
-    return WandbLogger(experiment=run, save_dir=str(folder))
+    logger = OuterStepLogger(experiment=run, save_dir=str(folder))
+    run.define_metric("outer_step")
+    run.define_metric("*", step_metric="outer_step")
+    return logger

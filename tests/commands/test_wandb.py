@@ -37,7 +37,14 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(command, run_folder
     (run,) = offline_runs(run_folder())
     written = content(run)
     # The history, the configuration, the table and the picture are in the run's file.
-    for name in (b"train/outer_loss", b"val/quadratic/final_loss", b"test/comparison", b"test/curves", b"git_revision"):
+    for name in (
+        b"outer_step",
+        b"train/outer_loss",
+        b"val/quadratic/final_loss",
+        b"test/comparison",
+        b"test/curves",
+        b"git_revision",
+    ):
         assert name in written, name
 
 

@@ -143,13 +143,11 @@ def test_the_same_again(make_estimator):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-@every_strategy
+@pytest.mark.parametrize("make_estimator", [ESSingle, NRES])
 def test_one_unroll_in_two_windows(make_estimator):
     """Where the perturbation stays the same, particles do not notice the windows."""
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
     problem = quadratics(noise=0.3)
-    if make_estimator in (ES, PES):
-        pytest.skip("draws a perturbation for each window")
     one, two = make_estimator(2 * K), make_estimator(K)
     carry = one(optimizer, phi, problem, one.start(optimizer, problem), 0, OBJECTIVES["mean_loss"]).carry
     split = two.start(optimizer, problem)
