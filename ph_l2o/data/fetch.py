@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def _try_sources(dataset: Dataset, root: Path, missing: list[str], say: Say) -> 
                 dataset.read(folder / dataset.folder)
             except Exception as error:  # whatever a source raises, the next one may work
                 reason = _one_line(error)
-                say(f"{dataset.name}: {source.name} failed: {reason}")
+                say(f"{dataset.name}: {source.name} failed ({textwrap.shorten(reason, 60, placeholder=' …')})")
                 failures.append(f"{source.name}: {reason}")
                 continue
             _place(folder / dataset.folder, root / dataset.folder, [*missing, *dataset.extra_files])

@@ -316,41 +316,6 @@ def test_a_task_can_be_copied(fake):
     assert torch.equal(first.inputs, again.inputs)
 
 
-NAMES = ", ".join(ACTIVATIONS)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dataset": "imagenet"}, "task.dataset=imagenet: must be one of mnist, fashion_mnist, cifar10"),
-        ({"hidden_sizes": (20, 0)}, "task.hidden_sizes=(20, 0): must be a list of whole numbers >= 1 (units)"),
-        ({"hidden_sizes": [2.5]}, "task.hidden_sizes=[2.5]: must be a list of whole numbers >= 1 (units)"),
-        ({"hidden_sizes": 20}, "task.hidden_sizes=20: must be a list of whole numbers >= 1 (units)"),
-        ({"activation": []}, "task.activation=[]: must name at least one activation"),
-        ({"activation": "rleu"}, f"task.activation=rleu: must be of {NAMES}; did you mean relu?"),
-        ({"activation": ["relu", "step"]}, f"task.activation=step: must be of {NAMES}"),
-        ({"activation": [3]}, f"task.activation=3: must be of {NAMES}"),
-        ({"batch_size": 0}, "task.batch_size=0: must be >= 1 (whole number of images of a mini-batch)"),
-        ({"batch_size": 2.5}, "task.batch_size=2.5: must be >= 1 (whole number of images of a mini-batch)"),
-        ({"split": "thirds"}, "task.split=thirds: must be default or study"),
-        (
-            {"model": nn.Linear(2, 2)},
-            "task.model=Linear: must be a function that makes a module, such as a class or a functools.partial; "
-            "in a configuration, a node with _partial_: true",
-        ),
-        (
-            {"model": "conv"},
-            "task.model=str: must be a function that makes a module, such as a class or a functools.partial; "
-            "in a configuration, a node with _partial_: true",
-        ),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError) as error:
-        ImageClassification(**arguments)
-    assert str(error.value) == message
-
-
 @pytest.mark.parametrize(
     ("model", "shape"),
     [

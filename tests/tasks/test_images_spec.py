@@ -1,4 +1,4 @@
-"""What defines an image task, for the cache of tuned baselines."""
+"""What defines an image task, for the cache of tuned baselines, and what cannot."""
 
 import functools
 import json
@@ -8,7 +8,7 @@ import torch
 from example_modules import conv_net
 from torch import nn
 
-from ph_l2o.tasks import ImageClassification
+from ph_l2o.tasks import ACTIVATIONS, ImageClassification
 
 
 class Scaled(nn.Linear):
@@ -69,3 +69,38 @@ def test_spec_leaves_the_random_numbers_alone():
     state = torch.get_rng_state()
     ImageClassification(model=conv_net).spec()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+NAMES = ", ".join(ACTIVATIONS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": "imagenet"}, "task.dataset=imagenet: must be one of mnist, fashion_mnist, cifar10"),
+        ({"hidden_sizes": (20, 0)}, "task.hidden_sizes=(20, 0): must be a list of whole numbers >= 1 (units)"),
+        ({"hidden_sizes": [2.5]}, "task.hidden_sizes=[2.5]: must be a list of whole numbers >= 1 (units)"),
+        ({"hidden_sizes": 20}, "task.hidden_sizes=20: must be a list of whole numbers >= 1 (units)"),
+        ({"activation": []}, "task.activation=[]: must name at least one activation"),
+        ({"activation": "rleu"}, f"task.activation=rleu: must be of {NAMES}; did you mean relu?"),
+        ({"activation": ["relu", "step"]}, f"task.activation=step: must be of {NAMES}"),
+        ({"activation": [3]}, f"task.activation=3: must be of {NAMES}"),
+        ({"batch_size": 0}, "task.batch_size=0: must be >= 1 (whole number of images of a mini-batch)"),
+        ({"batch_size": 2.5}, "task.batch_size=2.5: must be >= 1 (whole number of images of a mini-batch)"),
+        ({"split": "thirds"}, "task.split=thirds: must be default or study"),
+        (
+            {"model": nn.Linear(2, 2)},
+            "task.model=Linear: must be a function that makes a module, such as a class or a functools.partial; "
+            "in a configuration, a node with _partial_: true",
+        ),
+        (
+            {"model": "conv"},
+            "task.model=str: must be a function that makes a module, such as a class or a functools.partial; "
+            "in a configuration, a node with _partial_: true",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError) as error:
+        ImageClassification(**arguments)
+    assert str(error.value) == message
