@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import Any
+
+from ph_l2o.suggestions import did_you_mean
 
 
 class ConfigError(ValueError):
     """The configuration can't be used; the text names key, value, what is allowed, and what to do."""
-
-
-def nearest(name: str, valid: Any) -> str:
-    """A hint `; did you mean …?` with the nearest valid names, or nothing."""
-    near = difflib.get_close_matches(name, list(valid), 3, 0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def explain(error: BaseException, config_name: str) -> str | None:
@@ -60,7 +54,7 @@ def _explain_hydra(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         options = sorted(error.options)
-        return f"{group}={name}: no such option; there are {', '.join(options)}{nearest(name, options)}"
+        return f"{group}={name}: no such option; there are {', '.join(options)}{did_you_mean(name, options)}"
     if isinstance(error, ConfigCompositionException):
         return _explain_override(error, config_name)
     if isinstance(error, OverrideParseException):
@@ -84,7 +78,7 @@ def _explain_override(error: BaseException, config_name: str) -> str | None:
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match.group(1)
-        return f"{key}: no such key{nearest(key, _keys(config_name))} (`--cfg job` prints all)"
+        return f"{key}: no such key{did_you_mean(key, _keys(config_name))} (`--cfg job` prints all)"
     match = re.search(r"Could not append to config\. An item is already at '([^']+)'", text)
     if match:
         return f"+{match.group(1)}: the key exists; write it without the +"

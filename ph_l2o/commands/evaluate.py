@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ph_l2o.commands.errors import ConfigError
 from ph_l2o.commands.folders import git_revision, remove_if_untouched
 from ph_l2o.commands.instantiate import build
+from ph_l2o.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,7 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
             f"`python train.py optimizer={entry}` and give its checkpoints/best.ckpt"
         )
     if not entry.endswith(".ckpt") and not Path(entry).exists():
-        near = difflib.get_close_matches(entry, (*BASELINES, *LEARNED), 2, 0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(entry, (*BASELINES, *LEARNED))
         raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}")
     optimizer, config = load_optimizer(entry, plugins=cfg.plugins)
     name = str(config.get("run_name", Path(entry).stem))

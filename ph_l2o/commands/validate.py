@@ -7,8 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ph_l2o.commands.checkpoint import CheckpointError, read_checkpoint
-from ph_l2o.commands.errors import ConfigError, nearest
+from ph_l2o.commands.errors import ConfigError
 from ph_l2o.optimizers import LearnedOptimizer
+from ph_l2o.suggestions import did_you_mean
 from ph_l2o.tasks import Task
 
 
@@ -54,7 +55,7 @@ def check_baselines(names: list[str], key: str) -> None:
 
     for name in names:
         if name not in BASELINES:
-            raise ConfigError(f"{key}=[…, {name}]: must be of {', '.join(BASELINES)}{nearest(str(name), BASELINES)}")
+            raise ConfigError(f"{key}=[…, {name}]: must be of {', '.join(BASELINES)}{did_you_mean(name, BASELINES)}")
 
 
 def _check_device(cfg: DictConfig) -> None:

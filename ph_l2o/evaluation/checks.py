@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
+
+from ph_l2o.suggestions import did_you_mean
 
 
 def at_least(name: str, value: Any, minimum: int, meaning: str) -> int:
@@ -24,6 +25,4 @@ def at_least(name: str, value: Any, minimum: int, meaning: str) -> int:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint with the nearest valid names, and all of them."""
     names = list(valid)
-    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}Valid names: {', '.join(names)}"
+    return f"{did_you_mean(name, names)} Valid names: {', '.join(names)}".removeprefix("; ").strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 
 from ph_l2o.estimators.base import Estimator
 from ph_l2o.estimators.objectives import OBJECTIVES
+from ph_l2o.suggestions import did_you_mean
 
 OUTER_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -70,8 +70,7 @@ class MetaSettings:
         if not self.horizons or any(not isinstance(h, int) or h < 1 for h in self.horizons):
             raise ValueError(f"meta.horizons={list(self.horizons)}: must be whole numbers >= 1 (inner steps)")
         if self.objective not in OBJECTIVES:
-            near = difflib.get_close_matches(self.objective, OBJECTIVES, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(self.objective, OBJECTIVES, 1)
             raise ValueError(f"meta.objective={self.objective}: must be one of {', '.join(OBJECTIVES)}{hint}")
         if self.outer_optimizer not in OUTER_OPTIMIZERS:
             allowed = ", ".join(OUTER_OPTIMIZERS)

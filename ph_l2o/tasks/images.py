@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import re
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
 from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys, Purpose, integers
+from ph_l2o.suggestions import did_you_mean
 from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.mlp import ACTIVATIONS, MLP, MixedActivation
 from ph_l2o.tasks.module import ModuleProblem, seeded
@@ -85,8 +85,7 @@ class ImageClassification(Task):
             raise ValueError("task.activation=[]: must name at least one activation")
         for kind in activations:
             if kind not in ACTIVATIONS:
-                near = difflib.get_close_matches(str(kind), ACTIVATIONS, 1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(kind, ACTIVATIONS, 1)
                 raise ValueError(f"task.activation={kind}: must be of {', '.join(ACTIVATIONS)}{hint}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
