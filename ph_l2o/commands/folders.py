@@ -60,9 +60,9 @@ def git_revision() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or not there."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    from ph_l2o.evaluation.files import write_atomically
+
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def remove_if_untouched(folder: Path) -> None:
