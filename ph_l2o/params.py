@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ph_l2o import segments
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -46,6 +48,8 @@ class Layout:
         """Repeat one value for each tensor over its coordinates: shape `(…, T)` → `(…, N)`, or `(…, 1)` if T = 1."""
         if self.num_tensors == 1:
             return per_tensor
+        if segments.is_tracing():
+            return segments.expand(per_tensor, self.sizes)
         lead = per_tensor.shape[:-1]
         return torch.cat([v.expand(*lead, n) for v, n in zip(per_tensor.split(1, -1), self.sizes, strict=True)], -1)
 

@@ -33,8 +33,10 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o import segments
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.params import Layout, Params
 
@@ -43,11 +45,14 @@ _SECOND_DECAY = 0.95  # of the squared gradient's average
 _LOSS_DECAY = 0.9
 _TIME_SCALES = (20.0, 100.0, 1000.0)
 _TINY_SQUARE = 1e-16
+_TINY_LOSS = 1e-10
 _TINY_ENERGY = 1e-30
 _LOG_SCALE_RANGE = (-15.0, 6.0)  # of log s
-# Rows of the Gram matrix: gradient, its averages, momentum, parameters. Then the mean squared gradient follows.
+# What the statistics are of: gradient, its averages, momentum, parameters. Then the mean squared gradient follows.
 _ROWS = 3 + len(_DECAYS)
 _NUM_COSINES = _ROWS - 2  # of the gradient with its averages and the momentum
+_NUM_LOSSES = 3  # now, average, start
+_NUM_STATIC = 5  # size, shape and depth of a tensor
 _NUM_OUTPUTS = 4  # log scale, mix, damping, exponent
 _MIXED = 1  # the average that the force can be mixed with: decay .9
 
@@ -111,7 +116,7 @@ class PortHamiltonian(LearnedOptimizer):
         if loss_offset <= 0:
             raise ValueError(f"optimizer.loss_offset={loss_offset}: must be > 0")
         self.tank, self.loss_offset = tank, loss_offset
-        num_features = (_ROWS + 1) + _NUM_COSINES + 3 + (1 + len(_TIME_SCALES)) + 5
+        num_features = (_ROWS + 1) + _NUM_COSINES + _NUM_LOSSES + (1 + len(_TIME_SCALES)) + _NUM_STATIC
         self.controller = nn.Sequential(
             nn.Linear(num_features, hidden_size),
             nn.Tanh(),
@@ -149,16 +154,9 @@ class PortHamiltonian(LearnedOptimizer):
         loss_average = torch.lerp(state.loss_average, loss, weights[:, -1])
         loss_start = torch.where(first, loss, state.loss_start)
 
-        features = torch.cat(
-            [
-                _statistics(flat, grad, averages, second, state.momentum, layout),
-                _repeat(_progress(loss, loss_average, loss_start), layout.num_tensors),
-                _repeat(_time_features(step), layout.num_tensors),
-                _static_features(layout, grad.device, grad.dtype).expand(len(grad), -1, -1).flatten(0, 1),
-            ],
-            1,
-        )
-        log_scale, mix, dissipation, exponent = self._ports(features, layout)
+        statistics = _statistics(flat, grad, averages, second, state.momentum, layout)
+        losses = torch.stack([loss, loss_average, loss_start], 1)
+        log_scale, mix, dissipation, exponent = self._ports(_inputs(statistics, losses, step, layout), layout)
 
         scale = torch.addcmul(log_scale, exponent, (second + _TINY_SQUARE).log(), value=-1)
         scale = scale.clamp(*_LOG_SCALE_RANGE).exp()
@@ -189,23 +187,21 @@ class PortHamiltonian(LearnedOptimizer):
             step, averages, second, momentum, loss_start, loss_average, r_after, tank, kinetic
         )
 
-    def _ports(self, features: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    def _ports(self, inputs: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         """What the controller sets, for each coordinate: log s at v = 1, mix, 1 / (1 + D), q / 2."""
-        free, bounded = self.controller(features).split(2, 1)
-        bounded = bounded.sigmoid() * _bounds(features.device, features.dtype)
+        first, *rest = self.controller
+        assert isinstance(first, nn.Linear)
+        hidden = F.linear(inputs, first.weight @ _feature_matrix(inputs.device, inputs.dtype), first.bias)
+        for layer in rest:
+            hidden = layer(hidden)
+        free, bounded = hidden.split(2, 1)
+        bounded = bounded.sigmoid() * _bounds(inputs.device, inputs.dtype)
         ports = torch.cat([free, bounded], 1).view(-1, layout.num_tensors, _NUM_OUTPUTS)
         return layout.expand(ports.mT).unbind(1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a[:, None], b[:, :, None]).view(-1)
-
-
-def _repeat(per_problem: Tensor, num_tensors: int) -> Tensor:
-    """One row for each tensor of each problem: `(B, F)` → `(B T, F)`."""
-    if num_tensors == 1:
-        return per_problem
-    return per_problem[:, None].expand(-1, num_tensors, -1).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)
@@ -227,46 +223,58 @@ def _average_weights(step: Tensor) -> Tensor:
 def _statistics(
     flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout
 ) -> Tensor:
-    """Scale-free statistics of each tensor, `(B T, 11)`, from one Gram matrix of all that is known of it."""
-    rows = torch.cat([grad[:, None], averages, momentum[:, None], flat[:, None]], 1)
-    if layout.num_tensors == 1:
-        gram = rows @ rows.mT
-        sums = second.sum(1, keepdim=True)
+    """Means over each tensor, `(B, T, 11)`: of the squares, of v, and of the products of the gradient."""
+    grad = grad[:, None]
+    rows = torch.cat([grad, averages, momentum[:, None], flat[:, None]], 1)
+    others = rows[:, 1 : 1 + _NUM_COSINES]
+    if segments.is_tracing() and layout.num_tensors > 1:
+        products = (segments.dot(rows, rows, layout.sizes), segments.dot(grad, others, layout.sizes))
+        sums = torch.cat([products[0], layout.sum(second[:, None]), products[1]], 1)
     else:
-        gram = torch.stack([part @ part.mT for part in rows.split(layout.sizes, 2)], 1).flatten(0, 1)
-        sums = layout.sum(second).view(-1, 1)
-    squares = torch.cat([gram.diagonal(dim1=1, dim2=2), sums], 1)
-    sizes = _sizes(layout, grad.device, grad.dtype).expand(len(grad), -1, -1).flatten(0, 1)
-    logs = (squares / sizes + _TINY_SQUARE).log() @ _log_mixer(grad.device, grad.dtype)
-    ratios, norms = logs.split((_ROWS + 1, _NUM_COSINES), 1)
-    cosines = gram[:, 0, 1 : 1 + _NUM_COSINES] / sizes * norms.exp()
-    return torch.cat([ratios, cosines], 1)
+        sums = layout.sum(torch.cat([rows * rows, second[:, None], grad * others], 1))
+    return sums.mT / _sizes(layout, flat.device, flat.dtype)
+
+
+def _inputs(statistics: Tensor, losses: Tensor, step: Tensor, layout: Layout) -> Tensor:
+    """What the features are linear in, one row for each tensor of each problem, `(B T, 23)`.
+
+    Logarithms of the mean squares, the losses and the step; cosines; how far the step is; the tensor's shape.
+    """
+    squares, products = statistics.split((_ROWS + 1, _NUM_COSINES), 2)
+    step = step[:, None]
+    times = torch.tanh(step / _constant(_TIME_SCALES, step.device, step.dtype) - 1)
+    shared = torch.cat([losses.clamp_min(0) + _TINY_LOSS, step, times], 1)[:, None]
+    shared = shared.expand(-1, layout.num_tensors, -1)
+    positive, times = shared.split((_NUM_LOSSES + 1, len(_TIME_SCALES)), 2)
+    logs = torch.cat([squares + _TINY_SQUARE, positive], 2).log()
+    cosines = products * (-0.5 * (logs[..., :1] + logs[..., 1 : 1 + _NUM_COSINES])).exp()
+    static = _static_features(layout, step.device, step.dtype).expand(len(step), -1, -1)
+    return torch.cat([logs, cosines, times, static], 2).flatten(0, 1)
 
 
 @lru_cache(maxsize=64)
-def _log_mixer(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Constant matrix from the logarithms of mean squares to features, and to what normalises the cosines."""
-    mixer = torch.zeros(_ROWS + 1, _ROWS + 1 + _NUM_COSINES, dtype=dtype)
-    for k in range(1, 1 + len(_DECAYS)):
-        mixer[k, k], mixer[-1, k] = 0.25, -0.25  # log(m² / v): how steady the gradient is
-    mixer[0, 0], mixer[_ROWS - 2, _ROWS - 2], mixer[_ROWS - 1, _ROWS - 1] = 0.1, 0.2, 0.1
-    mixer[0, _ROWS], mixer[-1, _ROWS] = 0.5, -0.5  # log(g² / v)
-    for k in range(_NUM_COSINES):
-        mixer[0, _ROWS + 1 + k] = mixer[1 + k, _ROWS + 1 + k] = -0.5
-    return mixer.to(device)
+def _feature_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Constant matrix from `_inputs` to the controller's features: ratios where scale has no meaning, of order one.
 
-
-def _progress(loss: Tensor, average: Tensor, start: Tensor) -> Tensor:
-    """How the loss stands, against its own average and against the start, `(B, 3)`."""
-    logs = (torch.stack([loss, average, start], 1).clamp_min(0) + 1e-10).log()
-    mixer = _constant(((0.3, 0.3, 0.3), (0.0, -0.3, 0.0), (0.0, 0.0, -0.3)), loss.device, loss.dtype)
-    return logs @ mixer
-
-
-def _time_features(step: Tensor) -> Tensor:
-    scales = _constant(_TIME_SCALES, step.device, step.dtype)
-    step = step[:, None]
-    return torch.cat([0.3 * step.log(), torch.tanh(step / scales - 1)], 1)
+    It multiplies the first layer's weight, a product of small matrices, and not the inputs.
+    """
+    grad, averages, momentum, theta, second, loss, average, start, step = 0, range(1, 4), 4, 5, 6, 7, 8, 9, 10
+    logs: list[dict[int, float]] = [
+        {grad: 0.1},
+        *({k: 0.25, second: -0.25} for k in averages),  # how steady the gradient is
+        {momentum: 0.2},
+        {theta: 0.1},
+        {grad: 0.5, second: -0.5},
+    ]
+    progress: list[dict[int, float]] = [{loss: 0.3}, {loss: 0.3, average: -0.3}, {loss: 0.3, start: -0.3}]
+    others = [{step + 1 + k: 1.0} for k in range(_NUM_COSINES + len(_TIME_SCALES) + _NUM_STATIC)]
+    cosines, rest = others[:_NUM_COSINES], others[_NUM_COSINES:]
+    rows = [*logs, *cosines, *progress, {step: 0.3}, *rest]
+    matrix = torch.zeros(len(rows), len(rows), dtype=dtype)
+    for i, row in enumerate(rows):
+        for k, factor in row.items():
+            matrix[i, k] = factor
+    return matrix.to(device)
 
 
 @lru_cache(maxsize=256)

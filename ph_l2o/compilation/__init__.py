@@ -1,0 +1,6 @@
+"""Compiled inner steps."""
+
+from ph_l2o.compilation.graphs import CompileError
+from ph_l2o.compilation.steps import CompiledSteps
+
+__all__ = ["CompileError", "CompiledSteps"]

@@ -1,0 +1,207 @@
+"""Functions as graphs of plain operations, compiled ahead of time with their derivative.
+
+`torch.compile` refuses to differentiate a compiled function twice, and its calls cost more than an inner step of a
+small problem. Here a function that may take derivatives inside, by `torch.func.grad`, is traced together with its
+vector-Jacobian product by `make_fx`. The joint graph is cut into a forward part and a backward part, which share what
+is cheaper to keep than to recompute, and TorchInductor compiles both. A call then is the compiled code and nothing
+else: no guards, no autograd. Compiled code is kept between processes in Inductor's cache (`TORCHINDUCTOR_CACHE_DIR`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize, vjp
+
+from ph_l2o.compilation.barriers import insert_barriers
+from ph_l2o.segments import tracing
+
+log = logging.getLogger(__name__)
+
+Tensors = Sequence[Tensor]
+Function = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
+
+
+class CompileError(RuntimeError):
+    """Something cannot be compiled; the text says what, and what to do."""
+
+
+class Differentiable(NamedTuple):
+    """A compiled function with its vector-Jacobian product.
+
+    Attributes:
+        forward: Inputs, differentiable ones first → outputs, other outputs, and what the backward part needs.
+        backward: What the forward part kept, and cotangents of the outputs → gradients of the differentiable inputs.
+    """
+
+    forward: Callable[[Tensors], tuple[Tensors, Tensors, Tensors]]
+    backward: Callable[[Tensors, Tensors], Tensors]
+
+
+def compile_differentiable(function: Function, inputs: Tensors, constants: Tensors) -> Differentiable:
+    """Compile `function(inputs, constants) -> (outputs, others)` and its vector-Jacobian product.
+
+    Args:
+        function: Pure, of static shapes; it must not look at values.
+        inputs: Examples of what it is differentiated in.
+        constants: Examples of its other tensors.
+
+    Raises:
+        CompileError: If it cannot be traced or compiled.
+    """
+    num_inputs, num_known = len(inputs), len(inputs) + len(constants)
+    with torch.no_grad():
+        outputs, others = function(list(inputs), list(constants))  # also fills caches of constants before tracing
+
+    def joint(*flat: Tensor) -> list[Tensor]:
+        known = list(flat[num_inputs:num_known])
+        found, pull, rest = vjp(lambda *x: _split(function(list(x), known)), *flat[:num_inputs], has_aux=True)
+        return [*found, *rest, *pull(tuple(flat[num_known:]))]
+
+    cotangents = [torch.zeros_like(x) for x in outputs]
+    graph, lifted = _trace(joint, [*inputs, *constants, *cotangents], num_known)
+    primals, tangents = [*inputs, *constants, *lifted], cotangents
+    num_outputs, num_forward = len(outputs), len(outputs) + len(others)
+    forward_graph, backward_graph = _partition(graph, primals, tangents, num_forward)
+    forward = _compiled(forward_graph, primals)
+    with torch.no_grad():
+        kept = forward(*primals)[num_forward:]
+    backward = _compiled(backward_graph, [*kept, *tangents])
+
+    def run_forward(arguments: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        found = forward(*arguments, *lifted)
+        return found[:num_outputs], found[num_outputs:num_forward], found[num_forward:]
+
+    return Differentiable(run_forward, lambda kept, cotangents: backward(*kept, *cotangents))
+
+
+def compile_function(function: Callable[[list[Tensor]], list[Tensor]], inputs: Tensors) -> Callable[[Tensors], Tensors]:
+    """Compile `function(inputs) -> outputs` without derivative; see `compile_differentiable`."""
+    with torch.no_grad():
+        function(list(inputs))
+        graph, lifted = _trace(lambda *flat: function(list(flat)), inputs, len(inputs))
+        insert_barriers(graph)
+        compiled = _compiled(graph, [*inputs, *lifted])
+        return lambda arguments: compiled(*arguments, *lifted)
+
+
+def _split(found: tuple[list[Tensor], list[Tensor]]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    return tuple(found[0]), tuple(found[1])
+
+
+def _trace(
+    function: Callable[..., list[Tensor]], inputs: Tensors, place: int
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The graph without mutations, and the constants that it met, which become inputs from number `place` on."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with tracing():
+            traced = make_fx(function, tracing_mode="real")(*inputs)
+    except Exception as error:  # any operation of a module can refuse
+        raise CompileError(f"cannot be traced ({_first_line(error)})") from error
+    lifted = _lift_constants(traced)
+
+    def reordered(*flat: Tensor) -> Any:
+        end = place + len(lifted)
+        return traced(*flat[:place], *flat[end:], *flat[place:end])
+
+    with torch.no_grad():
+        graph = make_fx(functionalize(reordered), tracing_mode="fake")(*inputs[:place], *lifted, *inputs[place:])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph, lifted
+
+
+def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
+    """Turn tensors that lie in the module into further inputs."""
+    graph = module.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    known: dict[str, fx.Node] = {}
+    lifted: list[Tensor] = []
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        name = str(node.target)
+        if name not in known:
+            with graph.inserting_after(last):
+                last = known[name] = graph.placeholder(f"constant_{len(lifted)}")
+            lifted.append(getattr(module, name))
+        node.replace_all_uses_with(known[name])
+        graph.erase_node(node)
+    module.recompile()
+    return lifted
+
+
+def _partition(
+    graph: fx.GraphModule, primals: Tensors, tangents: Tensors, num_forward: int
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    import torch._functorch.config as config
+    from functorch.compile import min_cut_rematerialization_partition
+
+    for k, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder"):
+        name = f"primals_{k + 1}" if k < len(primals) else f"tangents_{k + 1 - len(primals)}"
+        node.target = node.name = name
+    graph.recompile()
+    # Elementwise results are cheaper to recompute than to write and read.
+    with config.patch(aggressive_recomputation=True):
+        parts = min_cut_rematerialization_partition(graph, [*primals, *tangents], num_fwd_outputs=num_forward)
+    for part in parts:
+        insert_barriers(part)
+    return parts
+
+
+def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
+    from torch._inductor import standalone_compile
+
+    options: dict[str, Any] = {"size_asserts": False}
+    if all(x.device.type == "cpu" for x in inputs):
+        options["cpp_wrapper"] = True  # with Python between the kernels, a small step takes half as long again
+    with _quiet():
+        try:
+            artifact = standalone_compile(
+                graph, list(inputs), dynamic_shapes="from_example_inputs", options={"config_patches": options}
+            )
+        except Exception as error:
+            raise CompileError(_explained(error)) from error
+    return artifact
+
+
+def _explained(error: BaseException) -> str:
+    if "compiler" in str(error).lower() and "found" in str(error).lower():
+        return "needs a C++ compiler, and none was found; install g++ or clang++, or set compile=false"
+    return f"TorchInductor failed ({_first_line(error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings that are between torch's own parts, and not for the user."""
+    noisy = logging.getLogger("torch.utils.cpp_extension")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        noisy.setLevel(level)
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Say how long a compilation took."""
+    began = time.perf_counter()
+    yield
+    log.info("compiled %s in %.1f s", what, time.perf_counter() - began)
