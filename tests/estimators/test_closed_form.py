@@ -164,10 +164,20 @@ def test_the_ends_of_gpes():
 
 
 def test_the_benchmark_makes_its_table(tmp_path, monkeypatch, capsys):
-    arguments = ["--truncations", "12", "--episodes", "3", "--json", str(tmp_path / "bias.json")]
-    monkeypatch.setattr(sys, "argv", ["estimator_bias.py", *arguments])
+    arguments = ["--truncations", "12", "--episodes", "3", "--json", str(tmp_path / "bias.json"), "--plot"]
+    monkeypatch.setattr(sys, "argv", ["estimator_bias.py", *arguments, str(tmp_path / "bias.png")])
     estimator_bias.main()
     rows = json.loads((tmp_path / "bias.json").read_text())["rows"]
     assert [row["estimator"] for row in rows] == ["full", *estimator_bias.contestants(12, 0.01)]
-    assert rows[0]["bias"] == pytest.approx(0, abs=1e-9) and rows[1]["bias"] < -0.2
+    found = {row["estimator"]: row for row in rows}
+    assert found["truncated"]["bias"] < -0.2 and found["forward, 1 direction"]["deviation"] > 1
+    for name in ("full", "forward"):
+        assert found[name]["bias"] == pytest.approx(0, abs=1e-9) and found[name]["deviation"] == 0
     assert "| `truncated` | 2 | -21.2 % | 0 % | 0 % |" in capsys.readouterr().out
+    assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
+    numbers = {(row["estimator"], row["truncation"]): row for row in rows}
+    for axes, key in zip(estimator_bias.plot(numbers, 24)[1], ("bias", "deviation"), strict=True):
+        _, labels = axes.get_legend_handles_labels()
+        assert set(labels) == set(found)
+        drawn = [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() == "D"]
+        assert drawn == [100 * found["forward"][key]]
