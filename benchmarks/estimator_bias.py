@@ -3,19 +3,26 @@
 Gradient descent on a quadratic of three coordinates, the meta-parameter is the logarithm of the learning rate. For each
 window length: the mean over an episode's windows of the meta-gradient, relative to the exact one of the whole episode.
 
-python benchmarks/estimator_bias.py
+python benchmarks/estimator_bias.py --plot docs/images/estimators.png
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _closed_form as closed
 import _measure
 import torch
 
-from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Estimator, Full, Truncated
+from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Estimator, Forward, Full, Truncated
+from ph_l2o.evaluation.plots import to_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PROBLEMS = 256  # equal problems, each with perturbations of its own
 
@@ -34,7 +41,7 @@ def episode(estimator: Estimator, horizon: int, num_problems: int, number: int) 
 def measured(estimator: Estimator, horizon: int, episodes: int) -> dict[str, float]:
     """Relative bias with its standard error, and relative standard deviations for one antithetic pair."""
     exact = closed.derivative(closed.START, horizon)
-    random = not isinstance(estimator, Truncated)
+    random = not isinstance(estimator, Truncated) and getattr(estimator, "num_directions", 1) is not None
     problems, count = (PROBLEMS, episodes) if random else (1, 1)
     found = torch.tensor([episode(estimator, horizon, problems, k) for k in range(count)], dtype=torch.float64)
     means = found.mean(1) / exact
@@ -52,6 +59,8 @@ def contestants(truncation: int, sigma: float) -> dict[str, Estimator]:
     """All estimators with windows of one length."""
     return {
         "truncated": Truncated(truncation),
+        "forward": Forward(truncation),
+        "forward, 1 direction": Forward(truncation, num_directions=1),
         "es": ES(truncation, sigma=sigma),
         "pes": PES(truncation, sigma=sigma),
         "es_single": ESSingle(truncation, sigma=sigma),
@@ -65,41 +74,113 @@ def bias(found: dict[str, float]) -> str:
     return f"{value} ± {100 * found['error']:.1f}" if found["error"] else value
 
 
-def main() -> None:
-    """Measure, print a table, write JSON."""
+_LOOKS = {  # colour, line style, width, marker; wide and pale lies under what coincides with it
+    "es_single": ("#CC79A7", "solid", 6.0, ""),
+    "nres": ("#6A3D9A", (0, (5, 2)), 2.0, ""),
+    "forward, 1 direction": ("#000000", (0, (1, 2)), 1.6, ""),
+    "pes": ("#E69F00", "solid", 1.8, "s"),
+    "es": ("#009E73", "solid", 1.8, "^"),
+    "forward": ("#D55E00", "solid", 3.2, "D"),
+    "truncated": ("#0072B2", (0, (4, 1.5)), 1.8, "o"),
+}
+
+
+def plot(found: Mapping[tuple[str, int], Mapping[str, float]], horizon: int) -> tuple[Figure, tuple[Axes, Axes]]:
+    """Bias, with two standard errors, and the standard deviation of an episode's mean, against the window length."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.2, 3.7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    lengths = sorted({k for name, k in found if name != "full"})
+    for name, (color, style, width, marker) in _LOOKS.items():
+        rows = [found[name, k] for k in lengths]
+        look = {
+            "color": color,
+            "linestyle": style,
+            "linewidth": width,
+            "marker": marker,
+            "markersize": 5,
+            "label": name,
+        }
+        if width > 5:
+            look["alpha"] = 0.45
+        bars = [200 * row["error"] for row in rows]
+        left.errorbar(
+            lengths,
+            [100 * row["bias"] for row in rows],
+            yerr=bars if any(bars) else None,
+            capsize=2,
+            elinewidth=1,
+            **look,
+        )
+        right.plot(lengths, [100 * row["deviation"] for row in rows], **look)
+    for axes, key in ((left, "bias"), (right, "deviation")):
+        y = 100 * found["full", horizon][key]
+        axes.plot(horizon, y, "*", color="#000000", markersize=12, zorder=5, label="full", clip_on=False)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(k) for k in lengths])
+        axes.set_xlabel(f"window length in inner steps, of {horizon}")
+        axes.grid(visible=True, color="#E3E3E3", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_title("bias, % of the exact gradient", loc="left", fontsize=10)
+    right.set_title("standard deviation for one draw, %", loc="left", fontsize=10)
+    right.set_ylim(bottom=-4)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
+    return figure, (left, right)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--horizon", type=int, default=24, help="inner steps of an episode (default: 24)")
+    lengths = [1, 2, 3, 4, 6, 8, 12, 24]
     parser.add_argument(
-        "--truncations", type=int, nargs="+", default=[2, 6, 12], help="which divide it (default: 2 6 12)"
+        "--truncations", type=int, nargs="+", default=lengths, help="which divide it (default: 1 2 3 4 6 8 12 24)"
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[2, 6, 12], help="of these, in the table (default: 2 6 12)"
     )
     parser.add_argument("--sigma", type=float, default=0.01, help="of the perturbations (default: 0.01)")
     parser.add_argument("--episodes", type=int, default=40, help=f"each of {PROBLEMS} problems (default: 40)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    arguments = parser.parse_args()
-    if any(k < 1 or arguments.horizon % k for k in arguments.truncations):
-        parser.error(f"--truncations {arguments.truncations}: must divide --horizon {arguments.horizon}")
-    torch.set_num_threads(1)
+    parser.add_argument("--plot", type=Path, help="where to write the figure, a PNG")
+    given = parser.parse_args()
+    if any(k < 1 or given.horizon % k for k in given.truncations):
+        parser.error(f"--truncations {given.truncations}: must divide --horizon {given.horizon}")
+    return given
 
-    found = {("full", arguments.horizon): measured(Full(arguments.horizon), arguments.horizon, arguments.episodes)}
-    for truncation in arguments.truncations:
-        for name, estimator in contestants(truncation, arguments.sigma).items():
-            found[name, truncation] = measured(estimator, arguments.horizon, arguments.episodes)
+
+def main() -> None:
+    """Measure, print a table, write JSON and a figure."""
+    given = arguments()
+    torch.set_num_threads(1)
+    found = {("full", given.horizon): measured(Full(given.horizon), given.horizon, given.episodes)}
+    for truncation in given.truncations:
+        for name, estimator in contestants(truncation, given.sigma).items():
+            found[name, truncation] = measured(estimator, given.horizon, given.episodes)
     rows = [
         (
-            f"`{name}`", str(arguments.horizon // truncation), bias(f),
+            f"`{name}`", str(given.horizon // truncation), bias(f),
             f"{100 * f['window_deviation']:.0f} %", f"{100 * f['deviation']:.0f} %",
         )
-        for (name, truncation), f in found.items()
+        for (name, truncation), f in found.items() if name == "full" or truncation in given.rows
     ]  # fmt: skip
     print(_measure.table(("estimator", "windows", "bias", "deviation, one window", "deviation, episode"), rows))
     _measure.write_json(
-        arguments.json,
+        given.json,
         {
-            "horizon": arguments.horizon,
-            "sigma": arguments.sigma,
+            "horizon": given.horizon,
+            "sigma": given.sigma,
             "rows": [{"estimator": name, "truncation": k, **f} for (name, k), f in found.items()],
         },
     )
+    if given.plot is not None:
+        given.plot.parent.mkdir(parents=True, exist_ok=True)
+        given.plot.write_bytes(to_png(plot(found, given.horizon)[0]))
+        print(f"\nwritten to {given.plot}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ its particles start, and in the weight w_i.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -20,14 +19,12 @@ from torch import Tensor
 from torch.func import vmap
 
 from ph_l2o.estimators.base import Estimate, Estimator
+from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
 from ph_l2o.inner import Carry, start
 from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import Purpose, normals
 from ph_l2o.tasks.base import Problem
-
-_ALL_PROBLEMS = 2**32 - 1  # stands for a problem's index in the keys of what all problems share
 
 
 class EvolutionStrategy(Estimator):
@@ -61,47 +58,24 @@ class EvolutionStrategy(Estimator):
             raise ValueError(f"estimator.num_pairs={num_pairs}: must be a whole number >= 1 (antithetic pairs)")
         if not 0 < sigma < math.inf:
             raise ValueError(f"estimator.sigma={sigma}: must be > 0 and finite (standard deviation of a perturbation)")
-        if noise not in ("shared", "per_problem"):
-            raise ValueError(f"estimator.noise={noise}: must be shared or per_problem")
-        self.num_pairs, self.sigma, self.noise = num_pairs, sigma, noise
+        self.num_pairs, self.sigma = num_pairs, sigma
+        self.noise: Noise = check_noise(noise)
 
     def draws(self, problem: Problem, step: int, phi: Mapping[str, Tensor]) -> Tensor:
-        """Standard normal draws that belong to an inner step.
-
-        Args:
-            problem: The problems, for their keys.
-            step: Number of the inner step.
-            phi: The meta-parameters.
-
-        Returns:
-            Tensor of shape `(B, num_pairs, D)`, or `(1, num_pairs, D)` with shared noise.
-        """
-        keys = problem.keys
-        if self.noise == "shared":
-            keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
-        size = _size(phi)
-        even = size + size % 2
-        words = keys.words(Purpose.PERTURBATION, step, 1, self.num_pairs * even)[0]
-        draws = normals(words.reshape(len(keys), self.num_pairs, even))[..., :size]
-        return torch.from_numpy(draws).to(next(iter(phi.values())))
+        """Standard normal draws of an inner step, `(B, num_pairs, D)`, or `(1, num_pairs, D)` with shared noise."""
+        return draw(problem, phi, step, count=self.num_pairs, noise=self.noise)
 
     def particles(self, phi: Mapping[str, Tensor], draws: Tensor, *, centre: bool) -> dict[str, Tensor]:
         """Meta-parameters φ + σ z_i, then φ - σ z_i, then φ itself with `centre`: `(P, B or 1, *shape)` by name."""
         draws = draws.transpose(0, 1)
         signed = torch.cat([draws, -draws, *([torch.zeros_like(draws[:1])] if centre else [])])
-        parts = signed.split([p.numel() for p in phi.values()], -1)
-        return {
-            name: p.detach() + self.sigma * part.reshape(*signed.shape[:2], *p.shape)
-            for (name, p), part in zip(phi.items(), parts, strict=True)
-        }
+        return {name: phi[name].detach() + self.sigma * part for name, part in split(signed, phi).items()}
 
     def gradient(self, phi: Mapping[str, Tensor], outer: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """The estimate from outer losses `(P, B)` and weights `(B or 1, num_pairs, D)`."""
         n, problems = self.num_pairs, outer.shape[1]
         slope = (outer[:n] - outer[n : 2 * n]) / (2 * self.sigma * n * problems)
-        flat = torch.einsum("nb,bnd->d", slope, weights.expand(problems, -1, -1))
-        parts = flat.split([p.numel() for p in phi.values()])
-        return {name: part.view_as(p) for (name, p), part in zip(phi.items(), parts, strict=True)}
+        return split(torch.einsum("nb,bnd->d", slope, weights.expand(problems, -1, -1)), phi)
 
 
 def outer_losses(objective: Objective, losses: Tensor) -> Tensor:
@@ -126,7 +100,7 @@ class PersistentStrategy(EvolutionStrategy):
         """All particles at the problems' start."""
         carry = swap_axes(repeat(start(optimizer, problem), 2 * self.num_pairs))
         phi = dict(optimizer.named_parameters())
-        total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, _size(phi))
+        total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, size(phi))
         return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
 
     def __call__(
@@ -151,7 +125,3 @@ class PersistentStrategy(EvolutionStrategy):
         inner = swap_axes(inner)
         carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)
         return Estimate(outer.mean(), self.gradient(phi, outer, total), carry, losses.mean(1))
-
-
-def _size(phi: Mapping[str, Tensor]) -> int:
-    return sum(p.numel() for p in phi.values())

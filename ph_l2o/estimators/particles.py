@@ -99,10 +99,10 @@ def unroll(
     return carry, torch.stack(losses[1:])
 
 
-_Update = Callable[[Params, Params, Tensor, Any], tuple[Tensor, Any]]
+Update = Callable[[Params, Params, Tensor, Any], tuple[Tensor, Any]]
 
 
-def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> _Update:
+def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """A particle's meta-parameters are those of all its problems: one call for each particle."""
     own = {name: p[:, 0] for name, p in phi.items()}
 
@@ -116,9 +116,23 @@ def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> _Update:
     return update
 
 
-def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> _Update:
+def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """Meta-parameters differ between problems too: one call for each particle and problem."""
-    own = {name: p.flatten(0, 1) for name, p in phi.items()}
+    one = per_problem(optimizer, {name: p.flatten(0, 1) for name, p in phi.items()})
+
+    def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
+        lead = loss.shape
+        flat, state = one(
+            params.like(params.flat.flatten(0, 1)), params.like(grads.flat.flatten(0, 1)), loss.flatten(),
+            map_state(lambda x: x.flatten(0, 1), state),
+        )  # fmt: skip
+        return flat.unflatten(0, lead), map_state(lambda x: x.unflatten(0, lead), state)
+
+    return update
+
+
+def per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+    """The optimizer's step with meta-parameters `(B, *shape)`, those of each problem its own."""
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         def one(phi: dict[str, Tensor], flat: Tensor, grad: Tensor, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -126,12 +140,7 @@ def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> _Upd
             after, state = functional_call(optimizer, phi, arguments)
             return after.flat[0], map_state(lambda x: x[0], state)
 
-        lead = loss.shape
-        flat, state = vmap(one)(
-            own, params.flat.flatten(0, 1), grads.flat.flatten(0, 1), loss.flatten(),
-            map_state(lambda x: x.flatten(0, 1), state),
-        )  # fmt: skip
-        return flat.unflatten(0, lead), map_state(lambda x: x.unflatten(0, lead), state)
+        return vmap(one)(dict(phi), params.flat, grads.flat, loss, state)
 
     return update
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ph_l2o.estimators.base import Estimate, Estimator
 from ph_l2o.estimators.objectives import Objective
+from ph_l2o.estimators.swap import call_with
 from ph_l2o.inner import Carry, inner_step, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
@@ -48,26 +48,15 @@ class Truncated(Estimator):
         phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
         unroll = _second_order if self.order == 2 else _first_order
         with torch.enable_grad():
-            # One call for the whole window: swapping parameters costs more than a small inner step.
-            surrogate, losses, carry = functional_call(
-                _Window(optimizer, unroll), {f"optimizer.{k}": v for k, v in phi.items()},
-                (problem, carry, first, self.truncation, objective),
-            )  # fmt: skip
+            surrogate, losses, carry = call_with(
+                phi, optimizer, unroll, problem, carry, first, self.truncation, objective
+            )
             gradients = torch.autograd.grad(surrogate, list(phi.values()), allow_unused=True)
         gradient = {
             name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(phi.items(), gradients, strict=True)
         }
         losses = losses.detach()
         return Estimate(objective(losses), gradient, carry.detach(), losses)
-
-
-class _Window(torch.nn.Module):
-    def __init__(self, optimizer: LearnedOptimizer, unroll):
-        super().__init__()
-        self.optimizer, self.unroll = optimizer, unroll
-
-    def forward(self, *args):
-        return self.unroll(self.optimizer, *args)
 
 
 def _second_order(

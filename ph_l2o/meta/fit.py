@@ -114,8 +114,8 @@ def meta_train(
         optimizer: Where training starts; it is left as it is.
         task: The distribution of problems to learn on.
         outer_steps: Updates of the learned optimizer, >= 1.
-        estimator: An `Estimator`, or the name of one with its default settings: `truncated`, `full`, `es`, `pes`,
-            `es_single` or `nres`.
+        estimator: An `Estimator`, or the name of one with its default settings: `truncated`, `full`, `forward`,
+            `es`, `pes`, `es_single` or `nres`.
         seed: Seed of every draw, >= 0.
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.

@@ -129,10 +129,10 @@ def test_memory_flat_over_outer_steps(make, order):
     optimizer, phi = make_double(make)
     problem = quadratics()
     estimator, carry, counts = Truncated(2, order=order), start(optimizer, problem), []
-    for w in range(200):
+    for w in range(16):
         estimate = estimator(optimizer, phi, problem, carry, 2 * w, OBJECTIVES["mean_log_loss"])
         carry = estimate.carry
-        if w in (20, 199):
+        if w in (5, 15):
             counts.append(live_storage())
     assert counts[0] == counts[1]
 
@@ -146,14 +146,14 @@ def live_storage() -> tuple[int, int]:
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_memory_of_the_process_is_flat(order):
-    """What a graph holds is out of Python's sight: 200 windows of 2 MB each, if they were kept."""
+    """What a graph holds is out of Python's sight: 80 windows of 2 MB each, if they were kept."""
     optimizer = MAKERS["port_hamiltonian"]().double()
     phi = dict(optimizer.named_parameters())
     problem = quadratics(num_problems=64, dim=32)
     estimator, carry, sizes = Truncated(2, order=order), start(optimizer, problem), []
-    for w in range(200):
+    for w in range(100):
         carry = estimator(optimizer, phi, problem, carry, 2 * w, OBJECTIVES["mean_log_loss"]).carry
-        if w in (20, 199):
+        if w in (19, 99):
             gc.collect()
             sizes.append(resident_bytes())
     assert sizes[1] - sizes[0] < 40e6

@@ -11,7 +11,7 @@ import torch
 
 from ph_l2o import meta_train
 from ph_l2o.commands.checkpoint import load_optimizer
-from ph_l2o.estimators import ES, NRES, PES, ESSingle, Estimator, Full, Truncated
+from ph_l2o.estimators import ES, NRES, PES, ESSingle, Estimator, Forward, Full, Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, NonFiniteError, fit
 from ph_l2o.optimizers import Adam, PortHamiltonian
 from ph_l2o.tasks import Problem, Quadratic
@@ -64,6 +64,9 @@ class Kill(pl.Callback):
         (11, ES(3)),
         (11, ESSingle(3)),
         (11, NRES(3, reuse=6)),
+        (11, Forward(3)),
+        (5, Forward(3, num_directions=2)),
+        (11, Forward(3, num_directions=2, noise="shared")),
         (11, Full()),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, Estimator) else str(x),
@@ -249,7 +252,7 @@ def test_meta_train_in_float64():
     assert next(trained.parameters()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["full", "es", "pes", "es_single", "nres"])
+@pytest.mark.parametrize("name", ["full", "forward", "es", "pes", "es_single", "nres"])
 def test_estimators_by_name(name):
     """Any of them takes Adam from a learning rate that is too low to a higher one."""
     trained = meta_train(
@@ -261,7 +264,9 @@ def test_estimators_by_name(name):
 
 
 def test_an_unknown_estimator_is_named():
-    with pytest.raises(ValueError, match=r"estimator=pess: must be one of truncated, full, es, pes, es_single, nres"):
+    with pytest.raises(
+        ValueError, match=r"estimator=pess: must be one of truncated, full, forward, es, pes, es_single, nres"
+    ):
         meta_train(Adam(), Quadratic(3), estimator="pess")
 
 

@@ -1,0 +1,59 @@
+"""Random directions in the space of the meta-parameters, drawn from keys, and how they lie in one row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ph_l2o.random import Purpose, normals
+from ph_l2o.tasks.base import Problem
+
+Noise = Literal["shared", "per_problem"]
+
+_ALL_PROBLEMS = 2**32 - 1  # stands for a problem's index in the keys of what all problems share
+
+
+def check_noise(noise: Noise) -> Noise:
+    """The same, or a ValueError if it is unknown."""
+    if noise not in ("shared", "per_problem"):
+        raise ValueError(f"estimator.noise={noise}: must be shared or per_problem")
+    return noise
+
+
+def size(phi: Mapping[str, Tensor]) -> int:
+    """Number of meta-parameters, D."""
+    return sum(p.numel() for p in phi.values())
+
+
+def split(rows: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rows of all meta-parameters by name: `(…, D)` → `(…, *shape)`."""
+    parts = rows.split([p.numel() for p in phi.values()], -1)
+    lead = rows.shape[:-1]
+    return {name: part.reshape(lead + p.shape) for (name, p), part in zip(phi.items(), parts, strict=True)}
+
+
+def draw(problem: Problem, phi: Mapping[str, Tensor], step: int, *, count: int, noise: Noise) -> Tensor:
+    """Standard normal draws that belong to an inner step.
+
+    Args:
+        problem: The problems, for their keys.
+        phi: The meta-parameters.
+        step: Number of the inner step.
+        count: Draws for each problem, or for all.
+        noise: `per_problem`: each problem has draws of its own; `shared`: the same for all.
+
+    Returns:
+        Tensor of shape `(B, count, D)`, or `(1, count, D)` with shared noise.
+    """
+    keys = problem.keys
+    if noise == "shared":
+        keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
+    total = size(phi)
+    even = total + total % 2
+    words = keys.words(Purpose.PERTURBATION, step, 1, count * even)[0]
+    draws = normals(words.reshape(len(keys), count, even))[..., :total]
+    return torch.from_numpy(draws).to(next(iter(phi.values())))
