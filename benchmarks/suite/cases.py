@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,8 @@ _ON_QUADRATICS = {
     "momentum": {"lr": 0.001},
     "nesterov": {"lr": 0.001},
 }
+ALL_DIRECTIONS = "all directions"
+MOST_DIRECTIONS = 100  # meta-parameters with which all directions are measured
 TASKS = ("quadratic", "mnist")
 
 
@@ -58,18 +61,30 @@ def task(name: str, data: Path, activations: tuple[str, ...] = ("sigmoid",)) -> 
 
 
 def estimators(truncation: int) -> dict[str, Callable[[], Estimator]]:
-    """All of the registry; both orders of `truncated`; `full` has no truncation."""
+    """All of the registry; both orders of `truncated`; all directions and one, where there is the choice.
+
+    Args:
+        truncation: Inner steps of a window; `full` takes the whole episode.
+    """
     made: dict[str, Callable[[], Estimator]] = {}
     for name, factory in ESTIMATORS.items():
+        known = inspect.signature(factory).parameters
+        window = {"truncation": truncation} if "truncation" in known and name != "full" else {}
         if name == "truncated":
-            made |= {f"truncated order {k}": _with(factory, truncation=truncation, order=k) for k in (1, 2)}
-        elif name == "full":
-            made[name] = factory
+            made |= {f"{name} order {k}": functools.partial(factory, **window, order=k) for k in (1, 2)}
+        elif "num_directions" in known:
+            made[f"{name} {ALL_DIRECTIONS}"] = functools.partial(factory, **window, num_directions=None)
+            made[f"{name} one direction"] = functools.partial(factory, **window, num_directions=1)
         else:
-            has_window = "truncation" in inspect.signature(factory).parameters
-            made[name] = _with(factory, **({"truncation": truncation} if has_window else {}))
+            made[name] = functools.partial(factory, **window)
     return made
 
 
-def _with(factory: Callable[..., Estimator], **arguments: int) -> Callable[[], Estimator]:
-    return lambda: factory(**arguments)
+def refused(optimizer_name: str, estimator: str) -> str | None:
+    """Why a combination is not measured, though the package offers it."""
+    if not estimator.endswith(ALL_DIRECTIONS):
+        return None
+    directions = sum(p.numel() for p in optimizer(optimizer_name).parameters())
+    if directions <= MOST_DIRECTIONS:
+        return None
+    return f"{directions:,} meta-parameters: as many tangents as that take hours and do not fit into memory"

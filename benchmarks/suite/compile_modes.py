@@ -49,7 +49,7 @@ def measured(options: Options) -> Found:
     """Speed in turns with the reference script; then the time that compiling takes, in fresh processes."""
     found = Found()
     script = None if options.reference is None else imported(options.reference)
-    modes = MODES[:2] if options.quick else MODES
+    modes = MODES[:1] if options.quick else MODES  # compiling takes longer than all of a quick run
     for task in LOOPS:
         say(f" port_hamiltonian, {task}")
         here = case(task, options)
@@ -64,9 +64,8 @@ def measured(options: Options) -> Found:
         found.add(
             contest(contestants, options.repetitions, unit="task-steps/s", references=references, settings=settings)
         )
-        if not options.quick:
-            for mode in modes[1:]:
-                found.add(compilation(task, mode, options))
+        for mode in modes[1:]:
+            found.add(compilation(task, mode, options))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from _measure import contest
 from _results import load
-from suite import cases, fresh
+from suite import cases, fresh, probe_compile
 from suite.outer_loop import Clock, Loop, Ours, timed
 
 from ph_l2o.estimators import ESTIMATORS, Full, Truncated
@@ -133,9 +133,29 @@ def test_all_estimators_are_covered():
     """Whatever the registry holds, with both orders of `truncated` and the window that was asked for."""
     made = {name: make() for name, make in cases.estimators(7).items()}
     assert {name.split()[0] for name in made} == set(ESTIMATORS)
-    assert len(made) == len(ESTIMATORS) + 1
     assert [made[f"truncated order {k}"].order for k in (1, 2)] == [1, 2]
     assert all(e.for_horizon(7).truncation == 7 for e in made.values())
+
+
+@pytest.mark.parametrize(("has_compilation", "passed"), [(True, {"compile": "update"}), (False, {})])
+def test_the_mode_of_compilation_is_passed_on_where_it_exists(monkeypatch, has_compilation, passed):
+    import suite.outer_loop as outer_loop
+
+    calls = []
+    monkeypatch.setattr(outer_loop, "MetaLearner", lambda *_, **named: calls.append(named))
+    monkeypatch.setattr(outer_loop, "HAS_COMPILATION", has_compilation)
+    outer_loop.learner(cases.optimizer("adam"), cases.Quadratic(3), Truncated(2), Loop(2, (4,), 3), "update")
+    assert calls == [passed]
+
+
+def test_seconds_of_compiling_are_those_beyond_the_steady_state():
+    assert probe_compile.beyond_steady_state([31.0, 1.0, 3.0, 1.0, 1.0]) == pytest.approx(32)
+
+
+def test_all_directions_are_left_to_optimizers_with_few_meta_parameters():
+    assert cases.refused("adam", f"forward {cases.ALL_DIRECTIONS}") is None
+    assert "meta-parameters" in (cases.refused("lstm", f"forward {cases.ALL_DIRECTIONS}") or "")
+    assert cases.refused("lstm", "pes") is None
 
 
 def test_repetitions_train_the_same(tmp_path):
