@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: interleaved repetitions, a table, a JSON file."""
+"""What the benchmarks share: interleaved repetitions, summaries, a table, a JSON file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,99 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 Measurement = Callable[[], float]
+Entry = dict[str, Any]
+REFUSALS = (ValueError, NotImplementedError)  # what a combination raises that the package does not offer
+
+
+@dataclass
+class Found:
+    """What a group measured.
+
+    Attributes:
+        entries: One for each measurement; docs/benchmarks.md has the fields.
+        skipped: Why a measurement was not made, by its name.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Found) -> None:
+        """Take over what `other` has."""
+        self.entries += other.entries
+        self.skipped |= other.skipped
+
+
+def contest(
+    contestants: Mapping[str, Measurement],
+    repetitions: int,
+    *,
+    unit: str,
+    better: str = "higher",
+    references: Collection[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    warm_up: bool = True,
+) -> Found:
+    """Measure contestants in turns, after one call of each that warms up and does not count.
+
+    Args:
+        contestants: What measures one value, by name. One whose first call is refused is skipped.
+        repetitions: Values of each, >= 1.
+        unit: Of the values.
+        better: `higher` or `lower`.
+        references: Names among the contestants to which all others get ratios; the first is the one that
+            `compare.py` judges.
+        settings: What the contestants have in common.
+        warm_up: Whether there is a first call; without one nothing is skipped.
+    """
+    found, warm = Found(), dict[str, float | None]()
+    for name, measure in contestants.items():
+        say(f"  {name}")
+        warm[name] = None
+        if not warm_up:
+            continue
+        began = time.perf_counter()
+        try:
+            measure()
+        except REFUSALS as error:
+            found.skipped[name] = str(error).partition("\n")[0]
+            del warm[name]
+            continue
+        warm[name] = time.perf_counter() - began
+    values = interleaved({name: contestants[name] for name in warm}, repetitions)
+    for name in warm:
+        found.entries.append(
+            entry(name, values[name], unit=unit, better=better, settings=settings, warm_up_seconds=warm[name])
+        )
+        found.entries[-1]["is_reference"] = name in references
+        if name not in references:
+            others = [other for other in references if other in values]
+            found.entries[-1]["ratios"] = {other: ratios(values[name], values[other]) for other in others}
+    return found
+
+
+def entry(
+    name: str, values: Sequence[float], *, unit: str, better: str, settings: Mapping[str, Any] | None = None,
+    warm_up_seconds: float | None = None,
+) -> Entry:  # fmt: skip
+    """One line of a result."""
+    return {
+        "name": name,
+        "unit": unit,
+        "better": better,
+        "is_reference": False,
+        "settings": dict(settings or {}),
+        "warm_up_seconds": warm_up_seconds,
+        **summary(values),
+        "ratios": {},
+    }
 
 
 def interleaved(contestants: Mapping[str, Measurement], repetitions: int) -> dict[str, list[float]]:
@@ -40,9 +128,14 @@ def ratios(values: Sequence[float], to: Sequence[float]) -> dict[str, Any]:
     return summary([a / b for a, b in zip(values, to, strict=True)])
 
 
+def number(value: float, digits: int = 3) -> str:
+    """Rounded to `digits` significant digits."""
+    return f"{float(f'{value:.{digits}g}'):,g}"
+
+
 def spread(found: Mapping[str, Any], digits: int = 3) -> str:
     """`median (minimum – maximum)`."""
-    median, low, high = (f"{float(f'{found[k]:.{digits}g}'):,g}" for k in ("median", "min", "max"))
+    median, low, high = (number(found[k], digits) for k in ("median", "min", "max"))
     return f"{median} ({low} – {high})"
 
 
@@ -56,9 +149,12 @@ def machine(threads: int | None = None) -> dict[str, Any]:
     """Where the numbers come from."""
     import torch
 
+    cpu, cores = _cpu(), os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        "words": f"{cpu}, {cores} cores, {memory:.0f} GiB of memory, {platform.system()} {platform.machine()}",
+        "cpu": cpu,
+        "cores": cores,
         "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -71,6 +167,11 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def say(text: str) -> None:
+    """Progress, beside the tables on standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_json(path: Path | None, content: Mapping[str, Any]) -> None:

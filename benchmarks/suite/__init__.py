@@ -1,0 +1,12 @@
+"""The groups of `benchmarks/run.py`, one module each with `measured(options)` and, where it needs one, `tables`."""
+
+GROUPS = (
+    "meta_training",
+    "compile_modes",
+    "scaling",
+    "memory",
+    "optimizer_step",
+    "data_loading",
+    "tuning",
+    "start_up",
+)

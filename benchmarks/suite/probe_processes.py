@@ -1,0 +1,33 @@
+"""Speed of meta-training over processes, in task-steps/s of all together."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import torch
+
+from ph_l2o.estimators import Truncated
+from ph_l2o.tasks import Quadratic
+from suite import cases, fresh
+from suite.outer_loop import Loop, learner, timed
+
+
+def main() -> None:
+    """Answer with a number, in the first process; the others run the same."""
+    question = fresh.question()
+    torch.set_num_threads(question["threads"])
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    devices, skip = question["devices"], question["skip"]
+    loop = Loop(question["problems"], (question["horizon"],), question["outer_steps"])
+    estimator = Truncated(question["truncation"])
+    torch.manual_seed(0)
+    module = learner(cases.optimizer("port_hamiltonian", "quadratic"), Quadratic(), estimator, loop)
+    clock = timed(module, devices=devices, strategy="ddp" if devices > 1 else "auto")
+    if module.trainer.is_global_zero:
+        steps = loop.task_steps(estimator) - loop.task_steps(estimator, skip)
+        print(json.dumps(steps / clock.seconds(skip)))
+
+
+if __name__ == "__main__":
+    main()
