@@ -35,7 +35,10 @@ def _explain_own(error: BaseException) -> str | None:
     from ph_l2o.data import DataError
 
     text = str(error)
-    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ == "NonFiniteError":
+    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ in (
+        "NonFiniteError",
+        "CompileError",
+    ):
         return text
     if isinstance(error, ValueError | TypeError | FileNotFoundError) and _names_a_key(text):
         return text

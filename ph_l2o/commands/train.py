@@ -104,6 +104,7 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         parts["meta"],
         seed=cfg.seed,
         config=_plain(config),
+        compile=cfg.compile,
     )
     trainer = fit(
         learner,

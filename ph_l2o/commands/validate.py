@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ph_l2o.commands.checkpoint import CheckpointError, read_checkpoint
 from ph_l2o.commands.errors import ConfigError
+from ph_l2o.compilation import checked
 from ph_l2o.optimizers import LearnedOptimizer
 from ph_l2o.suggestions import did_you_mean
 from ph_l2o.tasks import Task
@@ -36,6 +37,7 @@ def validate_training(cfg: DictConfig) -> None:
     check_counts(cfg.evaluation, "evaluation.")
     check_baselines(cfg.evaluation.baselines, "evaluation.baselines")
     _check_processes(cfg)
+    checked(cfg.compile)
 
 
 def check_counts(node: DictConfig, prefix: str) -> None:

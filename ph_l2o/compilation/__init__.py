@@ -1,6 +1,7 @@
 """Compiled inner steps."""
 
 from ph_l2o.compilation.graphs import CompileError
+from ph_l2o.compilation.modes import checked, choose
 from ph_l2o.compilation.steps import CompiledSteps
 
-__all__ = ["CompileError", "CompiledSteps"]
+__all__ = ["CompileError", "CompiledSteps", "checked", "choose"]

@@ -96,9 +96,7 @@ def _split(found: tuple[list[Tensor], list[Tensor]]) -> tuple[tuple[Tensor, ...]
     return tuple(found[0]), tuple(found[1])
 
 
-def _trace(
-    function: Callable[..., list[Tensor]], inputs: Tensors, place: int
-) -> tuple[fx.GraphModule, list[Tensor]]:
+def _trace(function: Callable[..., list[Tensor]], inputs: Tensors, place: int) -> tuple[fx.GraphModule, list[Tensor]]:
     """The graph without mutations, and the constants that it met, which become inputs from number `place` on."""
     from torch.fx.experimental.proxy_tensor import make_fx
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ class CompiledSteps:
         phi: Mapping[str, Tensor],
         problem: Problem,
         carry: Carry,
-        batches: Sequence[Any],
+        batches: Iterable[Any],
         objective: Callable[[Tensor], Tensor],
     ) -> Window:
         """Unroll one step for each batch but the last, which is for the loss at the end.
@@ -111,16 +111,18 @@ class CompiledSteps:
         losses: list[Tensor] = []
         kept: list[Sequence[Tensor]] = []
         with torch.no_grad():
-            for batch in batches[:-1]:
+            *drawn_before, at_end = batches
+            for batch in drawn_before:
                 drawn = _tensors(batch)
                 if step is None:
                     step = self._step(optimizer, phi, problem, closure, structure, pieces, flat, batch)
-                (*smooth, loss), rest, residuals = step.forward([flat, *pieces.smooth, *pieces.rest, *closure.tensors, *drawn])
+                arguments = [flat, *pieces.smooth, *pieces.rest, *closure.tensors, *drawn]
+                (*smooth, loss), rest, residuals = step.forward(arguments)
                 pieces = Pieces(smooth, list(rest))
                 losses.append(loss)
                 kept.append(residuals)
         carry = structure.together(pieces)
-        last, slope, _ = value_and_gradient(problem, carry.params, carry.buffers, batches[-1])
+        last, slope, _ = value_and_gradient(problem, carry.params, carry.buffers, at_end)
         after = torch.stack([*losses[1:], last]).requires_grad_()
         with torch.enable_grad():
             outer = objective(after)
@@ -161,7 +163,7 @@ class CompiledSteps:
         flat: Tensor,
         batch: Any,
     ) -> Differentiable:
-        drawn, spec = pytree.tree_flatten(batch)
+        drawn, spec = ([], None) if batch is None else pytree.tree_flatten(batch)
         tensors = [*pieces.smooth, *pieces.rest, *drawn]
         kind = (
             id(optimizer), closure.kind, structure.layout, str(spec), flat.dtype,
@@ -169,18 +171,23 @@ class CompiledSteps:
         )  # fmt: skip
         if kind not in self._known:
             function = _whole_step(optimizer, phi, problem, closure, structure, len(pieces.rest), spec, self.order)
-            name = f"{type(optimizer).__name__}'s step on {type(problem).__name__}, {structure.layout.numel} coordinates"
+            name = (
+                f"{type(optimizer).__name__}'s step on {type(problem).__name__}, {structure.layout.numel} coordinates"
+            )
             with timed(name):
                 self._known[kind] = compile_differentiable(
                     function, [flat, *pieces.smooth], [*pieces.rest, *closure.tensors, *drawn]
                 )
             if len(self._known) == _MANY:
-                log.warning("compile=step: %d kinds of problems so far, each compiled by itself; compile=update has one step for all", _MANY)
+                log.warning(
+                    "compile=step: %d kinds of problems so far, each compiled by itself; compile=false may be faster",
+                    _MANY,
+                )
         return self._known[kind]
 
 
 def _tensors(batch: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(batch)
+    leaves = [] if batch is None else pytree.tree_leaves(batch)
     if not all(isinstance(x, Tensor) for x in leaves):
         raise CompileError("draws random numbers inside its modules, such as dropout's")
     return leaves
@@ -202,10 +209,16 @@ def _whole_step(
 
     def step(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         flat, *smooth = inputs
-        rest, held, drawn = constants[:num_rest], constants[num_rest : num_rest + num_held], constants[num_rest + num_held :]
-        own = {n: part.view(s) for n, s, part in zip(names, shapes, flat.split(sizes), strict=True)}
+        rest, held, drawn = (
+            constants[:num_rest],
+            constants[num_rest : num_rest + num_held],
+            constants[num_rest + num_held :],
+        )
+        parts = zip(names, shapes, flat.split(sizes), strict=True)
+        own = {name: part.view(shape) for name, shape, part in parts}
         here = problem if num_held == 0 else closure.rebuilt(held)
-        carry, batch = structure.together(Pieces(smooth, rest)), pytree.tree_unflatten(drawn, spec)
+        carry = structure.together(Pieces(smooth, rest))
+        batch = None if spec is None else pytree.tree_unflatten(drawn, spec)
         params = carry.params
 
         def total(theta: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -36,7 +36,12 @@ class Estimator(ABC):
 
     Args:
         truncation: Inner steps of a window, K >= 1.
+
+    Attributes:
+        has_compiled_form: Whether `compile_steps` is there.
     """
+
+    has_compiled_form: ClassVar[bool] = False
 
     def __init__(self, truncation: int):
         if truncation < 1:
@@ -47,6 +52,17 @@ class Estimator(ABC):
         """The estimator for episodes of `horizon` inner steps: itself, unless its window depends on the horizon."""
         del horizon
         return self
+
+    def compile_steps(self) -> None:
+        """Run whole inner steps compiled from now on.
+
+        Only for an estimator which `has_compiled_form`.
+        """
+        raise NotImplementedError
+
+    def stop_compiling(self) -> None:
+        """Run eagerly again."""
+        raise NotImplementedError
 
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """The carry at the start of an episode.

@@ -38,7 +38,9 @@ class Full(Truncated):
 
     def for_horizon(self, horizon: int) -> Full:
         """The same with one window of `horizon` inner steps."""
-        return Full(horizon, order=self.order)
+        whole = Full(horizon, order=self.order)
+        whole.compiled = self.compiled
+        return whole
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ph_l2o.estimators.swap import call_with
 from ph_l2o.inner import Carry, inner_step, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from ph_l2o.compilation import CompiledSteps
 
 
 class Truncated(Estimator):
@@ -29,11 +32,24 @@ class Truncated(Estimator):
         order: 1 or 2.
     """
 
+    has_compiled_form: ClassVar[bool] = True
+
     def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2):
         super().__init__(truncation)
         if order not in (1, 2):
             raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
         self.order: Literal[1, 2] = order
+        self.compiled: CompiledSteps | None = None
+
+    def compile_steps(self) -> None:
+        """Run whole inner steps compiled from now on."""
+        from ph_l2o.compilation import CompiledSteps
+
+        self.compiled = CompiledSteps(self.order)
+
+    def stop_compiling(self) -> None:
+        """Run eagerly again."""
+        self.compiled = None
 
     def __call__(
         self,
@@ -45,6 +61,9 @@ class Truncated(Estimator):
         objective: Objective,
     ) -> Estimate:
         """See `Estimator.__call__`."""
+        if self.compiled is not None:
+            batches = problem.batches(first, self.truncation + 1)
+            return Estimate(*self.compiled.window(optimizer, phi, problem, carry, batches, objective))
         phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
         unroll = _second_order if self.order == 2 else _first_order
         with torch.enable_grad():

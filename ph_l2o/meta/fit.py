@@ -106,6 +106,7 @@ def meta_train(
     seed: int = 0,
     output_dir: str | Path | None = None,
     device: str = "cpu",
+    compile: str | bool = "auto",
     **settings: Any,
 ) -> LearnedOptimizer:
     """Train an optimizer on a task; the same loop as `train.py`, for notebooks.
@@ -119,6 +120,7 @@ def meta_train(
         seed: Seed of every draw, >= 0.
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.
+        compile: `auto`, `step` or False; see `MetaLearner`.
         settings: Further fields of `MetaSettings`, such as `num_problems=16`.
 
     Returns:
@@ -139,7 +141,7 @@ def meta_train(
         estimator = ESTIMATORS[estimator]()
     made = MetaSettings(outer_steps=outer_steps, **settings)
     task.prepare()
-    learner = MetaLearner(copy.deepcopy(optimizer), task, estimator, made, seed=seed)
+    learner = MetaLearner(copy.deepcopy(optimizer), task, estimator, made, seed=seed, compile=compile)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if output_dir is None else output_dir)
         fit(learner, folder, accelerator=device)

@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ph_l2o.estimators import OBJECTIVES, Estimator
+from ph_l2o.compilation import CompileError, checked, choose
+from ph_l2o.estimators import OBJECTIVES, Estimate, Estimator
 from ph_l2o.inner import final_loss, run
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
 from ph_l2o.meta.settings import OUTER_OPTIMIZERS, MetaSettings
@@ -44,6 +45,11 @@ class MetaLearner(pl.LightningModule):
         seed: Seed of every draw.
         config: The run's resolved configuration, plain values, kept in the checkpoint so that the optimizer can be
             rebuilt; the default is the optimizer's own recipe.
+        compile: `step` compiles the whole inner step (the first outer step then takes up to a minute longer), `auto`
+            does so where the run is long enough, False never does.
+
+    Raises:
+        ValueError: If the window does not fit into every episode, or `compile` is none of these.
     """
 
     def __init__(
@@ -55,11 +61,13 @@ class MetaLearner(pl.LightningModule):
         *,
         seed: int = 0,
         config: dict[str, Any] | None = None,
+        compile: str | bool = "auto",
     ):
         super().__init__()
         settings.check_truncation(estimator)
         self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
         self.objective = OBJECTIVES[settings.objective]
+        self._compile = checked(compile)
         self.seed, self.config = seed, config or {"optimizer": optimizer.recipe}
         self.source = EpisodeSource(
             task,
@@ -116,21 +124,44 @@ class MetaLearner(pl.LightningModule):
             self._next_episode += 1
         return self.episode
 
+    def on_fit_start(self) -> None:
+        """Decide what is compiled."""
+        meta = self.meta
+        sample = self.task.sample(ProblemKeys(self.seed, "train", 0, range(1)))
+        share = meta.num_problems // self.trainer.world_size
+        steps = meta.outer_steps * self.estimator.for_horizon(min(meta.horizons)).truncation
+        coordinates = share * sample.params.layout.numel
+        if choose(self._compile, self.estimator, inner_steps=steps, coordinates=coordinates):
+            self.estimator.compile_steps()
+
+    def _estimate(self, episode: Episode) -> Estimate:
+        parameters = dict(self.optimizer.named_parameters())
+        estimator = self.estimator.for_horizon(episode.horizon)
+        arguments = (self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
+        try:
+            return estimator(*arguments)
+        except CompileError as error:
+            if self._compile != "auto":
+                raise CompileError(f"compile={self._compile}: the inner step {error}; use compile=false") from error
+            log.warning("compile=auto: the inner step %s; it runs without compilation", error)
+            self.estimator.stop_compiling()
+            return self.estimator.for_horizon(episode.horizon)(*arguments)
+
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """Unroll one window; the returned surrogate has the meta-gradient as its gradient."""
         del batch, batch_idx
         episode, began = self._current_episode(), time.perf_counter()
         parameters = dict(self.optimizer.named_parameters())
-        estimator = self.estimator.for_horizon(episode.horizon)
-        estimate = estimator(self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
-        episode.carry, episode.age = estimate.carry, episode.age + estimator.truncation
+        truncation = self.estimator.for_horizon(episode.horizon).truncation
+        estimate = self._estimate(episode)
+        episode.carry, episode.age = estimate.carry, episode.age + truncation
         self._clock = time.perf_counter() - began
         diverged = ~torch.isfinite(estimate.losses).all(0)
         # A diverged problem must reach every process: through the averaged gradient.
         finite = torch.isfinite(estimate.carry.params.flat).all() & ~diverged.any()
         surrogate = sum((p * estimate.gradient[name]).sum() for name, p in parameters.items())
         surrogate = surrogate * torch.where(finite, 1.0, torch.nan)
-        self._log_step(estimate.outer_loss, diverged, episode, estimator.truncation)
+        self._log_step(estimate.outer_loss, diverged, episode, truncation)
         return surrogate
 
     def _log_step(self, outer_loss: Tensor, diverged: Tensor, episode: Episode, truncation: int) -> None:
