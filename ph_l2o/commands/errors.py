@@ -35,10 +35,8 @@ def _explain_own(error: BaseException) -> str | None:
     from ph_l2o.data import DataError
 
     text = str(error)
-    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ in (
-        "NonFiniteError",
-        "CompileError",
-    ):
+    by_name = type(error).__name__ in ("NonFiniteError", "CompileError")  # of modules that take long to import
+    if by_name or isinstance(error, ConfigError | DataError | CheckpointError):
         return text
     if isinstance(error, ValueError | TypeError | FileNotFoundError) and _names_a_key(text):
         return text

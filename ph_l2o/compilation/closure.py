@@ -38,12 +38,13 @@ class Closure:
 
     def __init__(self, source: Any):
         self.tensors: list[Tensor] = []
+        self._source = source
         self._seen: dict[int, tuple[int, Any]] = {}
         self.kind, self._build = self._walk(source)
 
     def rebuilt(self, tensors: list[Tensor]) -> Any:
         """A copy of the object that holds other tensors."""
-        return self._build(iter(tensors))
+        return self._source if self._build is None else self._build(iter(tensors))
 
     def _walk(self, value: Any) -> tuple[Hashable, _Build | None]:
         """The value's kind, and how to build it from tensors; None where there are none in it."""
@@ -57,7 +58,7 @@ class Closure:
             return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device), next
         if isinstance(value, ProblemKeys):
             return ("keys",), None
-        if isinstance(value, Task) or callable(value) and not isinstance(value, nn.Module):
+        if isinstance(value, Task) or (callable(value) and not isinstance(value, nn.Module)):
             return ("same", _Same(value)), None
         if isinstance(value, Params):
             kind, _ = self._walk(value.flat)

@@ -62,7 +62,8 @@ def compile_differentiable(function: Function, inputs: Tensors, constants: Tenso
 
     def joint(*flat: Tensor) -> list[Tensor]:
         known = list(flat[num_inputs:num_known])
-        found, pull, rest = vjp(lambda *x: _split(function(list(x), known)), *flat[:num_inputs], has_aux=True)
+        product: Any = vjp(lambda *x: _split(function(list(x), known)), *flat[:num_inputs], has_aux=True)
+        found, pull, rest = product
         return [*found, *rest, *pull(tuple(flat[num_known:]))]
 
     cotangents = [torch.zeros_like(x) for x in outputs]

@@ -42,7 +42,7 @@ def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordina
     """
     if mode == "step" and not estimator.has_compiled_form:
         raise CompileError(
-            f"compile=step: estimator {type(estimator).__name__.lower()} has no compiled form; use compile=auto or false"
+            f"compile=step: estimator={type(estimator).__name__.lower()} has no compiled form; use compile=false"
         )
     if mode != "auto":
         return mode == "step"

@@ -171,9 +171,8 @@ class CompiledSteps:
         )  # fmt: skip
         if kind not in self._known:
             function = _whole_step(optimizer, phi, problem, closure, structure, len(pieces.rest), spec, self.order)
-            name = (
-                f"{type(optimizer).__name__}'s step on {type(problem).__name__}, {structure.layout.numel} coordinates"
-            )
+            kinds = f"{type(optimizer).__name__}'s step on {type(problem).__name__}"
+            name = f"{kinds}, {structure.layout.numel} coordinates"
             with timed(name):
                 self._known[kind] = compile_differentiable(
                     function, [flat, *pieces.smooth], [*pieces.rest, *closure.tensors, *drawn]
@@ -209,11 +208,8 @@ def _whole_step(
 
     def step(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         flat, *smooth = inputs
-        rest, held, drawn = (
-            constants[:num_rest],
-            constants[num_rest : num_rest + num_held],
-            constants[num_rest + num_held :],
-        )
+        rest, held = constants[:num_rest], constants[num_rest : num_rest + num_held]
+        drawn = constants[num_rest + num_held :]
         parts = zip(names, shapes, flat.split(sizes), strict=True)
         own = {name: part.view(shape) for name, shape, part in parts}
         here = problem if num_held == 0 else closure.rebuilt(held)
