@@ -35,7 +35,8 @@ def _explain_own(error: BaseException) -> str | None:
     from ph_l2o.data import DataError
 
     text = str(error)
-    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ == "NonFiniteError":
+    slow_to_import = ("NonFiniteError", "ProcessError")
+    if isinstance(error, ConfigError | DataError | CheckpointError) or type(error).__name__ in slow_to_import:
         return text
     if isinstance(error, ValueError | TypeError | FileNotFoundError) and _names_a_key(text):
         return text
