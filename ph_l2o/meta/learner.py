@@ -227,9 +227,10 @@ class MetaLearner(pl.LightningModule):
             return saved
 
         def join(x: Tensor) -> Tensor:
-            parts = [torch.empty_like(x) for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather(parts, x.contiguous())
-            return torch.cat(parts)
+            # Process 0 writes the file, so that only it needs the memory.
+            parts = [torch.empty_like(x) for _ in range(self.trainer.world_size)] if self.global_rank == 0 else None
+            torch.distributed.gather(x.contiguous(), parts)
+            return x if parts is None else torch.cat(parts)
 
         return saved | {
             "params": join(saved["params"]),
