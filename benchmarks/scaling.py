@@ -45,7 +45,10 @@ def exchanges(rank: int, repetitions: int) -> dict[str, dict]:
     for name, size in SIZES.items():
         gradient = torch.zeros(size)
         calls[f"all-reduce of {size} numbers ({name})"] = lambda gradient=gradient: dist.all_reduce(gradient)
-    return {name: timed(call, repetitions, 50) for name, call in calls.items()}
+    found = {name: timed(call, repetitions, 50) for name, call in calls.items()}
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
 
 
 def timed(
