@@ -43,8 +43,11 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
 
     from ph_l2o.commands.errors import explain
     from ph_l2o.commands.folders import register_resolvers
+    from ph_l2o.commands.processes import has_own_folder, is_told_by_another
 
     def stop(error: Exception) -> NoReturn:
+        if is_told_by_another(error):
+            sys.exit(1)
         message = explain(error, config_name)
         if message is None or os.environ.get("PH_L2O_TRACEBACK"):
             raise error
@@ -57,6 +60,8 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
             stop(error)
 
     register_resolvers()
+    if not has_own_folder():
+        sys.argv.append("hydra.output_subdir=null")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     try:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()

@@ -35,7 +35,11 @@ def _explain_own(error: BaseException) -> str | None:
     from ph_l2o.data import DataError
 
     text = str(error)
-    by_name = type(error).__name__ in ("NonFiniteError", "CompileError")  # of modules that take long to import
+    by_name = type(error).__name__ in (
+        "NonFiniteError",
+        "CompileError",
+        "ProcessError",
+    )  # of modules that take long to import
     if by_name or isinstance(error, ConfigError | DataError | CheckpointError):
         return text
     if isinstance(error, ValueError | TypeError | FileNotFoundError) and _names_a_key(text):

@@ -21,11 +21,15 @@ def register_resolvers() -> None:
 
 
 def _run_dir(ckpt_path: str | None, runs: str, run_name: str) -> str:
-    """A fresh folder, or that of the run which is resumed."""
+    """A fresh folder, or that of the run which is resumed; the folder above for processes that write nothing."""
     if ckpt_path not in (None, "null", "None"):
         path = find_checkpoint(str(ckpt_path), runs, run_name)
         if path.name == LAST.name and path.parent.name == LAST.parent.name:
             return str(path.parent.parent)
+    from ph_l2o.commands.processes import has_own_folder
+
+    if not has_own_folder():
+        return runs  # nothing is written by it
     now = datetime.datetime.now()
     return os.path.join(runs, f"{now:%Y-%m-%d}", f"{now:%H-%M-%S-%f}_{run_name}")
 

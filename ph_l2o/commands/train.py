@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.commands.folders import find_checkpoint, git_revision, remove_if_untouched, write_json
 from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.processes import has_own_folder, how_to_resume, is_rank_zero, tell
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +26,22 @@ def run_training(cfg: DictConfig) -> float:
     """Train as configured; the validation score, finite, for sweeps (lower is better)."""
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
+    if not has_own_folder():
+        _close_log_files()
+    if not is_rank_zero():
+        logging.disable(logging.INFO)
     try:
         parts = _prepare(cfg, resume)
     except BaseException:
-        if _is_rank_zero():
+        if is_rank_zero():
             _close_log_files()
             remove_if_untouched(folder)
         raise
     from ph_l2o.meta import NonFiniteError
 
     try:
-        with _recorded(folder):
-            return _train(cfg, parts, folder, resume)
+        with _recorded(folder) as record:
+            return _train(cfg, parts, folder, resume, record)
     except NonFiniteError as error:
         if not _is_multirun():
             raise
@@ -75,17 +80,17 @@ def _resume_path(cfg: DictConfig) -> Path | None:
     return find_checkpoint(str(cfg.ckpt_path), cfg.paths.runs, cfg.run_name)
 
 
-def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
-    from ph_l2o.meta import MetaLearner, fit
+def _train(
+    cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None, record: Callable[[str], None]
+) -> float:
+    from ph_l2o.meta import MetaLearner
 
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
-    if not _is_rank_zero():
-        logging.disable(logging.INFO)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     config["git_revision"] = git_revision()
-    if _is_rank_zero():
+    if is_rank_zero():
         OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     parameters = sum(p.numel() for p in parts["optimizer"].parameters())
     log.info(
@@ -106,23 +111,37 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         config=_plain(config),
         compile=cfg.compile,
     )
-    trainer = fit(
-        learner,
-        folder,
-        ckpt_path=resume,
-        loggers=loggers,
-        callbacks=parts["callbacks"],
-        accelerator=cfg.strategy.accelerator,
-        devices=cfg.strategy.devices,
-        strategy=cfg.strategy.strategy,
-        **cfg.trainer,
-    )
+    trainer = _fit(cfg, learner, folder, resume, record, loggers=loggers, callbacks=parts["callbacks"])
     log.info("meta-training took %.0f s", time.monotonic() - began)
     if trainer.is_global_zero and cfg.compare:
         _compare(cfg, parts, folder, loggers)
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
     value = float(score) if score is not None else math.inf
     return value if math.isfinite(value) else DIVERGED_SCORE
+
+
+def _fit(
+    cfg: DictConfig, learner: Any, folder: Path, resume: Path | None, record: Callable[[str], None], **more: Any
+) -> Any:
+    from ph_l2o.meta import ProblemSharing, ProcessError, fit
+
+    def explained(what: object) -> str:
+        return f"{what}; {how_to_resume(folder)}"
+
+    def end(what: str) -> None:
+        record("error")
+        tell(explained(what))
+
+    strategy = cfg.strategy.strategy
+    if strategy == "ddp":
+        average = not learner.estimator.averages_processes
+        strategy = ProblemSharing(average=average, timeout=cfg.strategy.timeout, on_lost=end)
+    devices = {"accelerator": cfg.strategy.accelerator, "devices": cfg.strategy.devices, "strategy": strategy}
+    devices["num_nodes"] = cfg.strategy.get("num_nodes", 1)
+    try:
+        return fit(learner, folder, ckpt_path=resume, **more, **devices, **cfg.trainer)
+    except ProcessError as error:
+        raise ProcessError(explained(error)) from error
 
 
 def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path, loggers: list[Any]) -> None:
@@ -170,29 +189,35 @@ def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[An
         run_id=run_id,
         config=_plain(config),
     )
-    if _is_rank_zero():
+    if is_rank_zero():
         id_file.write_text(str(logger.version) + "\n")
     return [logger]
 
 
 @contextlib.contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
+def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
     """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
     import sys
 
-    began, status = time.time(), "error"
+    began, status, lost = time.time(), "error", False
+
+    def record(status: str) -> None:
+        if has_own_folder() and folder.is_dir():
+            write_json(folder / "status.json", {"status": status, "seconds": round(time.time() - began, 1)})
+
     try:
-        yield
+        yield record
         status = "ok"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
         status = "interrupted"
         raise
     except Exception as error:
         status = "diverged" if type(error).__name__ == "NonFiniteError" else "error"
+        lost = type(error).__name__ == "ProcessError"  # perhaps process 0
         raise
     finally:
-        if _is_rank_zero() and folder.is_dir():
-            write_json(folder / "status.json", {"status": status, "seconds": round(time.time() - began, 1)})
+        if is_rank_zero() or lost:
+            record(status)
         if "wandb" in sys.modules:
             import wandb
 
@@ -210,10 +235,6 @@ def _is_multirun() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _is_rank_zero() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _close_log_files() -> None:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from ph_l2o.commands.checkpoint import CheckpointError, read_checkpoint
 from ph_l2o.commands.errors import ConfigError
+from ph_l2o.commands.processes import started_processes
 from ph_l2o.compilation import checked
 from ph_l2o.optimizers import LearnedOptimizer
 from ph_l2o.suggestions import did_you_mean
@@ -82,18 +83,33 @@ def _check_processes(cfg: DictConfig) -> None:
             f"strategy={_choice('strategy')}: can't run inside a multirun, where each process would start a sweep of "
             "its own; use strategy=cpu or gpu there, or run the jobs one by one"
         )
-    devices = cfg.strategy.devices
+    devices, nodes = cfg.strategy.devices, cfg.strategy.num_nodes
     if not isinstance(devices, int):
         import torch
 
         devices = torch.cuda.device_count()
-    if devices < 1:
-        raise ConfigError(f"strategy.devices={devices}: must be >= 1 (processes)")
+    for key, value, what in (("devices", devices, "processes of a machine"), ("num_nodes", nodes, "machines")):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"strategy.{key}={value}: must be a whole number >= 1 ({what})")
+    timeout = cfg.strategy.timeout
+    if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
+        raise ConfigError(f"strategy.timeout={timeout}: must be > 0 and < 1e6 (seconds)")
+    _check_shares(cfg, devices, nodes)
+
+
+def _check_shares(cfg: DictConfig, devices: int, nodes: int) -> None:
+    started = started_processes()
+    if started is not None and started[1] != devices * nodes:
+        raise ConfigError(
+            f"strategy.num_nodes={nodes}: with strategy.devices={devices} that is {devices * nodes} processes, but "
+            f"{started[0]} started {started[1]}; must be the same"
+        )
+    processes = f"strategy.devices={devices}" + (f" · strategy.num_nodes={nodes}" if nodes > 1 else "")
     for key in ("num_problems", "val_problems"):
-        if cfg.meta[key] % devices:
+        if cfg.meta[key] % (devices * nodes):
             raise ConfigError(
-                f"meta.{key}={cfg.meta[key]}: must be a multiple of strategy.devices={devices}, the processes that "
-                "share the problems out"
+                f"meta.{key}={cfg.meta[key]}: must be a multiple of {processes}, the processes that share the "
+                "problems out"
             )
 
 

@@ -11,9 +11,8 @@ from torch import fx
 # Whoever is at least so many times larger than what it reads would recompute it too often.
 _RATIO = 64
 _VIEWS = frozenset(
-    ("alias", "detach", "expand", "getitem", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t")
-    + ("transpose", "unbind", "unsqueeze", "unsafe_view", "_unsafe_view", "view")
-)
+    ["alias", "detach", "expand", "getitem", "permute", "select", "slice", "split", "split_with_sizes", "squeeze"]
+) | {"t", "transpose", "unbind", "unsqueeze", "unsafe_view", "_unsafe_view", "view"}
 
 
 def insert_barriers(graph: fx.GraphModule) -> int:

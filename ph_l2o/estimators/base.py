@@ -48,6 +48,11 @@ class Estimator(ABC):
             raise ValueError(f"estimator.truncation={truncation}: must be >= 1 (inner steps of a window)")
         self.truncation = truncation
 
+    @property
+    def averages_processes(self) -> bool:
+        """Whether the gradient is that of all processes' problems already, so that it need not be averaged."""
+        return False
+
     def for_horizon(self, horizon: int) -> Estimator:
         """The estimator for episodes of `horizon` inner steps: itself, unless its window depends on the horizon."""
         del horizon

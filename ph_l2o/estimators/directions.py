@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ph_l2o.random import Purpose, normals
-from ph_l2o.tasks.base import Problem
+from ph_l2o.random import ProblemKeys, Purpose, normals
 
 Noise = Literal["shared", "per_problem"]
 
@@ -36,11 +35,11 @@ def split(rows: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.reshape(lead + p.shape) for (name, p), part in zip(phi.items(), parts, strict=True)}
 
 
-def draw(problem: Problem, phi: Mapping[str, Tensor], step: int, *, count: int, noise: Noise) -> Tensor:
+def draw(keys: ProblemKeys, phi: Mapping[str, Tensor], step: int, *, count: int, noise: Noise) -> Tensor:
     """Standard normal draws that belong to an inner step.
 
     Args:
-        problem: The problems, for their keys.
+        keys: Of the problems.
         phi: The meta-parameters.
         step: Number of the inner step.
         count: Draws for each problem, or for all.
@@ -49,7 +48,6 @@ def draw(problem: Problem, phi: Mapping[str, Tensor], step: int, *, count: int, 
     Returns:
         Tensor of shape `(B, count, D)`, or `(1, count, D)` with shared noise.
     """
-    keys = problem.keys
     if noise == "shared":
         keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
     total = size(phi)

@@ -30,6 +30,7 @@ class ES(EvolutionStrategy):
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,8 +50,8 @@ class ES(EvolutionStrategy):
         objective: Objective,
     ) -> Estimate:
         """See `Estimator.__call__`."""
-        draws = self.draws(problem, first, phi)
-        moved = self.particles(phi, draws, centre=True)
+        draws = self.draws_of(self.weighted_keys(problem), first, phi)
+        moved = self.particles(phi, self.own(draws, problem), centre=True)
         inner, losses = unroll(
             optimizer, moved, problem, repeat(carry, 2 * self.num_pairs + 1), first, self.truncation
         )  # fmt: skip

@@ -24,6 +24,7 @@ class ESSingle(PersistentStrategy):
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -6,6 +6,9 @@ For n antithetic pairs with standard normal draws z_i of the D meta-parameters, 
 
 the mean over problems, where J± are a window's outer losses. The estimators differ in which draw a window uses, where
 its particles start, and in the weight w_i.
+
+Several processes have to tell each other only the scalars J±, since each can make everybody's draws from their keys
+(Salimans et al. 2017, arXiv 1703.03864, section 2.1).
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from torch.func import vmap
 
 from ph_l2o.estimators.base import Estimate, Estimator
 from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
+from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
 from ph_l2o.inner import Carry, start
 from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks.base import Problem
 
 
@@ -40,6 +45,9 @@ class EvolutionStrategy(Estimator):
         sigma: Standard deviation σ > 0 of a perturbation of each meta-parameter.
         noise: `per_problem` draws perturbations for each problem of the batch, which averages over more of them at the
             same number of inner steps; `shared` has the same ones for all problems.
+        exchange: What several processes tell each other. `scalars`: the outer losses of all particles; each process
+            makes the draws for all problems and computes the same gradient. `gradient`: each computes the gradient of
+            its own problems, and these are averaged.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,18 +60,49 @@ class EvolutionStrategy(Estimator):
         num_pairs: int = 1,
         sigma: float = 0.01,
         noise: Literal["shared", "per_problem"] = "per_problem",
+        exchange: Literal["scalars", "gradient"] = "scalars",
     ):
         super().__init__(truncation)
         if not isinstance(num_pairs, int) or num_pairs < 1:
             raise ValueError(f"estimator.num_pairs={num_pairs}: must be a whole number >= 1 (antithetic pairs)")
         if not 0 < sigma < math.inf:
             raise ValueError(f"estimator.sigma={sigma}: must be > 0 and finite (standard deviation of a perturbation)")
-        self.num_pairs, self.sigma = num_pairs, sigma
+        if exchange not in ("scalars", "gradient"):
+            raise ValueError(f"estimator.exchange={exchange}: must be scalars or gradient")
+        self.num_pairs, self.sigma, self.exchange = num_pairs, sigma, exchange
         self.noise: Noise = check_noise(noise)
 
+    @property
+    def averages_processes(self) -> bool:
+        """See `Estimator.averages_processes`."""
+        return self.exchange == "scalars"
+
+    def weighted_keys(self, problem: Problem) -> ProblemKeys:
+        """Keys of the problems over which `gradient` runs: those of all processes, or of this one."""
+        return keys_of_all(problem.keys) if self.exchange == "scalars" else problem.keys
+
+    def own(self, draws: Tensor, problem: Problem) -> Tensor:
+        """This process's rows among draws that were made for `weighted_keys`."""
+        if self.noise == "shared" or len(draws) == len(problem.keys):
+            return draws
+        return draws[problem.keys.indices[0] :][: len(problem.keys)]
+
     def draws(self, problem: Problem, step: int, phi: Mapping[str, Tensor]) -> Tensor:
-        """Standard normal draws of an inner step, `(B, num_pairs, D)`, or `(1, num_pairs, D)` with shared noise."""
-        return draw(problem, phi, step, count=self.num_pairs, noise=self.noise)
+        """Standard normal draws of this process's problems that belong to an inner step.
+
+        Args:
+            problem: The problems, for their keys.
+            step: Number of the inner step.
+            phi: The meta-parameters.
+
+        Returns:
+            Tensor of shape `(B, num_pairs, D)`, or `(1, num_pairs, D)` with shared noise.
+        """
+        return self.draws_of(problem.keys, step, phi)
+
+    def draws_of(self, keys: ProblemKeys, step: int, phi: Mapping[str, Tensor]) -> Tensor:
+        """As `draws`, for the problems of any keys."""
+        return draw(keys, phi, step, count=self.num_pairs, noise=self.noise)
 
     def particles(self, phi: Mapping[str, Tensor], draws: Tensor, *, centre: bool) -> dict[str, Tensor]:
         """Meta-parameters φ + σ z_i, then φ - σ z_i, then φ itself with `centre`: `(P, B or 1, *shape)` by name."""
@@ -72,7 +111,12 @@ class EvolutionStrategy(Estimator):
         return {name: phi[name].detach() + self.sigma * part for name, part in split(signed, phi).items()}
 
     def gradient(self, phi: Mapping[str, Tensor], outer: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """The estimate from outer losses `(P, B)` and weights `(B or 1, num_pairs, D)`."""
+        """The estimate from this process's outer losses `(P, B)` and the weights of `weighted_keys`.
+
+        The weights have the shape `(W·B or 1, num_pairs, D)` where W processes exchange scalars, else with W = 1.
+        """
+        if self.exchange == "scalars":
+            outer = gathered(outer)
         n, problems = self.num_pairs, outer.shape[1]
         slope = (outer[:n] - outer[n : 2 * n]) / (2 * self.sigma * n * problems)
         return split(torch.einsum("nb,bnd->d", slope, weights.expand(problems, -1, -1)), phi)
@@ -95,6 +139,7 @@ class PersistentStrategy(EvolutionStrategy):
     """
 
     reuse: int | None
+    _memo: tuple[ProblemKeys, int, Tensor] | None = None
 
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """All particles at the problems' start."""
@@ -113,15 +158,31 @@ class PersistentStrategy(EvolutionStrategy):
         objective: Objective,
     ) -> Estimate:
         """See `Estimator.__call__`."""
-        total = carry.state.perturbation
         drawn_at = 0 if self.reuse is None else first // self.reuse * self.reuse
-        draws = self.draws(problem, drawn_at, phi)
+        keys = self.weighted_keys(problem)
+        draws = self.draws_of(keys, drawn_at, phi)
+        own, total = self.own(draws, problem), carry.state.perturbation
         if first == drawn_at:
-            total = total + draws
+            total = total + own
         inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
-        moved = self.particles(phi, draws, centre=False)
+        moved = self.particles(phi, own, centre=False)
         inner, losses = unroll(optimizer, moved, problem, inner, first, self.truncation)
         outer = outer_losses(objective, losses)
         inner = swap_axes(inner)
         carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)
-        return Estimate(outer.mean(), self.gradient(phi, outer, total), carry, losses.mean(1))
+        weights = total if num_processes() == 1 or keys is problem.keys else self._sum(keys, drawn_at, draws, phi)
+        return Estimate(outer.mean(), self.gradient(phi, outer, weights), carry, losses.mean(1))
+
+    def _sum(self, keys: ProblemKeys, drawn_at: int, draws: Tensor, phi: Mapping[str, Tensor]) -> Tensor:
+        """Sum of the draws for all processes' problems up to step `drawn_at`, whose own draws are given.
+
+        The last sum is remembered; after a resume it is made anew, in the same order and so with the same rounding.
+        """
+        every = self.reuse or 1
+        known, at, total = self._memo or (None, 0, draws)
+        if known != keys or at != drawn_at:
+            if known != keys or at != drawn_at - every:
+                total = sum(self.draws_of(keys, step, phi) for step in range(0, drawn_at, every))
+            total = total + draws
+            self._memo = keys, drawn_at, total
+        return total

@@ -91,7 +91,7 @@ class Forward(Estimator):
     def directions(self, problem: Problem, phi: Mapping[str, Tensor]) -> Tensor:
         """The episode's directions, `(B or 1, P, D)`."""
         if self.num_directions is not None:
-            return draw(problem, phi, 0, count=self.num_directions, noise=self.noise)
+            return draw(problem.keys, phi, 0, count=self.num_directions, noise=self.noise)
         like = next(iter(phi.values()))
         return torch.eye(size(phi), dtype=like.dtype, device=like.device)[None]
 

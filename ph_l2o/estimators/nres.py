@@ -27,6 +27,7 @@ class NRES(PersistentStrategy):
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
         reuse: Inner steps for which a draw is reused, a multiple of the truncation; None for the whole episode.
 
     Raises:
@@ -43,9 +44,10 @@ class NRES(PersistentStrategy):
         num_pairs: int = 1,
         sigma: float = 0.01,
         noise: Literal["shared", "per_problem"] = "per_problem",
+        exchange: Literal["scalars", "gradient"] = "scalars",
         reuse: int | None = None,
     ):
-        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise)
+        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise, exchange=exchange)
         if reuse is not None and (reuse < 1 or reuse % truncation):
             raise ValueError(
                 f"estimator.reuse={reuse}: must be a multiple of estimator.truncation={truncation}, or null for the "

@@ -25,6 +25,7 @@ class PES(PersistentStrategy):
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
+        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -40,6 +41,7 @@ class PES(PersistentStrategy):
         num_pairs: int = 1,
         sigma: float = 0.01,
         noise: Literal["shared", "per_problem"] = "per_problem",
+        exchange: Literal["scalars", "gradient"] = "scalars",
     ):
-        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise)
+        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise, exchange=exchange)
         self.reuse = truncation

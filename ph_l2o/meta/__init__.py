@@ -2,7 +2,17 @@
 
 from ph_l2o.meta.fit import fit, meta_train
 from ph_l2o.meta.learner import MetaLearner, NonFiniteError
+from ph_l2o.meta.processes import ProblemSharing, ProcessError
 from ph_l2o.meta.progress import MetaProgress
 from ph_l2o.meta.settings import MetaSettings
 
-__all__ = ["MetaLearner", "MetaProgress", "MetaSettings", "NonFiniteError", "fit", "meta_train"]
+__all__ = [
+    "MetaLearner",
+    "MetaProgress",
+    "MetaSettings",
+    "NonFiniteError",
+    "ProblemSharing",
+    "ProcessError",
+    "fit",
+    "meta_train",
+]

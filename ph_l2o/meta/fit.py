@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 from ph_l2o.estimators import ESTIMATORS, Estimator
 from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
+from ph_l2o.meta.processes import ProblemSharing, lost_processes
 from ph_l2o.meta.progress import MetaProgress
 from ph_l2o.meta.settings import MetaSettings
 from ph_l2o.optimizers.base import LearnedOptimizer
@@ -52,10 +53,13 @@ def fit(
         ckpt_path: A checkpoint to go on from; the run continues bit for bit as if it had not stopped.
         loggers: Loggers beside the CSV file.
         callbacks: Callbacks beside the checkpoints; the default shows progress.
-        trainer: Further arguments of `pytorch_lightning.Trainer`.
+        trainer: Further arguments of `pytorch_lightning.Trainer`; `strategy="ddp"` means `ProblemSharing`.
 
     Returns:
         The trainer after the last outer step.
+
+    Raises:
+        ProcessError: If another process of the run is lost.
     """
     folder = Path(output_dir) / "checkpoints"
     best = ModelCheckpoint(
@@ -89,7 +93,9 @@ def fit(
         "logger": [MetricsCSV(output_dir, resume=ckpt_path is not None), *loggers],
         "callbacks": [best, last, *own],
     }
-    with warnings.catch_warnings():
+    if settings.get("strategy") == "ddp":
+        settings["strategy"] = ProblemSharing(average=not learner.estimator.averages_processes)
+    with warnings.catch_warnings(), lost_processes():
         for text in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         made = pl.Trainer(**settings)

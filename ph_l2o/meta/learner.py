@@ -15,6 +15,7 @@ from ph_l2o.compilation import CompileError, checked, choose
 from ph_l2o.estimators import OBJECTIVES, Estimate, Estimator
 from ph_l2o.inner import final_loss, run
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
+from ph_l2o.meta.processes import check_same_weights, mean_over_processes
 from ph_l2o.meta.settings import OUTER_OPTIMIZERS, MetaSettings
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys
@@ -157,19 +158,21 @@ class MetaLearner(pl.LightningModule):
         episode.carry, episode.age = estimate.carry, episode.age + truncation
         self._clock = time.perf_counter() - began
         diverged = ~torch.isfinite(estimate.losses).all(0)
-        # A diverged problem must reach every process: through the averaged gradient.
-        finite = torch.isfinite(estimate.carry.params.flat).all() & ~diverged.any()
+        broken = diverged.any() | ~torch.isfinite(estimate.carry.params.flat).all()
+        # All processes must skip a step alike, whatever they exchange for the gradient.
+        numbers = torch.stack([estimate.outer_loss, diverged.to(estimate.outer_loss).mean(), broken])
+        outer_loss, diverged_frac, broken = mean_over_processes(numbers)
         surrogate = sum((p * estimate.gradient[name]).sum() for name, p in parameters.items())
-        surrogate = surrogate * torch.where(finite, 1.0, torch.nan)
-        self._log_step(estimate.outer_loss, diverged, episode, truncation)
+        surrogate = surrogate * torch.where(broken > 0, torch.nan, 1.0)
+        self._log_step(outer_loss, diverged_frac, episode, truncation)
         return surrogate
 
-    def _log_step(self, outer_loss: Tensor, diverged: Tensor, episode: Episode, truncation: int) -> None:
-        steps = truncation * episode.problem.num_problems * self.trainer.world_size
+    def _log_step(self, outer_loss: Tensor, diverged_frac: Tensor, episode: Episode, truncation: int) -> None:
+        steps = truncation * self.meta.num_problems
         self.log_dict(
             {
                 "train/outer_loss": outer_loss,
-                "train/diverged_frac": diverged.float().mean(),
+                "train/diverged_frac": diverged_frac,
                 "train/unroll_length": float(episode.horizon),
                 "train/task_steps_per_s": steps / self._clock,
             },
@@ -177,7 +180,7 @@ class MetaLearner(pl.LightningModule):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose meta-gradient is not finite; all processes see the same averaged gradient."""
+        """Skip a step whose meta-gradient is not finite; all processes see the same gradient."""
         grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
         self.log("train/gradient_norm", norm)
@@ -207,6 +210,8 @@ class MetaLearner(pl.LightningModule):
         """Run the optimizer on problems of the validation split."""
         del batch, batch_idx
         where = self._where()
+        if where["world_size"] > 1 and self.estimator.averages_processes:
+            check_same_weights(self.optimizer)
         share = self.meta.val_problems // where["world_size"]
         keys = ProblemKeys(self.seed, "val", 0, range(where["rank"] * share, (where["rank"] + 1) * share))
         problem = self.task.sample(keys, device=where["device"], dtype=where["dtype"])
@@ -253,9 +258,10 @@ class MetaLearner(pl.LightningModule):
             return saved
 
         def join(x: Tensor) -> Tensor:
-            parts = [torch.empty_like(x) for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather(parts, x.contiguous())
-            return torch.cat(parts)
+            # Process 0 writes the file, so that only it needs the memory.
+            parts = [torch.empty_like(x) for _ in range(self.trainer.world_size)] if self.global_rank == 0 else None
+            torch.distributed.gather(x.contiguous(), parts)
+            return x if parts is None else torch.cat(parts)
 
         return saved | {
             "params": join(saved["params"]),

@@ -49,6 +49,13 @@ BAD = [
         ["strategy=ddp_cpu", "meta.num_problems=5"],
         r"meta.num_problems=5: must be a multiple of strategy.devices=2",
     ),
+    (
+        ["strategy=ddp_cpu", "strategy.num_nodes=3"],
+        r"meta.num_problems=64: must be a multiple of strategy.devices=2 · strategy.num_nodes=3",
+    ),
+    (["strategy=ddp_cpu", "strategy.num_nodes=0"], r"strategy.num_nodes=0: must be a whole number >= 1"),
+    (["strategy=ddp_cpu", "strategy.timeout=0"], r"strategy.timeout=0: must be > 0"),
+    (["estimator=pes", "estimator.exchange=all"], r"estimator.exchange=all: must be scalars or gradient"),
     (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
     (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
     (["optimizer._target_=os.system"], r"_target_=os.system: must be in one of ph_l2o, torch"),
