@@ -67,6 +67,8 @@ class Closure:
             return self._sequence(value)
         if isinstance(value, dict):
             return self._mapping(value)
+        if isinstance(value, set | frozenset) and all(isinstance(x, _PLAIN) for x in value):
+            return (type(value), frozenset(value)), None
         if hasattr(value, "__dict__"):
             return self._object(value)
         return ("same", _Same(value)), None

@@ -93,6 +93,19 @@ def compile_function(function: Callable[[list[Tensor]], list[Tensor]], inputs: T
         return lambda arguments: compiled(*arguments, *lifted)
 
 
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, train: bool, *rest: float
+) -> Any:
+    legit = torch.ops.aten._native_batch_norm_legit
+    if mean is None:
+        return legit.no_stats(x, weight, bias, train, *rest)
+    return legit.default(x, weight, bias, mean, var, train, *rest)
+
+
+# The schema of `native_batch_norm` hides that it changes the running statistics; that of its successor does not.
+_EXPLICIT = {torch.ops.aten.native_batch_norm.default: _batch_norm}
+
+
 def _split(found: tuple[list[Tensor], list[Tensor]]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return tuple(found[0]), tuple(found[1])
 
@@ -103,7 +116,7 @@ def _trace(function: Callable[..., list[Tensor]], inputs: Tensors, place: int) -
 
     try:
         with tracing():
-            traced = make_fx(function, tracing_mode="real")(*inputs)
+            traced = make_fx(function, decomposition_table=_EXPLICIT, tracing_mode="real")(*inputs)
     except Exception as error:  # any operation of a module can refuse
         raise CompileError(f"cannot be traced ({_first_line(error)})") from error
     lifted = _lift_constants(traced)

@@ -1,0 +1,134 @@
+"""Compiled windows against the eager ones, whose gradients are tested against finite differences."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.compilation import CompileError, CompiledSteps
+from ph_l2o.estimators import OBJECTIVES, Truncated
+from ph_l2o.inner import run
+from ph_l2o.optimizers import HNN, Adam, LearnedOptimizer, PortHamiltonian
+from ph_l2o.params import Params
+from ph_l2o.random import ProblemKeys
+from ph_l2o.tasks import ImageClassification, ModuleProblem, Problem, Quadratic, rescaled
+from ph_l2o.tasks.base import Buffers
+
+K = 3
+
+
+@pytest.fixture
+def graphs_as_they_are(monkeypatch) -> None:
+    """What Inductor would get, run operation by operation: tracing and cutting are tested without its 20 seconds."""
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
+
+
+small = functools.partial(PortHamiltonian, hidden_size=4)
+
+
+class Batches(ModuleProblem):
+    """A module on inputs of its problem, with targets 0."""
+
+    def __init__(self, keys: ProblemKeys, factory: Callable[[], nn.Module], inputs: Tensor):
+        super().__init__(keys, factory, dtype=inputs.dtype)
+        self.inputs = inputs
+
+    def loss(self, params: Params, buffers: Buffers, batch: Any) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, self.inputs)
+        return outputs.square().mean((1, 2)), buffers
+
+
+def keys(episode: int) -> ProblemKeys:
+    return ProblemKeys(0, "train", episode, range(2))
+
+
+def normalised(episode: int) -> Problem:
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(episode))
+    return Batches(keys(episode), lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), inputs)
+
+
+def quadratics(episode: int, noise: float = 0.0) -> Problem:
+    return Quadratic(3, noise=noise).sample(keys(episode), dtype=torch.float64)
+
+
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    "quadratic": quadratics,
+    "noisy": lambda episode: quadratics(episode, noise=0.3),
+    "rescaled": lambda episode: rescaled(quadratics(episode), 0.5),
+    "batch_norm": normalised,
+}
+OPTIMIZERS: dict[str, Callable[[], LearnedOptimizer]] = {
+    "port_hamiltonian": small,
+    "hnn": lambda: HNN(output_scale=0.05),
+    "adam": lambda: Adam(lr=0.05),
+}
+
+
+def assert_like_eager(optimizer: LearnedOptimizer, make: Callable[[int], Problem], order: Any = 2) -> CompiledSteps:
+    """Two episodes, so that the second has to do with what was compiled for the first."""
+    eager, compiled = Truncated(K, order=order), Truncated(K, order=order)
+    compiled.compile_steps()
+    phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
+    for episode in range(2):
+        problem = make(episode)
+        carry, _ = run(optimizer, problem, 2)  # not at the start, where averages are 0
+        expected = eager(optimizer, phi, problem, carry, 2, objective)
+        found = compiled(optimizer, phi, problem, carry, 2, objective)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
+        torch.testing.assert_close(found.outer_loss, expected.outer_loss, rtol=1e-9, atol=0)
+        largest = max(g.abs().max() for g in expected.gradient.values())
+        for name, gradient in expected.gradient.items():
+            torch.testing.assert_close(found.gradient[name], gradient, rtol=1e-7, atol=1e-9 * largest)
+        assert_carries_equal(found.carry, expected.carry)
+    assert compiled.compiled is not None
+    return compiled.compiled
+
+
+def assert_carries_equal(found, expected) -> None:
+    torch.testing.assert_close(found.params.flat, expected.params.flat, rtol=1e-9, atol=1e-12)
+    for x, y in zip(found.state, expected.state, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    tensors: Mapping[str, Tensor] = found.buffers
+    assert set(tensors) == set(expected.buffers)
+    for name, x in tensors.items():
+        torch.testing.assert_close(x, expected.buffers[name], rtol=1e-9, atol=1e-12)
+
+
+def test_by_inductor():
+    assert_like_eager(small().double(), lambda e: rescaled(quadratics(e, noise=0.3), 0.5))
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+def test_second_order_on_every_kind_of_problem(make):
+    assert len(assert_like_eager(small().double(), make)._known) == 1  # one compilation for both episodes
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("name", ["hnn", "adam"])
+def test_second_order_of_other_optimizers(name):
+    assert_like_eager(OPTIMIZERS[name]().double(), quadratics)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_first_order():
+    assert_like_eager(small().double(), lambda e: rescaled(quadratics(e), 0.5), order=1)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_images_with_mixed_activations(mnist_root):
+    task = ImageClassification(hidden_sizes=(3,), activation=("relu", "tanh"), batch_size=4, data_dir=mnist_root)
+    assert_like_eager(small().double(), lambda e: task.sample(keys(2 * e), dtype=torch.float64))
+
+
+def test_what_draws_random_numbers_is_refused_in_words(mnist_root):
+    model = functools.partial(nn.Sequential, nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+    task = ImageClassification(model=model, batch_size=4, data_dir=mnist_root)
+    problem, optimizer, estimator = task.sample(keys(0)), small(), Truncated(K)
+    estimator.compile_steps()
+    phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
+    with pytest.raises(CompileError, match="random numbers"):
+        estimator(optimizer, phi, problem, estimator.start(optimizer, problem), 0, objective)
