@@ -9,8 +9,6 @@ from ph_l2o.estimators.base import Estimator
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "step", False)
-
 # Compilation takes 20 to 60 s the first time. An eager inner step of second order takes about 3 ms, and 1 ms more for
 # each 5,000 coordinates over all problems; compiling saves about three quarters of it.
 _MILLISECONDS_WORTH_IT = 100_000.0
@@ -22,7 +20,7 @@ def checked(mode: object) -> str | bool:
     Raises:
         ValueError: If there is none.
     """
-    if mode not in MODES or mode is True or (mode == 0 and mode is not False):
+    if mode is not False and mode not in ("auto", "step"):
         raise ValueError(f"compile={mode}: must be auto, step (the whole inner step, compiled) or false")
     assert isinstance(mode, str | bool)
     return mode

@@ -68,7 +68,7 @@ class MetaLearner(pl.LightningModule):
         settings.check_truncation(estimator)
         self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
         self.objective = OBJECTIVES[settings.objective]
-        self._compile = checked(compile)
+        self._compile, self._is_decided = checked(compile), False
         self.seed, self.config = seed, config or {"optimizer": optimizer.recipe}
         self.source = EpisodeSource(
             task,
@@ -125,18 +125,17 @@ class MetaLearner(pl.LightningModule):
             self._next_episode += 1
         return self.episode
 
-    def on_fit_start(self) -> None:
-        """Decide what is compiled."""
-        meta = self.meta
-        sample = self.task.sample(ProblemKeys(self.seed, "train", 0, range(1)))
-        share = meta.num_problems // self.trainer.world_size
-        steps = meta.outer_steps * self.estimator.for_horizon(min(meta.horizons)).truncation
-        coordinates = share * sample.params.layout.numel
+    def _decide_on_compilation(self, episode: Episode) -> None:
+        self._is_decided = True
+        steps = self.meta.outer_steps * self.estimator.for_horizon(min(self.meta.horizons)).truncation
+        coordinates = episode.problem.num_problems * episode.problem.params.layout.numel
         if choose(self._compile, self.estimator, inner_steps=steps, coordinates=coordinates):
             self.estimator.compile_steps()
 
     def _estimate(self, episode: Episode) -> Estimate:
         parameters = dict(self.optimizer.named_parameters())
+        if not self._is_decided:
+            self._decide_on_compilation(episode)
         estimator = self.estimator.for_horizon(episode.horizon)
         arguments = (self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
         try:

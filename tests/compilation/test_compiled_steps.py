@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.compilation import CompileError, CompiledSteps
+from ph_l2o.compilation import CompiledSteps, CompileError
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import run
 from ph_l2o.optimizers import HNN, Adam, LearnedOptimizer, PortHamiltonian

@@ -1,0 +1,67 @@
+"""`compile=` of meta-training."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ph_l2o import meta_train
+from ph_l2o.compilation import CompileError
+from ph_l2o.estimators import PES, Truncated
+from ph_l2o.optimizers import SGD, PortHamiltonian
+from ph_l2o.tasks import ImageClassification, Quadratic
+
+SMALL = {
+    "outer_steps": 4,
+    "num_problems": 2,
+    "horizons": (6,),
+    "val_every": 4,
+    "val_problems": 2,
+    "val_horizon": 2,
+}
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
+    task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
+    with caplog.at_level(logging.INFO, "ph_l2o"):
+        meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
+        assert "not compiled" in caplog.text
+        monkeypatch.setattr("ph_l2o.compilation.modes._MILLISECONDS_WORTH_IT", 0.0)
+        meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
+    assert "compile=auto: the inner step draws random numbers" in caplog.text
+    assert "it runs without compilation" in caplog.text
+
+
+def test_compiled_training_like_eager_training(monkeypatch):
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
+    torch.manual_seed(0)
+    optimizer = PortHamiltonian(hidden_size=4).double()
+    settings = {"estimator": Truncated(3), **SMALL}
+    eager = meta_train(optimizer, Quadratic(3), compile=False, **settings)
+    compiled = meta_train(optimizer, Quadratic(3), compile="step", **settings)
+    for x, y in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["steps", True, 0, None])
+def test_unknown_compile_mode(mode):
+    with pytest.raises(ValueError, match=r"^compile=.*: must be auto, step"):
+        meta_train(SGD(), Quadratic(3), estimator=Truncated(3), compile=mode, **SMALL)
+
+
+def test_a_step_that_cannot_be_compiled(mnist_root):
+    task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
+    with pytest.raises(CompileError, match=r"^compile=step: the inner step draws random numbers.*; use compile=false$"):
+        meta_train(SGD(), task, compile="step", estimator=Truncated(3), **SMALL)
+    with pytest.raises(CompileError, match=r"^compile=step: estimator=pes has no compiled form"):
+        meta_train(SGD(), Quadratic(3), compile="step", estimator=PES(3), **SMALL)
