@@ -15,7 +15,7 @@ from suite import cases, fresh
 from suite.options import Options
 from suite.outer_loop import HAS_COMPILATION, Loop, Ours, imported, reference
 
-MODES: tuple[str | bool, ...] = (False, "update", "step") if HAS_COMPILATION else (False,)
+MODES: tuple[str | bool, ...] = (False, "step") if HAS_COMPILATION else (False,)
 ACTIVATIONS = {"quadratic": ("sigmoid",), "mnist": ("sigmoid", "relu", "tanh")}
 LOOPS = {
     "quadratic": (Loop(64, (20, 60, 100, 100, 200), 60), 20),

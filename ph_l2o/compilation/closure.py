@@ -8,6 +8,8 @@ in their place in a copy.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -58,7 +60,7 @@ class Closure:
             return ("tensor", tuple(value.shape), value.stride(), value.dtype, value.device), next
         if isinstance(value, ProblemKeys):
             return ("keys",), None
-        if isinstance(value, Task) or (callable(value) and not isinstance(value, nn.Module)):
+        if isinstance(value, Task | type | functools.partial) or inspect.isroutine(value):
             return ("same", _Same(value)), None
         if isinstance(value, Params):
             kind, _ = self._walk(value.flat)

@@ -152,7 +152,7 @@ class ImageProblem(ModuleProblem):
 
     def __init__(self, task: ImageClassification, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
         names = [task.activation[(i + keys.episode) % len(task.activation)] for i in keys.indices]
-        super().__init__(keys, lambda: task.make_module(names[0]), device=device, dtype=dtype)
+        super().__init__(keys, lambda: task.make_module(min(names)), device=device, dtype=dtype)
         self._task, self._dtype = task, dtype
         mixed = task.model is None and len(set(names)) > 1
         self._mixed = MixedActivation(names, device) if mixed else None
