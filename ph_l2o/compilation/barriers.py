@@ -27,7 +27,7 @@ def insert_barriers(graph: fx.GraphModule) -> int:
     """
     inserted = 0
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or _name(node) in _VIEWS:
+        if node.op != "call_function" or is_view(node):
             continue
         value = _value(node)
         if value is None or not value.dtype.is_floating_point or not _is_broadcast(node, _RATIO * _size(value)):
@@ -43,12 +43,17 @@ def insert_barriers(graph: fx.GraphModule) -> int:
     return inserted
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether a node only looks at its input in another way."""
+    return node.op == "call_function" and _name(node) in _VIEWS
+
+
 def _is_broadcast(node: fx.Node, least: int) -> bool:
     """Whether a result of at least that size is computed from the node or a view of it."""
     for user in node.users:
         if user.op != "call_function":
             continue
-        if _name(user) in _VIEWS:
+        if is_view(user):
             if _is_broadcast(user, least):
                 return True
         else:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.func import functionalize, vjp
 
 from ph_l2o.compilation.barriers import insert_barriers
+from ph_l2o.compilation.residuals import keep_bases
 from ph_l2o.segments import tracing
 
 log = logging.getLogger(__name__)
@@ -71,15 +72,20 @@ def compile_differentiable(function: Function, inputs: Tensors, constants: Tenso
     primals, tangents = [*inputs, *constants, *lifted], cotangents
     num_outputs, num_forward = len(outputs), len(outputs) + len(others)
     forward_graph, backward_graph = _partition(graph, primals, tangents, num_forward)
+    residuals = keep_bases(forward_graph, backward_graph, num_forward)
+    for part in (forward_graph, backward_graph):
+        insert_barriers(part)
     forward = _compiled(forward_graph, primals)
-    with torch.no_grad():
-        kept = forward(*primals)[num_forward:]
-    backward = _compiled(backward_graph, [*kept, *tangents])
 
     def run_forward(arguments: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-        found = forward(*arguments, *lifted)
-        return found[:num_outputs], found[num_outputs:num_forward], found[num_forward:]
+        everything = [*arguments, *lifted]
+        found = forward(*everything)
+        kept = [*(everything[k] for k in residuals.inputs), *found[num_forward:]]
+        return found[:num_outputs], found[num_outputs:num_forward], kept
 
+    with torch.no_grad():
+        kept = run_forward([*inputs, *constants])[2]
+    backward = _compiled(backward_graph, [*kept, *tangents])
     return Differentiable(run_forward, lambda kept, cotangents: backward(*kept, *cotangents))
 
 
@@ -164,10 +170,7 @@ def _partition(
     graph.recompile()
     # Elementwise results are cheaper to recompute than to write and read.
     with config.patch(aggressive_recomputation=True):
-        parts = min_cut_rematerialization_partition(graph, [*primals, *tangents], num_fwd_outputs=num_forward)
-    for part in parts:
-        insert_barriers(part)
-    return parts
+        return min_cut_rematerialization_partition(graph, [*primals, *tangents], num_fwd_outputs=num_forward)
 
 
 def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
