@@ -9,7 +9,9 @@ import torch
 from torch import fx
 
 # Whoever is at least so many times larger than what it reads would recompute it too often.
-_RATIO = 64
+_RATIO, _RATIO_IF_COSTLY = 64, 2
+_COSTLY = frozenset(["acos", "atan", "cos", "erf", "exp", "expm1", "log", "log1p", "pow", "sigmoid", "sin", "tanh"])
+_STORED = frozenset(["addmm", "amax", "amin", "as_strided", "baddbmm", "bmm", "cat", "convolution", "mean", "mm", "sum"])
 _VIEWS = frozenset(
     ["alias", "detach", "expand", "getitem", "permute", "select", "slice", "split", "split_with_sizes", "squeeze"]
 ) | {"t", "transpose", "unbind", "unsqueeze", "unsafe_view", "_unsafe_view", "view"}
@@ -25,12 +27,16 @@ def insert_barriers(graph: fx.GraphModule) -> int:
     Returns:
         The number of barriers.
     """
-    inserted = 0
+    inserted, costly = 0, set[fx.Node]()
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or is_view(node):
+        if node.op != "call_function":
             continue
+        if _name(node) in _COSTLY or (_name(node) not in _STORED and not costly.isdisjoint(node.all_input_nodes)):
+            costly.add(node)
         value = _value(node)
-        if value is None or not value.dtype.is_floating_point or not _is_broadcast(node, _RATIO * _size(value)):
+        if is_view(node) or value is None or not value.dtype.is_floating_point:
+            continue
+        if not _is_broadcast(node, (_RATIO_IF_COSTLY if node in costly else _RATIO) * _size(value)):
             continue
         with graph.graph.inserting_after(node):
             barrier = graph.graph.call_function(

@@ -32,11 +32,25 @@ class NonFiniteError(RuntimeError):
     """Meta-training cannot go on, because losses or gradients are not finite."""
 
 
+class _Surrogate(torch.autograd.Function):
+    """A value with given gradients, times a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        del parameters
+        ctx.factor, ctx.gradients = factor, gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, None, *torch._foreach_mul(ctx.gradients, outer[0] * ctx.factor)
+
+
 class MetaLearner(pl.LightningModule):
     """Trains a learned optimizer.
 
-    Optimisation is Lightning's automatic one: `training_step` returns Σ⟨φ, stop-gradient(meta-gradient)⟩, so that
-    clipping, averaging over processes, accumulation and schedules are the same for every estimator.
+    Optimisation is Lightning's automatic one: `training_step` returns a loss whose gradient is the meta-gradient, so
+    that clipping, averaging over processes, accumulation and schedules are the same for every estimator.
 
     Args:
         optimizer: The learned optimizer φ.
@@ -83,7 +97,7 @@ class MetaLearner(pl.LightningModule):
         self._skipped_in_a_row = 0
         self._saved_episode: dict[str, Any] | None = None
         self._next_episode = 0
-        self._clock = 0.0
+        self._metrics: dict[str, float] = {}  # of the outer step
 
     # The outer loop. An "epoch" of Lightning is what lies between two validations.
 
@@ -98,7 +112,8 @@ class MetaLearner(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The outer optimizer with its schedule."""
         meta = self.meta
-        outer = OUTER_OPTIMIZERS[meta.outer_optimizer](self.optimizer.parameters(), lr=meta.learning_rate)  # type: ignore[call-arg]
+        make: Any = OUTER_OPTIMIZERS[meta.outer_optimizer]
+        outer = make(self.optimizer.parameters(), lr=meta.learning_rate, fused=True)
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (meta.warmup_steps + 1))
@@ -148,41 +163,41 @@ class MetaLearner(pl.LightningModule):
             return self.estimator.for_horizon(episode.horizon)(*arguments)
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """Unroll one window; the returned surrogate has the meta-gradient as its gradient."""
+        """Unroll one window; the outer loss that is returned has the meta-gradient as its gradient."""
         del batch, batch_idx
         episode, began = self._current_episode(), time.perf_counter()
         parameters = dict(self.optimizer.named_parameters())
         truncation = self.estimator.for_horizon(episode.horizon).truncation
         estimate = self._estimate(episode)
         episode.carry, episode.age = estimate.carry, episode.age + truncation
-        self._clock = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         diverged = ~torch.isfinite(estimate.losses).all(0)
         broken = diverged.any() | ~torch.isfinite(estimate.carry.params.flat).all()
         # All processes must skip a step alike, whatever they exchange for the gradient.
         numbers = torch.stack([estimate.outer_loss, diverged.to(estimate.outer_loss).mean(), broken])
-        outer_loss, diverged_frac, broken = mean_over_processes(numbers)
-        surrogate = sum((p * estimate.gradient[name]).sum() for name, p in parameters.items())
-        surrogate = surrogate * torch.where(broken > 0, torch.nan, 1.0)
-        self._log_step(outer_loss, diverged_frac, episode, truncation)
-        return surrogate
+        numbers = mean_over_processes(numbers)
+        outer_loss, diverged_frac, broken = numbers.tolist()
+        self._metrics = {
+            "outer_loss": outer_loss,
+            "diverged_frac": diverged_frac,
+            "unroll_length": float(episode.horizon),
+            "task_steps_per_s": truncation * self.meta.num_problems / seconds,
+        }
+        gradients = [estimate.gradient[name] for name in parameters]
+        return _Surrogate.apply(numbers[0], math.nan if broken > 0 else 1.0, gradients, *parameters.values())
 
-    def _log_step(self, outer_loss: Tensor, diverged_frac: Tensor, episode: Episode, truncation: int) -> None:
-        steps = truncation * self.meta.num_problems
-        self.log_dict(
-            {
-                "train/outer_loss": outer_loss,
-                "train/diverged_frac": diverged_frac,
-                "train/unroll_length": float(episode.horizon),
-                "train/task_steps_per_s": steps / self._clock,
-            },
-            sync_dist=False,
-        )
+    def _log_step(self, metrics: dict[str, float]) -> None:
+        """Log an outer step; Lightning's own `log_dict` takes as long as a compiled window of a small problem."""
+        values = {f"train/{name}": float(value) for name, value in metrics.items()}
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.global_step)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose meta-gradient is not finite; all processes see the same gradient."""
         grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-        self.log("train/gradient_norm", norm)
         if torch.isfinite(norm):
             self._skipped_in_a_row = 0
         else:
@@ -201,7 +216,7 @@ class MetaLearner(pl.LightningModule):
                     f"{_MAX_SKIPPED_IN_A_ROW} outer steps in a row without a finite meta-gradient: "
                     "lower meta.learning_rate, meta.horizons or estimator.truncation, or look into the task's loss"
                 )
-        self.log("train/skipped_steps", float(self.skipped_steps))
+        self._log_step(self._metrics | {"gradient_norm": float(norm), "skipped_steps": float(self.skipped_steps)})
 
     # Validation: always the same fresh problems, so that checkpoints are compared in pairs.
 
