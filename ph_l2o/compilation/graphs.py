@@ -10,7 +10,9 @@ else: no guards, no autograd. Compiled code is kept between processes in Inducto
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +60,7 @@ def compile_differentiable(function: Function, inputs: Tensors, constants: Tenso
         CompileError: If it cannot be traced or compiled.
     """
     num_inputs, num_known = len(inputs), len(inputs) + len(constants)
+    _look_at_processor()
     with torch.no_grad():
         outputs, others = function(list(inputs), list(constants))  # also fills caches of constants before tracing
 
@@ -179,6 +182,7 @@ def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
     options: dict[str, Any] = {"size_asserts": False}
     if all(x.device.type == "cpu" for x in inputs):
         options["cpp_wrapper"] = True  # with Python between the kernels, a small step takes half as long again
+        options["cpp_wrapper_build_separate"] = True  # -O3 is for the kernels; on the wrapper it takes seconds
     with _quiet():
         try:
             artifact = standalone_compile(
@@ -187,6 +191,14 @@ def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
         except Exception as error:
             raise CompileError(_explained(error)) from error
     return artifact
+
+
+@functools.cache
+def _look_at_processor() -> None:
+    """Let Inductor try which vector instructions there are; it takes seconds, most of them in other processes."""
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    threading.Thread(target=pick_vec_isa, daemon=True).start()
 
 
 def _explained(error: BaseException) -> str:
