@@ -9,9 +9,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-
 from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import BASELINES, compare
 from ph_l2o.tasks import ImageClassification
 
@@ -42,8 +41,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    set_up_torch(1)
 
     checkpoint = arguments.checkpoint or newest(arguments.runs)
     trained, _ = load_optimizer(checkpoint)

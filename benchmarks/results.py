@@ -14,9 +14,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-
 from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import BASELINES, Comparison, compare
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
@@ -32,8 +31,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    set_up_torch(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     if arguments.quadratic:

@@ -114,8 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "MKL_NUM_THREADS": str(arguments.threads)}
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
+    from ph_l2o.commands.numerics import set_up_torch
+
+    set_up_torch(arguments.threads)
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     options = Options(

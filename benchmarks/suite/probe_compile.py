@@ -8,8 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import Truncated
 from suite import cases, compile_modes, fresh
 from suite.options import Options
@@ -21,7 +20,7 @@ OUTER_STEPS = 8
 def main() -> None:
     """Answer with a number."""
     question = fresh.question()
-    torch.set_num_threads(question["threads"])
+    set_up_torch(question["threads"])
     case = compile_modes.case(question["task"], Options(data=Path(question["data"])))
     loop = dataclasses.replace(case.loop, outer_steps=OUTER_STEPS)
     optimizer = cases.optimizer("port_hamiltonian", case.task)

@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import Truncated
 from ph_l2o.tasks import Quadratic
 from suite import cases, fresh
@@ -16,7 +17,7 @@ from suite.outer_loop import Loop, learner, timed
 def main() -> None:
     """Answer with a number, in the first process; the others run the same."""
     question = fresh.question()
-    torch.set_num_threads(question["threads"])
+    set_up_torch(question["threads"])
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     devices, skip = question["devices"], question["skip"]
     loop = Loop(question["problems"], (question["horizon"],), question["outer_steps"])

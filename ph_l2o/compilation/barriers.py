@@ -11,7 +11,9 @@ from torch import fx
 # Whoever is at least so many times larger than what it reads would recompute it too often.
 _RATIO, _RATIO_IF_COSTLY = 64, 2
 _COSTLY = frozenset(["acos", "atan", "cos", "erf", "exp", "expm1", "log", "log1p", "pow", "sigmoid", "sin", "tanh"])
-_STORED = frozenset(["addmm", "amax", "amin", "as_strided", "baddbmm", "bmm", "cat", "convolution", "mean", "mm", "sum"])
+_STORED = frozenset(
+    ["addmm", "amax", "amin", "as_strided", "baddbmm", "bmm", "cat", "convolution", "mean", "mm", "sum"]
+)
 _VIEWS = frozenset(
     ["alias", "detach", "expand", "getitem", "permute", "select", "slice", "split", "split_with_sizes", "squeeze"]
 ) | {"t", "transpose", "unbind", "unsqueeze", "unsafe_view", "_unsafe_view", "view"}

@@ -9,7 +9,7 @@ from torch import Tensor
 from ph_l2o.estimators.base import Estimate
 from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses
 from ph_l2o.estimators.objectives import Objective
-from ph_l2o.estimators.particles import map_carry, repeat, unroll
+from ph_l2o.estimators.particles import map_carry, repeat
 from ph_l2o.inner import Carry
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
@@ -52,9 +52,7 @@ class ES(EvolutionStrategy):
         """See `Estimator.__call__`."""
         draws = self.draws_of(self.weighted_keys(problem), first, phi)
         moved = self.particles(phi, self.own(draws, problem), centre=True)
-        inner, losses = unroll(
-            optimizer, moved, problem, repeat(carry, 2 * self.num_pairs + 1), first, self.truncation
-        )  # fmt: skip
+        inner, losses = self.unroll(optimizer, moved, problem, repeat(carry, 2 * self.num_pairs + 1), first)
         centre = losses[:, -1].contiguous()
         gradient = self.gradient(phi, outer_losses(objective, losses), draws)
         return Estimate(objective(centre), gradient, map_carry(lambda x: x[-1].clone(), inner), centre)

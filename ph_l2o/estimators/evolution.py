@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from ph_l2o.inner import Carry, start
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks.base import Problem
+
+if TYPE_CHECKING:
+    from ph_l2o.compilation import CompiledParticles
 
 
 class EvolutionStrategy(Estimator):
@@ -53,6 +56,8 @@ class EvolutionStrategy(Estimator):
         ValueError: If an argument is out of range.
     """
 
+    has_compiled_form: ClassVar[bool] = True
+
     def __init__(
         self,
         truncation: int = 20,
@@ -71,6 +76,24 @@ class EvolutionStrategy(Estimator):
             raise ValueError(f"estimator.exchange={exchange}: must be scalars or gradient")
         self.num_pairs, self.sigma, self.exchange = num_pairs, sigma, exchange
         self.noise: Noise = check_noise(noise)
+        self.compiled: CompiledParticles | None = None
+
+    def compile_steps(self) -> None:
+        """See `Estimator.compile_steps`."""
+        from ph_l2o.compilation import CompiledParticles
+
+        self.compiled = CompiledParticles()
+
+    def stop_compiling(self) -> None:
+        """See `Estimator.stop_compiling`."""
+        self.compiled = None
+
+    def unroll(
+        self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], problem: Problem, carry: Carry, first: int
+    ) -> tuple[Carry, Tensor]:
+        """One window of every particle, compiled or not; see `ph_l2o.estimators.particles.unroll`."""
+        run = unroll if self.compiled is None else self.compiled.unroll
+        return run(optimizer, phi, problem, carry, first, self.truncation)
 
     @property
     def averages_processes(self) -> bool:
@@ -166,7 +189,7 @@ class PersistentStrategy(EvolutionStrategy):
             total = total + own
         inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
         moved = self.particles(phi, own, centre=False)
-        inner, losses = unroll(optimizer, moved, problem, inner, first, self.truncation)
+        inner, losses = self.unroll(optimizer, moved, problem, inner, first)
         outer = outer_losses(objective, losses)
         inner = swap_axes(inner)
         carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)

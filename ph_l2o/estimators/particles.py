@@ -86,7 +86,7 @@ def unroll(
     Returns:
         The last carry, and the losses after each step, `(K, P, B)`.
     """
-    update = _shared(optimizer, phi) if all(p.shape[1] == 1 for p in phi.values()) else _per_problem(optimizer, phi)
+    update = particle_update(optimizer, phi)
     particles = Particles(problem)
     losses: list[Tensor] = []
     batches = problem.batches(first, count + 1)
@@ -100,6 +100,11 @@ def unroll(
 
 
 Update = Callable[[Params, Params, Tensor, Any], tuple[Tensor, Any]]
+
+
+def particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+    """The optimizer's step of all particles: parameters, gradients, losses `(P, B)` and state → parameters, state."""
+    return _shared(optimizer, phi) if all(p.shape[1] == 1 for p in phi.values()) else _per_problem(optimizer, phi)
 
 
 def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:

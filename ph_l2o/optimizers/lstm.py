@@ -14,21 +14,23 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o import segments
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.optimizers.preprocessing import log_and_sign
 from ph_l2o.params import Params
 
-_TILE = 2048  # coordinates whose activations stay in a CPU's cache; measured, 1,000 to 4,000 are about equal
+# Coordinates whose activations stay in a CPU's cache; measured, 2,000 to 8,000 are about equal.
+_TILE = 4096
+_MERGED = 512  # problems of fewer coordinates share a tile; for larger ones that would be a copy for nothing
 
 
 class LSTMState(NamedTuple):
     """What the LSTM remembers.
 
     Attributes:
-        hidden: Outputs of each layer for each coordinate, `(B, N, num_layers, hidden_size)`.
+        hidden: Outputs of each layer for each coordinate, `(B, num_layers, hidden_size, N)`.
         cell: Cells of each layer, the same shape.
     """
 
@@ -75,27 +77,63 @@ class LSTM(LearnedOptimizer):
 
     def init(self, params: Params) -> LSTMState:
         """Zeros; see `LearnedOptimizer.init`."""
-        zero = params.flat.new_zeros(*params.flat.shape, self.num_layers, self.hidden_size)
+        batch, coordinates = params.flat.shape
+        zero = params.flat.new_zeros(batch, self.num_layers, self.hidden_size, coordinates)
         return LSTMState(zero, zero)
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: LSTMState) -> tuple[Params, LSTMState]:
         """One step; see `LearnedOptimizer.update`."""
         del loss
-        grad = grads.flat.flatten()
-        inputs = torch.stack(log_and_sign(grad), 1) if self.preprocess else grad[:, None]
-        # `split` and one `cat`: the backward pass of slices would fill a whole tensor for each tile.
-        tiles = zip(*(x.split(_TILE) for x in (inputs, *(s.flatten(0, 1) for s in state))), strict=True)
-        step, hidden, cell = (torch.cat(parts) for parts in zip(*(self._tile(*t) for t in tiles), strict=True))
-        new = params.flat + self.output_scale * step.view_as(params.flat)
-        return params.like(new), LSTMState(hidden.view_as(state.hidden), cell.view_as(state.cell))
+        inputs = torch.stack(log_and_sign(grads.flat), 1) if self.preprocess else grads.flat[:, None]
+        weights = [layer.weights() for layer in self.cells]
+        rows = (inputs, state.hidden, state.cell)
+        if params.flat.shape[1] < _MERGED:
+            merged = self._coordinates(weights, *(x.movedim(0, -2).flatten(-2) for x in rows))
+            step, *after = (x.unflatten(-1, params.flat.shape).movedim(-2, 0) for x in merged)
+        else:
+            each = [self._coordinates(weights, *problem) for problem in zip(*rows, strict=True)]
+            step, *after = (torch.stack(parts) for parts in zip(*each, strict=True))
+        return params.like(params.flat + self.output_scale * step), LSTMState(*after)
 
-    def _tile(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _coordinates(
+        self, weights: list[tuple[Tensor, Tensor]], inputs: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The step `(n,)` and the next state of n coordinates, which are the last axis."""
+        # A compiled graph is larger for every tile. Otherwise `split` and one `cat`: the backward pass of slices would
+        # fill a whole tensor for each tile.
+        size = inputs.shape[-1] if segments.is_tracing() else _TILE
+        tiles = zip(*(x.split(size, -1) for x in (inputs, hidden, cell)), strict=True)
+        return tuple(_joined(parts) for parts in zip(*(self._tile(weights, *t) for t in tiles), strict=True))
+
+    def _tile(
+        self, weights: list[tuple[Tensor, Tensor]], x: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         new: list[tuple[Tensor, Tensor]] = []
-        for layer, h, c in zip(self.cells, hidden.unbind(1), cell.unbind(1), strict=True):
-            x, c = layer(x, h, c)
+        for (weight, bias), h, c in zip(weights, hidden, cell, strict=True):
+            x, c = _cell(weight, bias, x, h, c)
             new.append((x, c))
         hiddens, cells = zip(*new, strict=True)
-        return self.output(x), torch.stack(hiddens, 1), torch.stack(cells, 1)
+        step = torch.addmm(self.output.bias[:, None], self.output.weight, x)[0]
+        return step, torch.stack(hiddens), torch.stack(cells)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _cell(weight: Tensor, bias: Tensor, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer: hidden and cell `(hidden_size, n)` after the step.
+
+    All tanh are sigmoids, tanh z = 2 σ(2 z) - 1, which take half as long; `_Cell.weights` has the candidate's factor.
+    """
+    gates = torch.addmm(bias[:, None], weight, torch.cat([x, hidden]))
+    i, f, o, g = gates.sigmoid().split(len(cell))
+    cell = torch.addcmul(f * cell, i, _to_tanh(g))
+    return o * _to_tanh((2 * cell).sigmoid()), cell
+
+
+def _to_tanh(sigmoid: Tensor) -> Tensor:
+    return 2 * sigmoid - 1
 
 
 class _Cell(nn.Module):
@@ -107,10 +145,8 @@ class _Cell(nn.Module):
         self.weight = nn.Parameter(torch.empty(4 * hidden_size, input_size + hidden_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(4 * hidden_size).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        size = cell.shape[1]
-        gates = F.linear(torch.cat([x, hidden], 1), self.weight, self.bias)
-        keep, candidate = gates.split((3 * size, size), 1)
-        i, f, o = keep.sigmoid().chunk(3, 1)
-        cell = torch.addcmul(f * cell, i, candidate.tanh())
-        return o * cell.tanh(), cell
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, with the candidate's part doubled."""
+        factor = torch.ones_like(self.bias)
+        factor[3 * len(factor) // 4 :] = 2
+        return self.weight * factor[:, None], self.bias * factor

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ph_l2o.compilation import CompiledSteps, CompileError
-from ph_l2o.estimators import OBJECTIVES, Truncated
+from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
 from ph_l2o.inner import run
 from ph_l2o.optimizers import HNN, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
@@ -87,6 +87,29 @@ def assert_like_eager(optimizer: LearnedOptimizer, make: Callable[[int], Problem
     return compiled.compiled
 
 
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("noise", ["shared", "per_problem"])
+@pytest.mark.parametrize("kind", [ES, PES])
+def test_particles(kind, noise, mnist_root):
+    """Evolution strategies: two windows of an episode on mini-batches, with one compilation."""
+    task = ImageClassification(hidden_sizes=(3,), activation=("relu", "tanh"), batch_size=4, data_dir=mnist_root)
+    optimizer, problem = small().double(), task.sample(keys(0), dtype=torch.float64)
+    eager, compiled = kind(K, noise=noise), kind(K, noise=noise)
+    compiled.compile_steps()
+    phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
+    carry = eager.start(optimizer, problem)
+    for window in range(2):
+        expected = eager(optimizer, phi, problem, carry, window * K, objective)
+        found = compiled(optimizer, phi, problem, carry, window * K, objective)
+        torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
+        largest = max(g.abs().max() for g in expected.gradient.values())
+        for name, gradient in expected.gradient.items():
+            torch.testing.assert_close(found.gradient[name], gradient, rtol=1e-6, atol=1e-8 * largest)
+        carry = expected.carry
+        torch.testing.assert_close(found.carry.params.flat, carry.params.flat, rtol=1e-9, atol=1e-12)
+    assert compiled.compiled is not None and len(compiled.compiled.kinds.known) == 1
+
+
 def assert_carries_equal(found, expected) -> None:
     torch.testing.assert_close(found.params.flat, expected.params.flat, rtol=1e-9, atol=1e-12)
     for x, y in zip(found.state, expected.state, strict=True):
@@ -104,7 +127,7 @@ def test_by_inductor():
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
 def test_second_order_on_every_kind_of_problem(make):
-    assert len(assert_like_eager(small().double(), make)._known) == 1  # one compilation for both episodes
+    assert len(assert_like_eager(small().double(), make).kinds.known) == 1  # one compilation for both episodes
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
@@ -122,7 +145,7 @@ def test_first_order():
 def test_images_with_mixed_activations(mnist_root):
     task = ImageClassification(hidden_sizes=(3,), activation=("relu", "tanh"), batch_size=4, data_dir=mnist_root)
     compiled = assert_like_eager(small().double(), lambda e: task.sample(keys(e), dtype=torch.float64))
-    assert len(compiled._known) == 1  # the networks' activations are data
+    assert len(compiled.kinds.known) == 1  # the networks' activations are data
 
 
 def test_what_draws_random_numbers_is_refused_in_words(mnist_root):

@@ -61,7 +61,7 @@ def test_matches_torch_lstm_cell(num_layers, size, preprocess):
     for grad, flat in zip(grads, expected, strict=True):
         new, state = optimizer.update(new, new.like(grad), None, state)
         torch.testing.assert_close(new.flat - params.flat, flat - params.flat, rtol=1e-10, atol=1e-14)
-    assert state.hidden.shape == state.cell.shape == (3, 1001, num_layers, size)
+    assert state.hidden.shape == state.cell.shape == (3, num_layers, size, 1001)
 
 
 def test_gradients_match_torch_lstm_cell():

@@ -1,0 +1,153 @@
+"""Inner steps as functions of tensors alone, and which of them are the same function."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from ph_l2o.compilation.closure import Closure
+from ph_l2o.compilation.graphs import CompileError, timed
+from ph_l2o.inner import Carry
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.params import Params
+from ph_l2o.tasks.base import Problem
+
+log = logging.getLogger(__name__)
+
+_MANY = 16  # kinds of problems of one run, after which it is worth saying so
+Compiled = TypeVar("Compiled")
+
+
+class Pieces(NamedTuple):
+    """A carry as lists of tensors.
+
+    Attributes:
+        smooth: Parameters and the state's floating-point tensors, which derivatives pass.
+        rest: The state's other tensors, then buffers.
+    """
+
+    smooth: list[Tensor]
+    rest: list[Tensor]
+
+
+class Structure:
+    """How a carry is put together, to take it apart and put it together again."""
+
+    def __init__(self, carry: Carry):
+        leaves, self.spec = pytree.tree_flatten(carry.state)
+        self.is_smooth = [x.is_floating_point() for x in leaves]
+        self.buffers = tuple(carry.buffers)
+        self.layout = carry.params.layout
+
+    def apart(self, carry: Carry) -> Pieces:
+        """The carry's tensors."""
+        leaves = pytree.tree_leaves(carry.state)
+        smooth = [x for x, s in zip(leaves, self.is_smooth, strict=True) if s]
+        rest = [x for x, s in zip(leaves, self.is_smooth, strict=True) if not s]
+        return Pieces([carry.params.flat, *smooth], [*rest, *carry.buffers.values()])
+
+    def together(self, pieces: Pieces) -> Carry:
+        """The carry of these tensors."""
+        (flat, *smooth), rest = pieces.smooth, list(pieces.rest)
+        num_rest = len(self.is_smooth) - sum(self.is_smooth)
+        smooth_leaves, rest_leaves = iter(smooth), iter(rest[:num_rest])
+        leaves = [next(smooth_leaves if s else rest_leaves) for s in self.is_smooth]
+        state = pytree.tree_unflatten(leaves, self.spec)
+        return Carry(Params(flat, self.layout), state, dict(zip(self.buffers, rest[num_rest:], strict=True)))
+
+
+class Step(NamedTuple):
+    """What an inner step takes beside meta-parameters and a carry, and how to find its way.
+
+    Attributes:
+        optimizer: The learned optimizer.
+        names: Names of its parameters.
+        problem: The optimizees.
+        closure: What tensors these hold.
+        structure: Of the carry.
+        batch: How a batch is put together; None where there is none.
+    """
+
+    optimizer: LearnedOptimizer
+    names: tuple[str, ...]
+    problem: Problem
+    closure: Closure
+    structure: Structure
+    batch: Any
+
+    def given(self, constants: list[Tensor]) -> tuple[list[Tensor], Problem, Any]:
+        """The carry's rest, the problem and the batch from tensors in this order."""
+        num_held, num_drawn = len(self.closure.tensors), 0 if self.batch is None else self.batch.num_leaves
+        end = len(constants) - num_drawn
+        rest, held, drawn = constants[: end - num_held], constants[end - num_held : end], constants[end:]
+        problem = self.closure.rebuilt(held) if held else self.problem
+        return rest, problem, None if self.batch is None else pytree.tree_unflatten(drawn, self.batch)
+
+
+class Kinds(Generic[Compiled]):
+    """What is compiled, one of each kind of step.
+
+    Args:
+        compile: Compiles a step, from examples of the meta-parameters, of the carry and of the other tensors.
+    """
+
+    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled]):
+        self._compile = compile
+        self.known: dict[Hashable, Compiled] = {}
+        self._closure: tuple[Problem, Closure] | None = None
+
+    def closure(self, problem: Problem) -> Closure:
+        """What tensors the problem holds."""
+        if self._closure is None or self._closure[0] is not problem:
+            self._closure = problem, Closure(problem)
+        return self._closure[1]
+
+    def of(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        structure: Structure,
+        pieces: Pieces,
+        batch: Any,
+    ) -> Compiled:
+        """The compiled form for these and all that differ from them in values alone.
+
+        Raises:
+            CompileError: If there is none.
+        """
+        closure = self.closure(problem)
+        drawn, spec = ([], None) if batch is None else pytree.tree_flatten(batch)
+        tensors = [*phi.values(), *pieces.smooth, *pieces.rest, *drawn]
+        kind = (
+            id(optimizer), closure.kind, structure.layout, str(spec), tuple(phi),
+            tuple((tuple(x.shape), x.dtype, x.device) for x in tensors),
+        )  # fmt: skip
+        if kind not in self.known:
+            step = Step(optimizer, tuple(phi), problem, closure, structure, spec)
+            name = f"{type(optimizer).__name__}'s step on {type(problem).__name__}"
+            with timed(f"{name}, {structure.layout.numel} coordinates"):
+                self.known[kind] = self._compile(step, list(phi.values()), pieces, [*closure.tensors, *drawn])
+            if len(self.known) == _MANY:
+                log.warning(
+                    "compile=step: %d kinds of problems so far, each compiled by itself; compile=false may be faster",
+                    _MANY,
+                )
+        return self.known[kind]
+
+
+def drawn_tensors(batch: Any) -> list[Tensor]:
+    """The tensors of a batch.
+
+    Raises:
+        CompileError: If there are other things in it.
+    """
+    leaves = [] if batch is None else pytree.tree_leaves(batch)
+    if not all(isinstance(x, torch.Tensor) for x in leaves):
+        raise CompileError("draws random numbers inside its modules, such as dropout's")
+    return leaves
