@@ -54,9 +54,9 @@ class ProblemKeys:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _bit_generator(self, purpose: Purpose, index: int, block: int = 0) -> np.random.Philox:
+    def _bit_generator(self, purpose: Purpose, index: int, block: int = 0, step: int = 0) -> np.random.Philox:
         key = np.array([self.seed, 16 * int(purpose) + SPLITS.index(self.split)], dtype=np.uint64)
-        return np.random.Philox(key=key, counter=np.array([block, 0, index, self.episode], dtype=np.uint64))
+        return np.random.Philox(key=key, counter=np.array([block, step, index, self.episode], dtype=np.uint64))
 
     def generator(self, purpose: Purpose, index: int) -> np.random.Generator:
         """A generator for the draws of problem `index` that do not depend on the inner step."""
@@ -88,6 +88,16 @@ class ProblemKeys:
             raw = self._bit_generator(purpose, index, first * blocks).random_raw(count * blocks * _WORDS_PER_BLOCK)
             out[:, row] = raw.reshape(count, -1)
         return out[..., :per_step]
+
+    def normals(self, purpose: Purpose, step: int, count: int) -> np.ndarray:
+        """Standard normal numbers of each problem for one inner step, `(len(self), count)`.
+
+        For many numbers at once; `words` is for windows of steps with few numbers each. No purpose may use both.
+        """
+        out = np.empty((len(self), count))
+        for row, index in enumerate(self.indices):
+            np.random.Generator(self._bit_generator(purpose, index, step=step)).standard_normal(out=out[row])
+        return out
 
 
 def integers(words: np.ndarray, high: int) -> np.ndarray:

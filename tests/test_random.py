@@ -149,3 +149,15 @@ def test_normals_have_the_moments_of_a_standard_normal():
         assert abs((x**power).mean() - moment) < 5 * math.sqrt(variance / n)
     halves = x.reshape(-1, 2, 100)
     assert abs((halves[:, 0] * halves[:, 1]).mean()) < 5 / math.sqrt(n / 2)  # cosines against sines
+
+
+def test_normals_of_a_step_are_standard_and_belong_to_their_key():
+    keys = ProblemKeys(1, "train", 2, (3, 40))
+    x = keys.normals(Purpose.PERTURBATION, 5, 20_000)
+    assert abs(x.mean()) < 5 / math.sqrt(x.size) and abs(x.var() - 1) < 5 * math.sqrt(2 / x.size)
+    np.testing.assert_array_equal(ProblemKeys(1, "train", 2, (40,)).normals(Purpose.PERTURBATION, 5, 7)[0], x[1, :7])
+    others = [x[:1], keys.normals(Purpose.PERTURBATION, 6, 20_000), x[1:].copy()]
+    others += [ProblemKeys(1, "train", 3, (3,)).normals(Purpose.PERTURBATION, 5, 20_000)]
+    values = np.concatenate(others)
+    correlation = values @ values.T / 20_000 - np.eye(len(values))
+    assert np.abs(correlation).max() < 5 / math.sqrt(20_000) + 5 * math.sqrt(2 / 20_000)

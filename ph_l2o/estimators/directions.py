@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ph_l2o.random import ProblemKeys, Purpose, normals
+from ph_l2o.random import ProblemKeys, Purpose
 
 Noise = Literal["shared", "per_problem"]
 
@@ -51,7 +51,5 @@ def draw(keys: ProblemKeys, phi: Mapping[str, Tensor], step: int, *, count: int,
     if noise == "shared":
         keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
     total = size(phi)
-    even = total + total % 2
-    words = keys.words(Purpose.PERTURBATION, step, 1, count * even)[0]
-    draws = normals(words.reshape(len(keys), count, even))[..., :total]
+    draws = keys.normals(Purpose.PERTURBATION, step, count * total).reshape(len(keys), count, total)
     return torch.from_numpy(draws).to(next(iter(phi.values())))

@@ -43,7 +43,8 @@ class _Surrogate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        return None, None, None, *torch._foreach_mul(ctx.gradients, outer[0] * ctx.factor)
+        factor = outer[0] * ctx.factor
+        return None, None, None, *(factor * g for g in ctx.gradients)
 
 
 class MetaLearner(pl.LightningModule):

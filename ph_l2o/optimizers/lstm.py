@@ -85,7 +85,7 @@ class LSTM(LearnedOptimizer):
         """One step; see `LearnedOptimizer.update`."""
         del loss
         inputs = torch.stack(log_and_sign(grads.flat), 1) if self.preprocess else grads.flat[:, None]
-        weights = [layer.weights() for layer in self.cells]
+        weights = [_with_doubled_candidate(layer) for layer in self.cells]
         rows = (inputs, state.hidden, state.cell)
         if params.flat.shape[1] < _MERGED:
             merged = self._coordinates(weights, *(x.movedim(0, -2).flatten(-2) for x in rows))
@@ -124,7 +124,7 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 def _cell(weight: Tensor, bias: Tensor, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """One layer: hidden and cell `(hidden_size, n)` after the step.
 
-    All tanh are sigmoids, tanh z = 2 σ(2 z) - 1, which take half as long; `_Cell.weights` has the candidate's factor.
+    All tanh are sigmoids, tanh z = 2 σ(2 z) - 1, which take half as long; the candidate's 2 z is in its weights.
     """
     gates = torch.addmm(bias[:, None], weight, torch.cat([x, hidden]))
     i, f, o, g = gates.sigmoid().split(len(cell))
@@ -145,8 +145,11 @@ class _Cell(nn.Module):
         self.weight = nn.Parameter(torch.empty(4 * hidden_size, input_size + hidden_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(4 * hidden_size).uniform_(-bound, bound))
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias, with the candidate's part doubled."""
-        factor = torch.ones_like(self.bias)
-        factor[3 * len(factor) // 4 :] = 2
-        return self.weight * factor[:, None], self.bias * factor
+
+def _with_doubled_candidate(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A layer's weight and bias for `_cell`."""
+    assert isinstance(layer, _Cell)
+    weight, bias = layer.weight, layer.bias
+    factor = torch.ones_like(bias)
+    factor[3 * len(factor) // 4 :] = 2
+    return weight * factor[:, None], bias * factor

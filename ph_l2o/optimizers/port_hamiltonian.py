@@ -33,7 +33,6 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o import segments
@@ -189,12 +188,8 @@ class PortHamiltonian(LearnedOptimizer):
 
     def _ports(self, inputs: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         """What the controller sets, for each coordinate: log s at v = 1, mix, 1 / (1 + D), q / 2."""
-        first, *rest = self.controller
-        assert isinstance(first, nn.Linear)
-        hidden = F.linear(inputs, first.weight @ _feature_matrix(inputs.device, inputs.dtype), first.bias)
-        for layer in rest:
-            hidden = layer(hidden)
-        free, bounded = hidden.split(2, 1)
+        features = inputs @ _feature_matrix(inputs.device, inputs.dtype)
+        free, bounded = self.controller(features).split(2, 1)
         bounded = bounded.sigmoid() * _bounds(inputs.device, inputs.dtype)
         ports = torch.cat([free, bounded], 1).view(-1, layout.num_tensors, _NUM_OUTPUTS)
         return layout.expand(ports.mT).unbind(1)
@@ -254,10 +249,7 @@ def _inputs(statistics: Tensor, losses: Tensor, step: Tensor, layout: Layout) ->
 
 @lru_cache(maxsize=64)
 def _feature_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Constant matrix from `_inputs` to the controller's features: ratios where scale has no meaning, of order one.
-
-    It multiplies the first layer's weight, a product of small matrices, and not the inputs.
-    """
+    """Constant matrix from `_inputs` to the controller's features: ratios where scale has no meaning, of order one."""
     grad, averages, momentum, theta, second, loss, average, start, step = 0, range(1, 4), 4, 5, 6, 7, 8, 9, 10
     logs: list[dict[int, float]] = [
         {grad: 0.1},
@@ -273,7 +265,7 @@ def _feature_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
     matrix = torch.zeros(len(rows), len(rows), dtype=dtype)
     for i, row in enumerate(rows):
         for k, factor in row.items():
-            matrix[i, k] = factor
+            matrix[k, i] = factor
     return matrix.to(device)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ph_l2o import meta_train
 from ph_l2o.compilation import CompileError
-from ph_l2o.estimators import PES, Truncated
+from ph_l2o.estimators import Forward, Truncated
 from ph_l2o.optimizers import SGD, PortHamiltonian
 from ph_l2o.tasks import ImageClassification, Quadratic
 
@@ -63,5 +63,5 @@ def test_a_step_that_cannot_be_compiled(mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
     with pytest.raises(CompileError, match=r"^compile=step: the inner step draws random numbers.*; use compile=false$"):
         meta_train(SGD(), task, compile="step", estimator=Truncated(3), **SMALL)
-    with pytest.raises(CompileError, match=r"^compile=step: estimator=pes has no compiled form"):
-        meta_train(SGD(), Quadratic(3), compile="step", estimator=PES(3), **SMALL)
+    with pytest.raises(CompileError, match=r"^compile=step: estimator=forward has no compiled form"):
+        meta_train(SGD(), Quadratic(3), compile="step", estimator=Forward(3), **SMALL)

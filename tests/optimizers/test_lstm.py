@@ -50,24 +50,26 @@ def reference(optimizer: LSTM, params: Params, grads: list[Tensor]) -> list[Tens
 
 
 @pytest.mark.parametrize("preprocess", [False, True])
+@pytest.mark.parametrize("coordinates", [40, 4500])  # problems share a tile; a problem has more than one
 @pytest.mark.parametrize(("num_layers", "size"), [(1, 5), (2, 20), (3, 4)])
-def test_matches_torch_lstm_cell(num_layers, size, preprocess):
+def test_matches_torch_lstm_cell(num_layers, size, coordinates, preprocess):
     torch.manual_seed(0)
     optimizer = LSTM(hidden_size=size, num_layers=num_layers, output_scale=0.3, preprocess=preprocess).double()
-    params = params_of(3, 1001)  # more than one tile
+    params = params_of(3, coordinates)
     grads = [torch.randn_like(params.flat) * 10 ** torch.randn_like(params.flat) for _ in range(STEPS)]
     expected = reference(optimizer, params, grads)
     state, new = optimizer.init(params), params
     for grad, flat in zip(grads, expected, strict=True):
         new, state = optimizer.update(new, new.like(grad), None, state)
         torch.testing.assert_close(new.flat - params.flat, flat - params.flat, rtol=1e-10, atol=1e-14)
-    assert state.hidden.shape == state.cell.shape == (3, num_layers, size, 1001)
+    assert state.hidden.shape == state.cell.shape == (3, num_layers, size, coordinates)
 
 
-def test_gradients_match_torch_lstm_cell():
+@pytest.mark.parametrize("coordinates", [40, 4500])
+def test_gradients_match_torch_lstm_cell(coordinates):
     torch.manual_seed(0)
     optimizer = LSTM(hidden_size=6).double()
-    params = params_of(2, 1100)
+    params = params_of(2, coordinates)
     grads = [torch.randn_like(params.flat).requires_grad_() for _ in range(3)]
     wanted = [*grads, *optimizer.output.parameters()]
     theirs = torch.autograd.grad(reference(optimizer, params, grads)[-1].square().sum(), wanted)
@@ -114,7 +116,7 @@ def test_update_is_pure_and_coordinatewise():
         for old, now in zip(before, (params.flat, grads.flat, *state), strict=True):
             assert torch.equal(old, now)
         order = torch.randperm(700)
-        shuffled = type(state)(*(s[:, order] for s in state))
+        shuffled = type(state)(*(s[..., order] for s in state))
         moved, _ = optimizer.update(
             params.like(params.flat[:, order]), grads.like(grads.flat[:, order]), None, shuffled
         )
