@@ -4,5 +4,6 @@ from ph_l2o.compilation.graphs import CompileError
 from ph_l2o.compilation.modes import checked, choose
 from ph_l2o.compilation.particles import CompiledParticles
 from ph_l2o.compilation.steps import CompiledSteps
+from ph_l2o.compilation.updates import CompiledUpdates
 
-__all__ = ["CompileError", "CompiledParticles", "CompiledSteps", "checked", "choose"]
+__all__ = ["CompileError", "CompiledParticles", "CompiledSteps", "CompiledUpdates", "checked", "choose"]

@@ -123,6 +123,7 @@ def _trace(function: Callable[..., list[Tensor]], inputs: Tensors, place: int) -
     """The graph without mutations, and the constants that it met, which become inputs from number `place` on."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    inputs = [x.detach() for x in inputs]  # tracing tells tensors apart by identity
     try:
         with tracing():
             traced = make_fx(function, decomposition_table=_EXPLICIT, tracing_mode="real")(*inputs)

@@ -94,15 +94,18 @@ class Kinds(Generic[Compiled]):
 
     Args:
         compile: Compiles a step, from examples of the meta-parameters, of the carry and of the other tensors.
+        whole: Whether the inner gradient is in it too. If it is not, the problem and its mini-batch do not matter.
     """
 
-    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled]):
-        self._compile = compile
+    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled], *, whole: bool = True):
+        self._compile, self.whole = compile, whole
         self.known: dict[Hashable, Compiled] = {}
         self._closure: tuple[Problem, Closure] | None = None
 
     def closure(self, problem: Problem) -> Closure:
-        """What tensors the problem holds."""
+        """What tensors the problem holds; none if it does not matter."""
+        if not self.whole:
+            return Closure(())
         if self._closure is None or self._closure[0] is not problem:
             self._closure = problem, Closure(problem)
         return self._closure[1]
@@ -122,7 +125,7 @@ class Kinds(Generic[Compiled]):
             CompileError: If there is none.
         """
         closure = self.closure(problem)
-        drawn, spec = ([], None) if batch is None else pytree.tree_flatten(batch)
+        drawn, spec = ([], None) if batch is None or not self.whole else pytree.tree_flatten(batch)
         tensors = [*phi.values(), *pieces.smooth, *pieces.rest, *drawn]
         kind = (
             id(optimizer), closure.kind, structure.layout, str(spec), tuple(phi),
@@ -130,14 +133,11 @@ class Kinds(Generic[Compiled]):
         )  # fmt: skip
         if kind not in self.known:
             step = Step(optimizer, tuple(phi), problem, closure, structure, spec)
-            name = f"{type(optimizer).__name__}'s step on {type(problem).__name__}"
-            with timed(f"{name}, {structure.layout.numel} coordinates"):
+            name = f"step on {type(problem).__name__}" if self.whole else "update"
+            with timed(f"{type(optimizer).__name__}'s {name}, {structure.layout.numel} coordinates"):
                 self.known[kind] = self._compile(step, list(phi.values()), pieces, [*closure.tensors, *drawn])
             if len(self.known) == _MANY:
-                log.warning(
-                    "compile=step: %d kinds of problems so far, each compiled by itself; compile=false may be faster",
-                    _MANY,
-                )
+                log.warning("%d kinds of problems so far, each compiled by itself; compile=false may be faster", _MANY)
         return self.known[kind]
 
 

@@ -1,4 +1,4 @@
-"""Which part of the inner loop is compiled: `compile=auto|step|false`."""
+"""Which part of the inner loop is compiled: `compile=auto|update|step|false`."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ def checked(mode: object) -> str | bool:
     Raises:
         ValueError: If there is none.
     """
-    if mode is not False and mode not in ("auto", "step"):
-        raise ValueError(f"compile={mode}: must be auto, step (the whole inner step, compiled) or false")
+    if mode is not False and mode not in ("auto", "update", "step"):
+        raise ValueError(
+            f"compile={mode}: must be auto, step (the whole inner step, compiled), update (the optimizer's update "
+            "alone) or false"
+        )
     assert isinstance(mode, str | bool)
     return mode
 
 
-def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordinates: int) -> bool:
-    """Whether to compile the inner step.
+def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordinates: int) -> str | bool:
+    """What to compile: `step`, `update` or False.
 
     Args:
-        mode: `auto`, `step` or False.
+        mode: `auto`, `update`, `step` or False.
         estimator: The estimator; not all have a compiled form.
         inner_steps: Inner steps of the whole run.
         coordinates: Coordinates of all problems of a batch.
 
     Raises:
-        CompileError: If `step` is asked for, and the estimator has no compiled form.
+        CompileError: If compilation is asked for, and the estimator has no compiled form.
     """
-    if mode == "step" and not estimator.has_compiled_form:
+    if mode in ("update", "step") and not estimator.has_compiled_form:
         raise CompileError(
-            f"compile=step: estimator={type(estimator).__name__.lower()} has no compiled form; use compile=false"
+            f"compile={mode}: estimator={type(estimator).__name__.lower()} has no compiled form; use compile=false"
         )
     if mode != "auto":
-        return mode == "step"
+        return mode
     # By the settings alone, not by a measurement, so that a resumed run computes what the uninterrupted one does.
     predicted = inner_steps * (3 + coordinates / 5_000)
     worth_it = estimator.has_compiled_form and predicted >= _MILLISECONDS_WORTH_IT
@@ -51,4 +54,4 @@ def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordina
         "compile=auto: inner steps are %s (%d of them on %d coordinates)",
         "compiled; the first outer step takes longer" if worth_it else "not compiled", inner_steps, coordinates,
     )  # fmt: skip
-    return worth_it
+    return "step" if worth_it else False

@@ -11,7 +11,7 @@ from torch.func import grad
 from ph_l2o.compilation.graphs import compile_function
 from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors
 from ph_l2o.estimators.particles import Particles, particle_update
-from ph_l2o.inner import Carry
+from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
 
@@ -19,10 +19,14 @@ Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class CompiledParticles:
-    """Windows of compiled inner steps, as `ph_l2o.estimators.particles.unroll`."""
+    """Windows of compiled inner steps, as `ph_l2o.estimators.particles.unroll`.
 
-    def __init__(self) -> None:
-        self.kinds: Kinds[Run] = Kinds(_compiled)
+    Args:
+        whole: Compile inner gradient and update as one, or the update alone.
+    """
+
+    def __init__(self, *, whole: bool = True) -> None:
+        self.kinds: Kinds[Run] = Kinds(_compiled_step if whole else _compiled_update, whole=whole)
 
     @torch.no_grad()
     def unroll(
@@ -46,18 +50,24 @@ class CompiledParticles:
         losses: list[Tensor] = []
         *before, at_end = problem.batches(first, count + 1)
         for batch in before:
-            drawn = drawn_tensors(batch)
             if step is None:
                 step = self.kinds.of(optimizer, phi, problem, structure, pieces, batch)
-            loss, *after = step([*own, *pieces.smooth, *pieces.rest, *held, *drawn])
+            if self.kinds.whole:
+                loss, *after = step([*own, *pieces.smooth, *pieces.rest, *held, *drawn_tensors(batch)])
+                pieces = Pieces(after[: len(pieces.smooth)], after[len(pieces.smooth) :])
+            else:
+                carry = structure.together(pieces)
+                loss, grads, buffers = value_and_gradient(Particles(problem), carry.params, carry.buffers, batch)
+                after = step([*own, *pieces.smooth, grads.flat, loss, *pieces.rest])
+                carry = structure.together(Pieces(list(after[: len(pieces.smooth)]), list(after[len(pieces.smooth) :])))
+                pieces = structure.apart(Carry(carry.params, carry.state, buffers))
             losses.append(loss)
-            pieces = Pieces(after[: len(pieces.smooth)], after[len(pieces.smooth) :])
         carry = structure.together(pieces)
         losses.append(Particles(problem).loss(carry.params, carry.buffers, at_end)[0])
         return carry, torch.stack(losses[1:])
 
 
-def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
+def _compiled_step(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
     num_phi, num_smooth = len(phi), len(pieces.smooth)
 
     def function(tensors: list[Tensor]) -> list[Tensor]:
@@ -76,4 +86,22 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(carry.params.like(flat), state, buffers))
         return [loss, *after.smooth, *after.rest]
 
-    return compile_function(function, [p.detach() for p in phi] + [*pieces.smooth, *pieces.rest, *others])
+    return compile_function(function, [*(p.detach() for p in phi), *pieces.smooth, *pieces.rest, *others])
+
+
+def _compiled_update(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
+    del others
+    num_phi, num_smooth = len(phi), len(pieces.smooth)
+
+    def function(tensors: list[Tensor]) -> list[Tensor]:
+        own = dict(zip(step.names, tensors[:num_phi], strict=True))
+        smooth, (gradient, loss, *rest) = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
+        carry = step.structure.together(Pieces(smooth, rest))
+        update = particle_update(step.optimizer, own)
+        flat, state = update(carry.params, carry.params.like(gradient), loss, carry.state)
+        after = step.structure.apart(Carry(carry.params.like(flat), state, carry.buffers))
+        return [*after.smooth, *after.rest]
+
+    theta = pieces.smooth[0]  # an example of a gradient too
+    examples = [*pieces.smooth, theta, theta[..., 0].contiguous(), *pieces.rest]
+    return compile_function(function, [*(p.detach() for p in phi), *examples])

@@ -75,15 +75,31 @@ class CompiledSteps:
                 kept.append(residuals)
         carry = structure.together(pieces)
         last, slope, _ = value_and_gradient(problem, carry.params, carry.buffers, at_end)
-        after = torch.stack([*losses[1:], last]).requires_grad_()
-        with torch.enable_grad():
-            outer = objective(after)
-            (weights,) = torch.autograd.grad(outer, after)
+        after = torch.stack([*losses[1:], last])
+        outer, weights = value_and_weights(objective, after)
         assert step is not None
-        total = _backward(step, kept, pieces, weights, slope.flat)
-        parts = total.split([p.numel() for p in phi.values()])
-        gradient = {name: part.view_as(p) for (name, p), part in zip(phi.items(), parts, strict=True)}
-        return Window(outer.detach(), gradient, carry, after.detach())
+        return Window(outer, by_name(_backward(step, kept, pieces, weights, slope.flat), phi), carry, after)
+
+
+def value_and_weights(objective: Callable[[Tensor], Tensor], losses: Tensor) -> tuple[Tensor, Tensor]:
+    """The outer loss, and its slope in each loss, `(K, B)`."""
+    with torch.enable_grad():
+        losses = losses.detach().requires_grad_()
+        outer = objective(losses)
+        (weights,) = torch.autograd.grad(outer, losses)
+    return outer.detach(), weights
+
+
+def by_name(vector: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vector of all meta-parameters, in parts of their shapes."""
+    parts = vector.split([p.numel() for p in phi.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(phi.items(), parts, strict=True)}
+
+
+def own_parameters(step: Step, phi: list[Tensor], vector: Tensor) -> dict[str, Tensor]:
+    """The optimizer's parameters by name, from one vector of them; `phi` gives their shapes."""
+    parts = zip(step.names, phi, vector.split([p.numel() for p in phi]), strict=True)
+    return {name: part.view(like.shape) for name, like, part in parts}
 
 
 @torch.no_grad()
@@ -103,13 +119,10 @@ def _backward(
 
 def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor], *, order: int) -> Differentiable:
     """The step with all meta-parameters in one vector; the loss is the last of its outputs."""
-    shapes, sizes = [p.shape for p in phi], [p.numel() for p in phi]
 
     def function(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         flat, *smooth = inputs
         rest, problem, batch = step.given(constants)
-        parts = zip(step.names, shapes, flat.split(sizes), strict=True)
-        own = {name: part.view(shape) for name, shape, part in parts}
         carry = step.structure.together(Pieces(smooth, rest))
         params = carry.params
 
@@ -121,7 +134,9 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         slope, (loss, buffers) = grad(total, has_aux=True)(at)
         if order == 1:
             slope, loss = slope.detach(), loss.detach()
-        new, state = functional_call(step.optimizer, own, (params, params.like(slope), loss, carry.state))
+        new, state = functional_call(
+            step.optimizer, own_parameters(step, phi, flat), (params, params.like(slope), loss, carry.state)
+        )
         if order == 1:
             loss = loss + ((params.flat - at) * slope).sum(1)  # the same value, with the gradient as its slope
         after = step.structure.apart(Carry(new, state, buffers))

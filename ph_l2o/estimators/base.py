@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -39,9 +39,11 @@ class Estimator(ABC):
 
     Attributes:
         has_compiled_form: Whether `compile_steps` is there.
+        compiled: What runs the windows then, of `ph_l2o.compilation`; None where nothing is compiled.
     """
 
     has_compiled_form: ClassVar[bool] = False
+    compiled: Any = None
 
     def __init__(self, truncation: int):
         if truncation < 1:
@@ -58,16 +60,21 @@ class Estimator(ABC):
         del horizon
         return self
 
-    def compile_steps(self) -> None:
-        """Run whole inner steps compiled from now on.
+    def compile_steps(self, *, whole: bool = True) -> None:
+        """Run inner steps compiled from now on: the whole step, or the optimizer's update alone.
 
         Only for an estimator which `has_compiled_form`.
         """
         raise NotImplementedError
 
+    @property
+    def compiles_whole_steps(self) -> bool:
+        """Whether the inner steps run compiled, inner gradient and update as one."""
+        return self.compiled is not None and self.compiled.kinds.whole
+
     def stop_compiling(self) -> None:
         """Run eagerly again."""
-        raise NotImplementedError
+        self.compiled = None
 
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """The carry at the start of an episode.

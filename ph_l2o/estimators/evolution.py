@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,9 +30,6 @@ from ph_l2o.inner import Carry, start
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks.base import Problem
-
-if TYPE_CHECKING:
-    from ph_l2o.compilation import CompiledParticles
 
 
 class EvolutionStrategy(Estimator):
@@ -76,17 +73,12 @@ class EvolutionStrategy(Estimator):
             raise ValueError(f"estimator.exchange={exchange}: must be scalars or gradient")
         self.num_pairs, self.sigma, self.exchange = num_pairs, sigma, exchange
         self.noise: Noise = check_noise(noise)
-        self.compiled: CompiledParticles | None = None
 
-    def compile_steps(self) -> None:
+    def compile_steps(self, *, whole: bool = True) -> None:
         """See `Estimator.compile_steps`."""
         from ph_l2o.compilation import CompiledParticles
 
-        self.compiled = CompiledParticles()
-
-    def stop_compiling(self) -> None:
-        """See `Estimator.stop_compiling`."""
-        self.compiled = None
+        self.compiled = CompiledParticles(whole=whole)
 
     def unroll(
         self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], problem: Problem, carry: Carry, first: int

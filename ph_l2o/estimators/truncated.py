@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from ph_l2o.estimators.swap import call_with
 from ph_l2o.inner import Carry, inner_step, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
-
-if TYPE_CHECKING:
-    from ph_l2o.compilation import CompiledSteps
 
 
 class Truncated(Estimator):
@@ -39,17 +36,12 @@ class Truncated(Estimator):
         if order not in (1, 2):
             raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
         self.order: Literal[1, 2] = order
-        self.compiled: CompiledSteps | None = None
 
-    def compile_steps(self) -> None:
-        """Run whole inner steps compiled from now on."""
-        from ph_l2o.compilation import CompiledSteps
+    def compile_steps(self, *, whole: bool = True) -> None:
+        """See `Estimator.compile_steps`."""
+        from ph_l2o.compilation import CompiledSteps, CompiledUpdates
 
-        self.compiled = CompiledSteps(self.order)
-
-    def stop_compiling(self) -> None:
-        """Run eagerly again."""
-        self.compiled = None
+        self.compiled = CompiledSteps(self.order) if whole else CompiledUpdates(self.order)
 
     def __call__(
         self,

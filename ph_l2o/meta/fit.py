@@ -126,7 +126,7 @@ def meta_train(
         seed: Seed of every draw, >= 0.
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.
-        compile: `auto`, `step` or False; see `MetaLearner`.
+        compile: `auto`, `update`, `step` or False; see `MetaLearner`.
         settings: Further fields of `MetaSettings`, such as `num_problems=16`.
 
     Returns:

@@ -61,8 +61,9 @@ class MetaLearner(pl.LightningModule):
         seed: Seed of every draw.
         config: The run's resolved configuration, plain values, kept in the checkpoint so that the optimizer can be
             rebuilt; the default is the optimizer's own recipe.
-        compile: `step` compiles the whole inner step (the first outer step then takes up to a minute longer), `auto`
-            does so where the run is long enough, False never does.
+        compile: `step` compiles the whole inner step (the first outer step then takes up to half a minute longer),
+            `update` the optimizer's update alone, `auto` the step where the run is long enough (the update where it
+            cannot be compiled whole), False nothing.
 
     Raises:
         ValueError: If the window does not fit into every episode, or `compile` is none of these.
@@ -145,23 +146,33 @@ class MetaLearner(pl.LightningModule):
         self._is_decided = True
         steps = self.meta.outer_steps * self.estimator.for_horizon(min(self.meta.horizons)).truncation
         coordinates = episode.problem.num_problems * episode.problem.params.layout.numel
-        if choose(self._compile, self.estimator, inner_steps=steps, coordinates=coordinates):
-            self.estimator.compile_steps()
+        mode = choose(self._compile, self.estimator, inner_steps=steps, coordinates=coordinates)
+        if mode:
+            self.estimator.compile_steps(whole=mode == "step")
 
     def _estimate(self, episode: Episode) -> Estimate:
         parameters = dict(self.optimizer.named_parameters())
         if not self._is_decided:
             self._decide_on_compilation(episode)
-        estimator = self.estimator.for_horizon(episode.horizon)
         arguments = (self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
-        try:
-            return estimator(*arguments)
-        except CompileError as error:
-            if self._compile != "auto":
-                raise CompileError(f"compile={self._compile}: the inner step {error}; use compile=false") from error
-            log.warning("compile=auto: the inner step %s; it runs without compilation", error)
+        while True:
+            try:
+                return self.estimator.for_horizon(episode.horizon)(*arguments)
+            except CompileError as error:
+                self._compile_less(error)
+
+    def _compile_less(self, error: CompileError) -> None:
+        """After a step that cannot be compiled: another try by `auto`, else the error for the user."""
+        whole = self.estimator.compiles_whole_steps
+        if self._compile != "auto":
+            what, other = ("inner step", "update or compile=false") if whole else ("optimizer's update", "false")
+            raise CompileError(f"compile={self._compile}: the {what} {error}; use compile={other}") from error
+        if whole:
+            log.warning("compile=auto: the inner step %s; the optimizer's update is compiled alone", error)
+            self.estimator.compile_steps(whole=False)
+        else:
+            log.warning("compile=auto: the optimizer's update %s; nothing is compiled", error)
             self.estimator.stop_compiling()
-            return self.estimator.for_horizon(episode.horizon)(*arguments)
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """Unroll one window; the outer loss that is returned has the meta-gradient as its gradient."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.compilation import CompiledSteps, CompileError
+from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
 from ph_l2o.inner import run
 from ph_l2o.optimizers import HNN, Adam, LearnedOptimizer, PortHamiltonian
@@ -67,10 +67,12 @@ OPTIMIZERS: dict[str, Callable[[], LearnedOptimizer]] = {
 }
 
 
-def assert_like_eager(optimizer: LearnedOptimizer, make: Callable[[int], Problem], order: Any = 2) -> CompiledSteps:
+def assert_like_eager(
+    optimizer: LearnedOptimizer, make: Callable[[int], Problem], order: Any = 2, *, whole: bool = True
+) -> CompiledSteps | CompiledUpdates:
     """Two episodes, so that the second has to do with what was compiled for the first."""
     eager, compiled = Truncated(K, order=order), Truncated(K, order=order)
-    compiled.compile_steps()
+    compiled.compile_steps(whole=whole)
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     for episode in range(2):
         problem = make(episode)
@@ -88,14 +90,22 @@ def assert_like_eager(optimizer: LearnedOptimizer, make: Callable[[int], Problem
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+def test_updates_alone(make, order):
+    assert len(assert_like_eager(small().double(), make, order, whole=False).kinds.known) == 1
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("noise", ["shared", "per_problem"])
 @pytest.mark.parametrize("kind", [ES, PES])
-def test_particles(kind, noise, mnist_root):
+def test_particles(kind, noise, whole, mnist_root):
     """Evolution strategies: two windows of an episode on mini-batches, with one compilation."""
     task = ImageClassification(hidden_sizes=(3,), activation=("relu", "tanh"), batch_size=4, data_dir=mnist_root)
     optimizer, problem = small().double(), task.sample(keys(0), dtype=torch.float64)
     eager, compiled = kind(K, noise=noise), kind(K, noise=noise)
-    compiled.compile_steps()
+    compiled.compile_steps(whole=whole)
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     carry = eager.start(optimizer, problem)
     for window in range(2):
@@ -156,3 +166,10 @@ def test_what_draws_random_numbers_is_refused_in_words(mnist_root):
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     with pytest.raises(CompileError, match="random numbers"):
         estimator(optimizer, phi, problem, estimator.start(optimizer, problem), 0, objective)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_updates_alone_do_not_mind_random_numbers(mnist_root):
+    model = functools.partial(nn.Sequential, nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
+    task = ImageClassification(model=model, batch_size=4, data_dir=mnist_root)
+    assert_like_eager(small().double(), lambda e: task.sample(keys(e), dtype=torch.float64), whole=False)

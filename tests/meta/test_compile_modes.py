@@ -33,22 +33,33 @@ class Dropping(nn.Module):
 
 def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
     with caplog.at_level(logging.INFO, "ph_l2o"):
         meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
         assert "not compiled" in caplog.text
         monkeypatch.setattr("ph_l2o.compilation.modes._MILLISECONDS_WORTH_IT", 0.0)
         meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
+
+        class Unreadable(SGD):
+            def update(self, params, grads, loss, state):
+                if float(grads.flat[0, 0]) > 0:
+                    return super().update(params, grads, loss, state)
+                return super().update(params, grads, loss, state)
+
+        meta_train(Unreadable(), Quadratic(3), estimator=Truncated(3), **SMALL)
+    assert "the optimizer's update cannot be traced" in caplog.text and "nothing is compiled" in caplog.text
     assert "compile=auto: the inner step draws random numbers" in caplog.text
-    assert "it runs without compilation" in caplog.text
+    assert "the optimizer's update is compiled alone" in caplog.text
 
 
-def test_compiled_training_like_eager_training(monkeypatch):
+@pytest.mark.parametrize("mode", ["step", "update"])
+def test_compiled_training_like_eager_training(mode, monkeypatch):
     monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4).double()
     settings = {"estimator": Truncated(3), **SMALL}
     eager = meta_train(optimizer, Quadratic(3), compile=False, **settings)
-    compiled = meta_train(optimizer, Quadratic(3), compile="step", **settings)
+    compiled = meta_train(optimizer, Quadratic(3), compile=mode, **settings)
     for x, y in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
@@ -61,7 +72,10 @@ def test_unknown_compile_mode(mode):
 
 def test_a_step_that_cannot_be_compiled(mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
-    with pytest.raises(CompileError, match=r"^compile=step: the inner step draws random numbers.*; use compile=false$"):
+    with pytest.raises(
+        CompileError,
+        match=r"^compile=step: the inner step draws random numbers.*; use compile=update or compile=false$",
+    ):
         meta_train(SGD(), task, compile="step", estimator=Truncated(3), **SMALL)
     with pytest.raises(CompileError, match=r"^compile=step: estimator=forward has no compiled form"):
         meta_train(SGD(), Quadratic(3), compile="step", estimator=Forward(3), **SMALL)
