@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import torch
 
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import Truncated
-from ph_l2o.tasks import Quadratic
 from suite import cases, fresh
 from suite.outer_loop import Loop, learner, timed
 
@@ -23,7 +23,9 @@ def main() -> None:
     loop = Loop(question["problems"], (question["horizon"],), question["outer_steps"])
     estimator = Truncated(question["truncation"])
     torch.manual_seed(0)
-    module = learner(cases.optimizer("port_hamiltonian", "quadratic"), Quadratic(), estimator, loop)
+    task = question["task"]
+    made = cases.task(task, Path(question["data"]))
+    module = learner(cases.optimizer("port_hamiltonian", task), made, estimator, loop, question["mode"])
     clock = timed(module, devices=devices, strategy="ddp" if devices > 1 else "auto")
     if module.trainer.is_global_zero:
         steps = loop.task_steps(estimator) - loop.task_steps(estimator, skip)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 from _measure import Found, contest, entry, say
 
@@ -94,14 +95,22 @@ def horizons(options: Options) -> Found:
 
 def processes(options: Options) -> Found:
     """The same batch shared out over processes, each with the run's threads; the clock begins after the start-up."""
-    question = {
-        "problems": options.pick(256, 4), "truncation": TRUNCATION, "horizon": 100,
-        "outer_steps": options.pick(42, 4), "skip": 2, "threads": options.threads,
-    }  # fmt: skip
+    found = Found()
+    wanted: list[tuple[str, str | bool]] = [("quadratic", False), ("mnist", False), ("mnist", "step")]
+    for task, mode in wanted[:1] if options.quick else wanted:
+        problems, truncation, outer_steps = (256, TRUNCATION, 42) if task == "quadratic" else (4, 50, 12)
+        question = {
+            "task": task, "mode": mode, "data": str(options.data), "problems": options.pick(problems, 4),
+            "truncation": truncation, "horizon": 100, "outer_steps": options.pick(outer_steps, 4), "skip": 2,
+            "threads": options.threads,
+        }  # fmt: skip
 
-    def measure(count: int) -> float:
-        return fresh.ask("probe_processes", {**question, "devices": count}, threads=options.threads)
+        def measure(count: int, question: dict[str, Any] = question) -> float:
+            return fresh.ask("probe_processes", {**question, "devices": count}, threads=options.threads)
 
-    contestants = {f"processes, {n}": functools.partial(measure, n) for n in (1, 2)}
-    repetitions = options.pick(options.repetitions, 1)
-    return contest(contestants, repetitions, unit=UNIT, settings=question, references=("processes, 1",), warm_up=False)
+        what = f"{task}, compile={str(mode).lower()}"
+        contestants = {f"processes, {n}, {what}": functools.partial(measure, n) for n in (1, 2)}
+        one = next(iter(contestants))
+        repetitions = options.pick(options.repetitions, 1)
+        found.add(contest(contestants, repetitions, unit=UNIT, settings=question, references=(one,), warm_up=False))
+    return found
