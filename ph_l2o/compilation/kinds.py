@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.func import grad
 
 from ph_l2o.compilation.closure import Closure
 from ph_l2o.compilation.graphs import CompileError, timed
 from ph_l2o.inner import Carry
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Problem
+from ph_l2o.tasks.base import Buffers, Problem
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,24 @@ class Kinds(Generic[Compiled]):
             if len(self.known) == _MANY:
                 log.warning("%d kinds of problems so far, each compiled by itself; compile=false may be faster", _MANY)
         return self.known[kind]
+
+
+def vector(phi: Iterable[Tensor]) -> Tensor:
+    """All meta-parameters in one row."""
+    return torch.cat([p.detach().flatten() for p in phi])
+
+
+def traced_value_and_gradient(
+    problem: Problem, params: Params, buffers: Buffers, batch: Any
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Losses, their gradients and the next buffers, as `value_and_gradient` in a form that `make_fx` can trace."""
+
+    def total(theta: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
+        loss, after = problem.loss(params.like(theta), buffers, batch)
+        return loss.sum(), (loss, dict(after))
+
+    gradient, (loss, after) = grad(total, has_aux=True)(params.flat)
+    return loss, gradient, after
 
 
 def drawn_tensors(batch: Any) -> list[Tensor]:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.func import grad
 
 from ph_l2o.compilation.graphs import compile_function
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors
+from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient
 from ph_l2o.estimators.particles import Particles, particle_update
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
@@ -75,12 +74,7 @@ def _compiled_step(step: Step, phi: list[Tensor], pieces: Pieces, others: list[T
         smooth, constants = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
         rest, problem, batch = step.given(constants)
         carry, particles = step.structure.together(Pieces(smooth, rest)), Particles(problem)
-
-        def total(flat: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            loss, buffers = particles.loss(carry.params.like(flat), carry.buffers, batch)
-            return loss.sum(), (loss, dict(buffers))
-
-        slope, (loss, buffers) = grad(total, has_aux=True)(carry.params.flat)
+        loss, slope, buffers = traced_value_and_gradient(particles, carry.params, carry.buffers, batch)
         update = particle_update(step.optimizer, own)
         flat, state = update(carry.params, carry.params.like(slope), loss, carry.state)
         after = step.structure.apart(Carry(carry.params.like(flat), state, buffers))

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, compile_differentiable
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors
+from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient, vector
+from ph_l2o.estimators.base import Estimate
+from ph_l2o.estimators.directions import split
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
-
-
-class Window(NamedTuple):
-    """What a compiled window of inner steps gives.
-
-    Attributes:
-        objective: The outer loss, `()`.
-        gradient: The meta-gradient, by name.
-        carry: After the last step.
-        losses: After each step, `(K, B)`.
-    """
-
-    objective: Tensor
-    gradient: dict[str, Tensor]
-    carry: Carry
-    losses: Tensor
 
 
 class CompiledSteps:
@@ -50,13 +36,13 @@ class CompiledSteps:
         carry: Carry,
         batches: Iterable[Any],
         objective: Callable[[Tensor], Tensor],
-    ) -> Window:
+    ) -> Estimate:
         """Unroll one step for each batch but the last, which is for the loss at the end.
 
         Raises:
             CompileError: If the step cannot be compiled.
         """
-        flat = torch.cat([p.detach().flatten() for p in phi.values()])
+        flat = vector(phi.values())
         carry = carry.detach()
         structure, held = Structure(carry), self.kinds.closure(problem).tensors
         pieces = structure.apart(carry)
@@ -78,7 +64,7 @@ class CompiledSteps:
         after = torch.stack([*losses[1:], last])
         outer, weights = value_and_weights(objective, after)
         assert step is not None
-        return Window(outer, by_name(_backward(step, kept, pieces, weights, slope.flat), phi), carry, after)
+        return Estimate(outer, split(_backward(step, kept, pieces, weights, slope.flat), phi), carry, after)
 
 
 def value_and_weights(objective: Callable[[Tensor], Tensor], losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,16 +76,9 @@ def value_and_weights(objective: Callable[[Tensor], Tensor], losses: Tensor) -> 
     return outer.detach(), weights
 
 
-def by_name(vector: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A vector of all meta-parameters, in parts of their shapes."""
-    parts = vector.split([p.numel() for p in phi.values()])
-    return {name: part.view_as(p) for (name, p), part in zip(phi.items(), parts, strict=True)}
-
-
-def own_parameters(step: Step, phi: list[Tensor], vector: Tensor) -> dict[str, Tensor]:
+def own_parameters(step: Step, phi: list[Tensor], row: Tensor) -> dict[str, Tensor]:
     """The optimizer's parameters by name, from one vector of them; `phi` gives their shapes."""
-    parts = zip(step.names, phi, vector.split([p.numel() for p in phi]), strict=True)
-    return {name: part.view(like.shape) for name, like, part in parts}
+    return split(row, dict(zip(step.names, phi, strict=True)))
 
 
 @torch.no_grad()
@@ -126,12 +105,8 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         carry = step.structure.together(Pieces(smooth, rest))
         params = carry.params
 
-        def total(theta: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
-            loss, buffers = problem.loss(params.like(theta), carry.buffers, batch)
-            return loss.sum(), (loss, dict(buffers))
-
         at = params.flat if order == 2 else params.flat.detach()
-        slope, (loss, buffers) = grad(total, has_aux=True)(at)
+        loss, slope, buffers = traced_value_and_gradient(problem, params.like(at), carry.buffers, batch)
         if order == 1:
             slope, loss = slope.detach(), loss.detach()
         new, state = functional_call(
@@ -142,5 +117,5 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(new, state, buffers))
         return [*after.smooth, loss], after.rest
 
-    flat = torch.cat([p.detach().flatten() for p in phi])
+    flat = vector(phi)
     return compile_differentiable(function, [flat, *pieces.smooth], [*pieces.rest, *others])

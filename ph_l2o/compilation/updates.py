@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure
-from ph_l2o.compilation.steps import Window, by_name, own_parameters, value_and_weights
+from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, vector
+from ph_l2o.compilation.steps import own_parameters, value_and_weights
+from ph_l2o.estimators.base import Estimate
+from ph_l2o.estimators.directions import split
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
@@ -45,9 +47,9 @@ class CompiledUpdates:
         carry: Carry,
         batches: Iterable[Any],
         objective: Callable[[Tensor], Tensor],
-    ) -> Window:
+    ) -> Estimate:
         """See `CompiledSteps.window`."""
-        flat = torch.cat([p.detach().flatten() for p in phi.values()])
+        flat = vector(phi.values())
         carry = carry.detach()
         structure, update = Structure(carry), None
         done: list[_Done] = []
@@ -72,7 +74,7 @@ class CompiledUpdates:
         assert update is not None
         zeros = [torch.zeros_like(x) for x in structure.apart(carry).smooth[1:]]
         total = self._backward(update, done, [weights[-1][:, None] * slope.flat, *zeros], weights)
-        return Window(outer, by_name(total, phi), carry, after)
+        return Estimate(outer, split(total, phi), carry, after)
 
     def _backward(self, update: Differentiable, done: list[_Done], cotangents: list[Tensor], weights: Tensor) -> Tensor:
         total: Tensor | None = None
@@ -105,6 +107,6 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(new, state, carry.buffers))
         return after.smooth, after.rest
 
-    flat = torch.cat([p.detach().flatten() for p in phi])
+    flat = vector(phi)
     theta = pieces.smooth[0]  # an example of a gradient too
     return compile_differentiable(function, [flat, *pieces.smooth, theta, theta[:, 0].contiguous()], pieces.rest)

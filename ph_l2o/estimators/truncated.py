@@ -55,7 +55,7 @@ class Truncated(Estimator):
         """See `Estimator.__call__`."""
         if self.compiled is not None:
             batches = problem.batches(first, self.truncation + 1)
-            return Estimate(*self.compiled.window(optimizer, phi, problem, carry, batches, objective))
+            return self.compiled.window(optimizer, phi, problem, carry, batches, objective)
         phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
         unroll = _second_order if self.order == 2 else _first_order
         with torch.enable_grad():

@@ -200,9 +200,10 @@ class MetaLearner(pl.LightningModule):
 
     def _log_step(self, metrics: dict[str, float]) -> None:
         """Log an outer step; Lightning's own `log_dict` takes as long as a compiled window of a small problem."""
-        values = {f"train/{name}": float(value) for name, value in metrics.items()}
+        values = {f"train/{name}": value for name, value in metrics.items()}
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.global_step)
 
