@@ -28,7 +28,8 @@ class Pieces(NamedTuple):
     """A carry as lists of tensors.
 
     Attributes:
-        smooth: Parameters and the state's floating-point tensors, which derivatives pass.
+        smooth: Parameters and the state's floating-point tensors, which derivatives pass; its numbers for each problem
+            are the rows of one tensor, since each input and output of compiled code costs about a microsecond.
         rest: The state's other tensors, then buffers.
     """
 
@@ -41,25 +42,34 @@ class Structure:
 
     def __init__(self, carry: Carry):
         leaves, self.spec = pytree.tree_flatten(carry.state)
-        self.is_smooth = [x.is_floating_point() for x in leaves]
+        flat = carry.params.flat
+        rest = [k for k, x in enumerate(leaves) if not x.is_floating_point()]
+        numbers = [k for k, x in enumerate(leaves) if x.shape == flat.shape[:-1] and x.dtype == flat.dtype]
+        self._numbers = numbers if len(numbers) > 1 else []
+        others = [k for k in range(len(leaves)) if k not in (*rest, *self._numbers)]
+        self._leaves = [*others, *self._numbers, *rest]  # in the order in which they lie in the pieces
+        self._num_others = len(others)
         self.buffers = tuple(carry.buffers)
         self.layout = carry.params.layout
 
     def apart(self, carry: Carry) -> Pieces:
         """The carry's tensors."""
         leaves = pytree.tree_leaves(carry.state)
-        smooth = [x for x, s in zip(leaves, self.is_smooth, strict=True) if s]
-        rest = [x for x, s in zip(leaves, self.is_smooth, strict=True) if not s]
-        return Pieces([carry.params.flat, *smooth], [*rest, *carry.buffers.values()])
+        ordered = [leaves[k] for k in self._leaves]
+        end = self._num_others + len(self._numbers)
+        others, numbers, rest = ordered[: self._num_others], ordered[self._num_others : end], ordered[end:]
+        packed = [torch.stack(numbers)] if numbers else []
+        return Pieces([carry.params.flat, *others, *packed], [*rest, *carry.buffers.values()])
 
     def together(self, pieces: Pieces) -> Carry:
         """The carry of these tensors."""
-        (flat, *smooth), rest = pieces.smooth, list(pieces.rest)
-        num_rest = len(self.is_smooth) - sum(self.is_smooth)
-        smooth_leaves, rest_leaves = iter(smooth), iter(rest[:num_rest])
-        leaves = [next(smooth_leaves if s else rest_leaves) for s in self.is_smooth]
-        state = pytree.tree_unflatten(leaves, self.spec)
-        return Carry(Params(flat, self.layout), state, dict(zip(self.buffers, rest[num_rest:], strict=True)))
+        flat, *smooth = pieces.smooth
+        packed = smooth.pop().unbind() if self._numbers else ()
+        num_rest = len(self._leaves) - len(smooth) - len(packed)
+        leaves = dict(zip(self._leaves, [*smooth, *packed, *pieces.rest[:num_rest]], strict=True))
+        state = pytree.tree_unflatten([leaves[k] for k in range(len(leaves))], self.spec)
+        buffers = dict(zip(self.buffers, pieces.rest[num_rest:], strict=True))
+        return Carry(Params(flat, self.layout), state, buffers)
 
 
 class Step(NamedTuple):
