@@ -184,6 +184,8 @@ def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
     if all(x.device.type == "cpu" for x in inputs):
         options["cpp_wrapper"] = True  # with Python between the kernels, a small step takes half as long again
         options["cpp_wrapper_build_separate"] = True  # -O3 is for the kernels; on the wrapper it takes seconds
+        # One allocation for all outputs and one for what lies between kernels: each costs as much as a small kernel.
+        options |= {"memory_planning": True, "memory_pool": "outputs"}
     with _quiet():
         try:
             artifact = standalone_compile(

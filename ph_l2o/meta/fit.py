@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +97,30 @@ def fit(
     }
     if settings.get("strategy") == "ddp":
         settings["strategy"] = ProblemSharing(average=not learner.estimator.averages_processes)
-    with warnings.catch_warnings(), lost_processes():
+    with warnings.catch_warnings(), lost_processes(), _quick_look_for_gpus():
         for text in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         made = pl.Trainer(**settings)
         made.fit(learner, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return made
+
+
+@contextlib.contextmanager
+def _quick_look_for_gpus() -> Iterator[None]:
+    """Where there is no GPU, do not ask NVIDIA's library again.
+
+    Lightning has torch ask it, which loads the library anew each time, and Adam asks in every step.
+    """
+    variable = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.get(variable)
+    if before is None or torch.cuda.is_available():
+        yield
+        return
+    os.environ[variable] = "0"
+    try:
+        yield
+    finally:
+        os.environ[variable] = before
 
 
 def meta_train(

@@ -207,29 +207,42 @@ class MetaLearner(pl.LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.global_step)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose meta-gradient is not finite; all processes see the same gradient."""
-        grads = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
-        if torch.isfinite(norm):
-            self._skipped_in_a_row = 0
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, or skip a step whose meta-gradient is not finite; all processes see the same gradient."""
+        parameters = [p for p in self.optimizer.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value = float(norm)
+        if not math.isfinite(value):
+            self._skip(optimizer)
         else:
-            # Without gradients the outer optimizer leaves everything as it is; the episode starts anew.
-            optimizer.zero_grad(set_to_none=True)
-            self.episode = None
-            self.skipped_steps += 1
-            self._skipped_in_a_row += 1
-            log.warning(
-                "outer step %d: meta-gradient not finite, step skipped and episode restarted (%d skipped so far)",
-                self.global_step + 1,
-                self.skipped_steps,
+            self._skipped_in_a_row = 0
+            if gradient_clip_val is not None and gradient_clip_algorithm == "value":
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            elif gradient_clip_val is not None and value > gradient_clip_val:
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self._log_step(self._metrics | {"gradient_norm": value, "skipped_steps": float(self.skipped_steps)})
+
+    def _skip(self, optimizer: torch.optim.Optimizer) -> None:
+        # Without gradients the outer optimizer leaves everything as it is; the episode starts anew.
+        optimizer.zero_grad(set_to_none=True)
+        self.episode = None
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        log.warning(
+            "outer step %d: meta-gradient not finite, step skipped and episode restarted (%d skipped so far)",
+            self.global_step + 1,
+            self.skipped_steps,
+        )
+        if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(
+                f"{_MAX_SKIPPED_IN_A_ROW} outer steps in a row without a finite meta-gradient: "
+                "lower meta.learning_rate, meta.horizons or estimator.truncation, or look into the task's loss"
             )
-            if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
-                raise NonFiniteError(
-                    f"{_MAX_SKIPPED_IN_A_ROW} outer steps in a row without a finite meta-gradient: "
-                    "lower meta.learning_rate, meta.horizons or estimator.truncation, or look into the task's loss"
-                )
-        self._log_step(self._metrics | {"gradient_norm": float(norm), "skipped_steps": float(self.skipped_steps)})
 
     # Validation: always the same fresh problems, so that checkpoints are compared in pairs.
 

@@ -65,7 +65,7 @@ class Quadratic(Task):
     ) -> QuadraticProblem:
         """Draw W, y and θ₀ of each problem; see `Task.sample`."""
         n = self.dim
-        draws = np.stack([keys.generator(Purpose.PROBLEM, i).standard_normal(n * n + 2 * n) for i in keys.indices])
+        draws = keys.normals(Purpose.PROBLEM, 0, n * n + 2 * n)
         matrix = draws[:, : n * n].reshape(-1, n, n)
         if self.condition_number is not None:
             matrix = _with_condition_number(matrix, self.condition_number)
