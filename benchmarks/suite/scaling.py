@@ -98,10 +98,10 @@ def processes(options: Options) -> Found:
     found = Found()
     wanted: list[tuple[str, str | bool]] = [("quadratic", False), ("mnist", False), ("mnist", "step")]
     for task, mode in wanted[:1] if options.quick else wanted:
-        problems, truncation, outer_steps = (256, TRUNCATION, 42) if task == "quadratic" else (4, 50, 12)
+        problems, truncation, outer_steps = (256, TRUNCATION, 42) if task == "quadratic" else (4, 50, 16)
         question = {
             "task": task, "mode": mode, "data": str(options.data), "problems": options.pick(problems, 4),
-            "truncation": truncation, "horizon": 100, "outer_steps": options.pick(outer_steps, 4), "skip": 2,
+            "truncation": truncation, "horizon": 100, "outer_steps": options.pick(outer_steps, 4), "skip": 4,
             "threads": options.threads,
         }  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -150,11 +150,6 @@ class Kinds(Generic[Compiled]):
             if len(self.known) == _MANY:
                 log.warning("%d kinds of problems so far, each compiled by itself; compile=false may be faster", _MANY)
         return self.known[kind]
-
-
-def vector(phi: Iterable[Tensor]) -> Tensor:
-    """All meta-parameters in one row."""
-    return torch.cat([p.detach().flatten() for p in phi])
 
 
 def traced_value_and_gradient(

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, compile_differentiable
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient, vector
+from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient
 from ph_l2o.estimators.base import Estimate
-from ph_l2o.estimators.directions import split
+from ph_l2o.estimators.directions import join, split
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
@@ -42,7 +42,7 @@ class CompiledSteps:
         Raises:
             CompileError: If the step cannot be compiled.
         """
-        flat = vector(phi.values())
+        flat = join(phi)
         carry = carry.detach()
         structure, held = Structure(carry), self.kinds.closure(problem).tensors
         pieces = structure.apart(carry)
@@ -117,5 +117,5 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(new, state, buffers))
         return [*after.smooth, loss], after.rest
 
-    flat = vector(phi)
+    flat = join(dict(zip(step.names, phi, strict=True)))
     return compile_differentiable(function, [flat, *pieces.smooth], [*pieces.rest, *others])

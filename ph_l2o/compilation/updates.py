@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, vector
+from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure
 from ph_l2o.compilation.steps import own_parameters, value_and_weights
 from ph_l2o.estimators.base import Estimate
-from ph_l2o.estimators.directions import split
+from ph_l2o.estimators.directions import join, split
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.tasks.base import Problem
@@ -49,7 +49,7 @@ class CompiledUpdates:
         objective: Callable[[Tensor], Tensor],
     ) -> Estimate:
         """See `CompiledSteps.window`."""
-        flat = vector(phi.values())
+        flat = join(phi)
         carry = carry.detach()
         structure, update = Structure(carry), None
         done: list[_Done] = []
@@ -107,6 +107,6 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(new, state, carry.buffers))
         return after.smooth, after.rest
 
-    flat = vector(phi)
+    flat = join(dict(zip(step.names, phi, strict=True)))
     theta = pieces.smooth[0]  # an example of a gradient too
     return compile_differentiable(function, [flat, *pieces.smooth, theta, theta[:, 0].contiguous()], pieces.rest)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,11 @@ def split(rows: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.reshape(lead + p.shape) for (name, p), part in zip(phi.items(), parts, strict=True)}
 
 
+def join(phi: Mapping[str, Tensor]) -> Tensor:
+    """All meta-parameters in one row `(D,)`, cut from the graph; the opposite of `split`."""
+    return torch.cat([p.detach().flatten() for p in phi.values()])
+
+
 def draw(keys: ProblemKeys, phi: Mapping[str, Tensor], step: int, *, count: int, noise: Noise) -> Tensor:
     """Standard normal draws that belong to an inner step.
 
@@ -50,6 +57,19 @@ def draw(keys: ProblemKeys, phi: Mapping[str, Tensor], step: int, *, count: int,
     """
     if noise == "shared":
         keys = dataclasses.replace(keys, indices=(_ALL_PROBLEMS,))
-    total = size(phi)
-    draws = keys.normals(Purpose.PERTURBATION, step, count * total).reshape(len(keys), count, total)
-    return torch.from_numpy(draws).to(next(iter(phi.values())))
+    total = count * size(phi)
+    words = keys.words(Purpose.PERTURBATION, step, 1, -(-total // 2))[0]
+    like = next(iter(phi.values()))
+    return _normals(words, like.dtype)[:, :total].reshape(len(keys), count, -1).to(like.device)
+
+
+def _normals(words: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """Two standard normal numbers of each random word, `(B, W)` → `(B, 2W)`, by Box and Muller (1958).
+
+    Of 32 random bits each, in torch's vectorised functions: draws take longer than a compiled window otherwise.
+    """
+    uniform, angle = torch.from_numpy(words.view(np.int32)).to(dtype).chunk(2, 1)
+    # Never 0, whose logarithm is infinite; as a magnitude, since float32 is exact near 0 and not near 1.
+    radius = uniform.abs().mul_(2.0**-31).clamp_min_(2.0**-33).log_().mul_(-2).sqrt_()
+    angle = angle * (math.pi * 2.0**-31)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)

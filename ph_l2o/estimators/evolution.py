@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ph_l2o.estimators.base import Estimate, Estimator
-from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
+from ph_l2o.estimators.directions import Noise, check_noise, draw, join, size, split
 from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
@@ -123,7 +123,7 @@ class EvolutionStrategy(Estimator):
         """Meta-parameters φ + σ z_i, then φ - σ z_i, then φ itself with `centre`: `(P, B or 1, *shape)` by name."""
         draws = draws.transpose(0, 1)
         signed = torch.cat([draws, -draws, *([torch.zeros_like(draws[:1])] if centre else [])])
-        return {name: phi[name].detach() + self.sigma * part for name, part in split(signed, phi).items()}
+        return split(torch.add(join(phi), signed, alpha=self.sigma), phi)
 
     def gradient(self, phi: Mapping[str, Tensor], outer: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """The estimate from this process's outer losses `(P, B)` and the weights of `weighted_keys`.

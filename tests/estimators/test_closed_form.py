@@ -164,13 +164,14 @@ def test_the_ends_of_gpes():
 
 
 def test_the_benchmark_makes_its_table(tmp_path, monkeypatch, capsys):
-    arguments = ["--truncations", "12", "--episodes", "3", "--json", str(tmp_path / "bias.json"), "--plot"]
+    arguments = ["--truncations", "12", "--episodes", "30", "--json", str(tmp_path / "bias.json"), "--plot"]
     monkeypatch.setattr(sys, "argv", ["estimator_bias.py", *arguments, str(tmp_path / "bias.png")])
     estimator_bias.main()
     rows = json.loads((tmp_path / "bias.json").read_text())["rows"]
     assert [row["estimator"] for row in rows] == ["full", *estimator_bias.contestants(12, 0.01)]
     found = {row["estimator"]: row for row in rows}
-    assert found["truncated"]["bias"] < -0.2 and found["forward, 1 direction"]["deviation"] > 1
+    assert found["truncated"]["bias"] < -0.2
+    assert 1 < found["forward, 1 direction"]["deviation"] < 2  # √2 of one draw, for a scalar
     for name in ("full", "forward"):
         assert found[name]["bias"] == pytest.approx(0, abs=1e-9) and found[name]["deviation"] == 0
     assert "| `truncated` | 2 | -21.2 % | 0 % | 0 % |" in capsys.readouterr().out

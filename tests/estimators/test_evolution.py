@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_truncated import every_optimizer, live_storage, make_double, quadratics
 from torch import Tensor, nn
 
-from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Full, Truncated
+from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Full, Truncated, directions
 from ph_l2o.estimators.evolution import EvolutionStrategy
 from ph_l2o.inner import run, start
 from ph_l2o.optimizers import HNN, LSTM, Adam, PortHamiltonian
-from ph_l2o.random import ProblemKeys
+from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import ImageClassification, Quadratic, rescaled
 
 every_strategy = pytest.mark.parametrize("make_estimator", [ES, PES, ESSingle, NRES])
@@ -105,6 +106,36 @@ def test_nothing_that_comes_out_has_a_graph_and_the_problem_axis_is_in_front(mak
         assert before.shape == after.shape and len(after) == 3 and before.dtype == after.dtype
         assert after.is_contiguous()
     assert {n: g.shape for n, g in estimate.gradient.items()} == {n: p.shape for n, p in phi.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_are_those_of_box_and_muller(dtype):
+    keys, phi = ProblemKeys(3, "train", 2, range(5)), {"a": torch.zeros(4, 5, dtype=dtype), "b": torch.zeros(3)}
+    draws = directions.draw(keys, phi, 7, count=3, noise="per_problem")
+    assert draws.shape == (5, 3, 23) and draws.dtype is dtype
+    words = keys.words(Purpose.PERTURBATION, 7, 1, 35)[0]  # 69 numbers, two of each word
+    halves = np.stack([words & 0xFFFFFFFF, words >> 32], -1).reshape(5, 70).astype(np.uint32).view(np.int32)
+    radius, angle = np.sqrt(-2 * np.log(np.abs(halves[:, :35]) / 2**31)), 2 * np.pi * halves[:, 35:] / 2**32
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)[:, :69].reshape(5, 3, 23)
+    np.testing.assert_allclose(draws.numpy(), expected, atol=1e-5 if dtype is torch.float32 else 1e-12)
+
+
+def test_draws_are_standard_normal():
+    keys, phi = ProblemKeys(0, "train", 0, range(100)), {"a": torch.zeros(2000)}
+    x = directions.draw(keys, phi, 0, count=1, noise="per_problem").flatten().double()
+    n = len(x)
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs((x**power).mean() - moment) < 5 * (variance / n) ** 0.5
+    cosines, sines = x.view(100, 2, 1000).unbind(1)
+    assert abs((cosines * sines).mean()) < 5 / (n / 2) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_of_the_extreme_words_are_finite(dtype):
+    ends = np.array([0, 2**32 - 1, 2**31 - 1, 2**31, 2**31 + 1], dtype=np.uint64)
+    words = (ends[:, None] + (ends << np.uint64(32))).reshape(1, -1)
+    draws = directions._normals(words, dtype)
+    assert torch.isfinite(draws).all() and 0 < draws.abs().max() < 7
 
 
 @every_noise
