@@ -7,9 +7,10 @@ coordinatewise rules one-liners. `Layout` says where each tensor lies in the row
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,21 @@ class Layout:
     def sum(self, flat: Tensor) -> Tensor:
         """Sum over each tensor's coordinates: shape `(…, N)` → `(…, T)`."""
         return torch.stack([part.sum(-1) for part in flat.split(self.sizes, -1)], -1)
+
+    def dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner products of each tensor's parts: shapes `(…, N)` and `(…, N)`, which broadcast → `(…, T)`."""
+        if segments.is_tracing() and self.num_tensors > 1:
+            return segments.dot(a, b, self.sizes)
+        return self.sum(a * b)
+
+    def table(self, rows: Callable[[Layout], Sequence[Any]], like: Tensor) -> Tensor:
+        """Constant numbers of each tensor: what `rows` makes of a layout, `(T, …)`, made once."""
+        return _table(self, rows, like.device, like.dtype)
+
+
+@lru_cache(maxsize=256)
+def _table(layout: Layout, rows: Callable[[Layout], Sequence[Any]], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(rows(layout), device=device, dtype=dtype)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import fx
 
 # Whoever is at least so many times larger than what it reads would recompute it too often.
 _RATIO, _RATIO_IF_COSTLY = 64, 2
+_MANY = 1000
 _COSTLY = frozenset(["acos", "atan", "cos", "erf", "exp", "expm1", "log", "log1p", "pow", "sigmoid", "sin", "tanh"])
 _STORED = frozenset(
     ["addmm", "amax", "amin", "as_strided", "baddbmm", "bmm", "cat", "convolution", "mean", "mm", "sum"]
@@ -36,7 +37,7 @@ def insert_barriers(graph: fx.GraphModule) -> int:
         if _name(node) in _COSTLY or (_name(node) not in _STORED and not costly.isdisjoint(node.all_input_nodes)):
             costly.add(node)
         value = _value(node)
-        if is_view(node) or value is None or not value.dtype.is_floating_point:
+        if is_view(node) or value is None or not value.dtype.is_floating_point or _is_symbolic(value):
             continue
         if not _is_broadcast(node, (_RATIO_IF_COSTLY if node in costly else _RATIO) * _size(value)):
             continue
@@ -77,7 +78,12 @@ def _value(node: fx.Node) -> torch.Tensor | None:
 
 
 def _size(value: torch.Tensor) -> int:
-    return math.prod(int(n) for n in value.shape)
+    # A symbol stands for many coordinates or tensors; asking for its number would make it that number.
+    return math.prod(_MANY if isinstance(n, torch.SymInt) else n for n in value.shape)
+
+
+def _is_symbolic(value: torch.Tensor) -> bool:
+    return any(isinstance(n, torch.SymInt) for n in (*value.shape, *value.stride()))
 
 
 def _name(node: fx.Node) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch.func import functionalize, vjp
 
 from ph_l2o.compilation.barriers import insert_barriers
-from ph_l2o.compilation.residuals import keep_bases
+from ph_l2o.compilation.residuals import drop_sizes, keep_bases
 from ph_l2o.segments import tracing
 
 log = logging.getLogger(__name__)
@@ -48,13 +48,17 @@ class Differentiable(NamedTuple):
     backward: Callable[[Tensors, Tensors], Tensors]
 
 
-def compile_differentiable(function: Function, inputs: Tensors, constants: Tensors) -> Differentiable:
+def compile_differentiable(
+    function: Function, inputs: Tensors, constants: Tensors, *, any_sizes: bool = False
+) -> Differentiable:
     """Compile `function(inputs, constants) -> (outputs, others)` and its vector-Jacobian product.
 
     Args:
         function: Pure, of static shapes; it must not look at values.
         inputs: Examples of what it is differentiated in.
         constants: Examples of its other tensors.
+        any_sizes: Compile for all sizes that the function allows, not for those of the examples alone. These should be
+            unlike each other and more than 1.
 
     Raises:
         CompileError: If it cannot be traced or compiled.
@@ -71,14 +75,16 @@ def compile_differentiable(function: Function, inputs: Tensors, constants: Tenso
         return [*found, *rest, *pull(tuple(flat[num_known:]))]
 
     cotangents = [torch.zeros_like(x) for x in outputs]
-    graph, lifted = _trace(joint, [*inputs, *constants, *cotangents], num_known)
+    graph, lifted = _trace(joint, [*inputs, *constants, *cotangents], num_known, any_sizes=any_sizes)
     primals, tangents = [*inputs, *constants, *lifted], cotangents
     num_outputs, num_forward = len(outputs), len(outputs) + len(others)
     forward_graph, backward_graph = _partition(graph, primals, tangents, num_forward)
+    if any_sizes:
+        drop_sizes(forward_graph, backward_graph)
     residuals = keep_bases(forward_graph, backward_graph, num_forward)
     for part in (forward_graph, backward_graph):
         insert_barriers(part)
-    forward = _compiled(forward_graph, primals)
+    forward = _compiled(forward_graph, primals, any_sizes=any_sizes)
 
     def run_forward(arguments: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         everything = [*arguments, *lifted]
@@ -88,17 +94,19 @@ def compile_differentiable(function: Function, inputs: Tensors, constants: Tenso
 
     with torch.no_grad():
         kept = run_forward([*inputs, *constants])[2]
-    backward = _compiled(backward_graph, [*kept, *tangents])
+    backward = _compiled(backward_graph, [*kept, *tangents], any_sizes=any_sizes)
     return Differentiable(run_forward, lambda kept, cotangents: backward(*kept, *cotangents))
 
 
-def compile_function(function: Callable[[list[Tensor]], list[Tensor]], inputs: Tensors) -> Callable[[Tensors], Tensors]:
+def compile_function(
+    function: Callable[[list[Tensor]], list[Tensor]], inputs: Tensors, *, any_sizes: bool = False
+) -> Callable[[Tensors], Tensors]:
     """Compile `function(inputs) -> outputs` without derivative; see `compile_differentiable`."""
     with torch.no_grad():
         function(list(inputs))
-        graph, lifted = _trace(lambda *flat: function(list(flat)), inputs, len(inputs))
+        graph, lifted = _trace(lambda *flat: function(list(flat)), inputs, len(inputs), any_sizes=any_sizes)
         insert_barriers(graph)
-        compiled = _compiled(graph, [*inputs, *lifted])
+        compiled = _compiled(graph, [*inputs, *lifted], any_sizes=any_sizes)
         return lambda arguments: compiled(*arguments, *lifted)
 
 
@@ -119,14 +127,19 @@ def _split(found: tuple[list[Tensor], list[Tensor]]) -> tuple[tuple[Tensor, ...]
     return tuple(found[0]), tuple(found[1])
 
 
-def _trace(function: Callable[..., list[Tensor]], inputs: Tensors, place: int) -> tuple[fx.GraphModule, list[Tensor]]:
+def _trace(
+    function: Callable[..., list[Tensor]], inputs: Tensors, place: int, *, any_sizes: bool
+) -> tuple[fx.GraphModule, list[Tensor]]:
     """The graph without mutations, and the constants that it met, which become inputs from number `place` on."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     inputs = [x.detach() for x in inputs]  # tracing tells tensors apart by identity
+    mode = "symbolic" if any_sizes else "real"
     try:
-        with tracing():
-            traced = make_fx(function, decomposition_table=_EXPLICIT, tracing_mode="real")(*inputs)
+        with tracing(), _one_symbol_each():
+            traced = make_fx(function, decomposition_table=_EXPLICIT, tracing_mode=mode, _allow_non_fake_inputs=True)(
+                *inputs
+            )
     except Exception as error:  # any operation of a module can refuse
         raise CompileError(f"cannot be traced ({_first_line(error)})") from error
     lifted = _lift_constants(traced)
@@ -135,11 +148,19 @@ def _trace(function: Callable[..., list[Tensor]], inputs: Tensors, place: int) -
         end = place + len(lifted)
         return traced(*flat[:place], *flat[end:], *flat[place:end])
 
-    with torch.no_grad():
-        graph = make_fx(functionalize(reordered), tracing_mode="fake")(*inputs[:place], *lifted, *inputs[place:])
+    mode = "symbolic" if any_sizes else "fake"
+    with torch.no_grad(), _one_symbol_each():
+        graph = make_fx(functionalize(reordered), tracing_mode=mode)(*inputs[:place], *lifted, *inputs[place:])
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph, lifted
+
+
+def _one_symbol_each() -> Any:
+    """Sizes that are equal in the examples may be different."""
+    from torch.fx.experimental import _config
+
+    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
 
 
 def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
@@ -177,7 +198,7 @@ def _partition(
         return min_cut_rematerialization_partition(graph, [*primals, *tangents], num_fwd_outputs=num_forward)
 
 
-def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
+def _compiled(graph: fx.GraphModule, inputs: Tensors, *, any_sizes: bool) -> Callable[..., Tensors]:
     from torch._inductor import standalone_compile
 
     options: dict[str, Any] = {"size_asserts": False}
@@ -189,7 +210,10 @@ def _compiled(graph: fx.GraphModule, inputs: Tensors) -> Callable[..., Tensors]:
     with _quiet():
         try:
             artifact = standalone_compile(
-                graph, list(inputs), dynamic_shapes="from_example_inputs", options={"config_patches": options}
+                graph,
+                list(inputs),
+                dynamic_shapes="from_graph" if any_sizes else "from_example_inputs",
+                options={"config_patches": options},
             )
         except Exception as error:
             raise CompileError(_explained(error)) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -101,22 +101,43 @@ class Step(NamedTuple):
 
 
 class Kinds(Generic[Compiled]):
-    """What is compiled, one of each kind of step.
+    """What is compiled, one of each kind.
+
+    Attributes:
+        known: What there is, by its kind.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, Compiled] = {}
+
+    def get(self, kind: Hashable, name: str, make: Callable[[], Compiled]) -> Compiled:
+        """The one of a kind, made the first time.
+
+        Raises:
+            CompileError: If it cannot be made.
+        """
+        if kind not in self.known:
+            with timed(name):
+                self.known[kind] = make()
+            if len(self.known) == _MANY:
+                log.warning("%d kinds of problems so far, each compiled by itself; compile=false may be faster", _MANY)
+        return self.known[kind]
+
+
+class StepKinds(Kinds[Compiled]):
+    """Compiled inner steps.
 
     Args:
         compile: Compiles a step, from examples of the meta-parameters, of the carry and of the other tensors.
-        whole: Whether the inner gradient is in it too. If it is not, the problem and its mini-batch do not matter.
     """
 
-    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled], *, whole: bool = True):
-        self._compile, self.whole = compile, whole
-        self.known: dict[Hashable, Compiled] = {}
+    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled]):
+        super().__init__()
+        self._compile = compile
         self._closure: tuple[Problem, Closure] | None = None
 
     def closure(self, problem: Problem) -> Closure:
-        """What tensors the problem holds; none if it does not matter."""
-        if not self.whole:
-            return Closure(())
+        """What tensors the problem holds."""
         if self._closure is None or self._closure[0] is not problem:
             self._closure = problem, Closure(problem)
         return self._closure[1]
@@ -136,20 +157,20 @@ class Kinds(Generic[Compiled]):
             CompileError: If there is none.
         """
         closure = self.closure(problem)
-        drawn, spec = ([], None) if batch is None or not self.whole else pytree.tree_flatten(batch)
-        tensors = [*phi.values(), *pieces.smooth, *pieces.rest, *drawn]
+        drawn, spec = ([], None) if batch is None else pytree.tree_flatten(batch)
         kind = (
             id(optimizer), closure.kind, structure.layout, str(spec), tuple(phi),
-            tuple((tuple(x.shape), x.dtype, x.device) for x in tensors),
+            shapes([*phi.values(), *pieces.smooth, *pieces.rest, *drawn]),
         )  # fmt: skip
-        if kind not in self.known:
-            step = Step(optimizer, tuple(phi), problem, closure, structure, spec)
-            name = f"step on {type(problem).__name__}" if self.whole else "update"
-            with timed(f"{type(optimizer).__name__}'s {name}, {structure.layout.numel} coordinates"):
-                self.known[kind] = self._compile(step, list(phi.values()), pieces, [*closure.tensors, *drawn])
-            if len(self.known) == _MANY:
-                log.warning("%d kinds of problems so far, each compiled by itself; compile=false may be faster", _MANY)
-        return self.known[kind]
+        step = Step(optimizer, tuple(phi), problem, closure, structure, spec)
+        name = f"{type(optimizer).__name__}'s step on {type(problem).__name__}, {structure.layout.numel} coordinates"
+        others = [*closure.tensors, *drawn]
+        return self.get(kind, name, lambda: self._compile(step, list(phi.values()), pieces, others))
+
+
+def shapes(tensors: Iterable[Tensor]) -> Hashable:
+    """Shapes, types and devices."""
+    return tuple((tuple(x.shape), x.dtype, x.device) for x in tensors)
 
 
 def traced_value_and_gradient(

@@ -9,8 +9,8 @@ from ph_l2o.estimators.base import Estimator
 
 log = logging.getLogger(__name__)
 
-# Compilation takes 20 to 60 s the first time. An eager inner step of second order takes about 3 ms, and 1 ms more for
-# each 5,000 coordinates over all problems; compiling saves about three quarters of it.
+# Compiling a step takes 15 to 30 s the first time. An eager inner step of second order takes about 3 ms, and 1 ms more
+# for each 5,000 coordinates over all problems; compiling saves about three quarters of it.
 _MILLISECONDS_WORTH_IT = 100_000.0
 
 
@@ -29,7 +29,9 @@ def checked(mode: object) -> str | bool:
     return mode
 
 
-def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordinates: int) -> str | bool:
+def choose(
+    mode: str | bool, estimator: Estimator, *, inner_steps: int, coordinates: int, architectures: int = 1
+) -> str | bool:
     """What to compile: `step`, `update` or False.
 
     Args:
@@ -37,6 +39,7 @@ def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordina
         estimator: The estimator; not all have a compiled form.
         inner_steps: Inner steps of the whole run.
         coordinates: Coordinates of all problems of a batch.
+        architectures: How many architectures the problems have.
 
     Raises:
         CompileError: If compilation is asked for, and the estimator has no compiled form.
@@ -50,8 +53,14 @@ def choose(mode: str | bool, estimator: Estimator, *, inner_steps: int, coordina
     # By the settings alone, not by a measurement, so that a resumed run computes what the uninterrupted one does.
     predicted = inner_steps * (3 + coordinates / 5_000)
     worth_it = estimator.has_compiled_form and predicted >= _MILLISECONDS_WORTH_IT
+    found = "step" if predicted >= _MILLISECONDS_WORTH_IT * architectures else "update"
+    what = {
+        "step": "compiled whole, each architecture the first time that it is met",
+        "update": "compiled in part, the optimizer's update for all architectures; the first outer step takes longer",
+    }
     log.info(
-        "compile=auto: inner steps are %s (%d of them on %d coordinates)",
-        "compiled; the first outer step takes longer" if worth_it else "not compiled", inner_steps, coordinates,
+        "compile=auto: inner steps are %s (%d of them on %d coordinates, %d architecture%s)",
+        what[found] if worth_it else "not compiled", inner_steps, coordinates, architectures,
+        "" if architectures == 1 else "s",
     )  # fmt: skip
-    return "step" if worth_it else False
+    return found if worth_it else False

@@ -1,31 +1,32 @@
-"""The whole inner step of many particles, compiled: evolution strategies have no backward part."""
+"""The inner step of many particles, compiled: evolution strategies have no backward part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ph_l2o.compilation.graphs import compile_function
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient
+from ph_l2o.compilation.kinds import Pieces, Step, StepKinds, Structure, drawn_tensors, traced_value_and_gradient
+from ph_l2o.compilation.padding import Example, UpdateKinds
 from ph_l2o.estimators.particles import Particles, particle_update
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.params import Params
 from ph_l2o.tasks.base import Problem
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class CompiledParticles:
-    """Windows of compiled inner steps, as `ph_l2o.estimators.particles.unroll`.
+    """Windows of compiled inner steps, as `ph_l2o.estimators.particles.unroll`."""
 
-    Args:
-        whole: Compile inner gradient and update as one, or the update alone.
-    """
+    whole: ClassVar[bool] = True
 
-    def __init__(self, *, whole: bool = True) -> None:
-        self.kinds: Kinds[Run] = Kinds(_compiled_step if whole else _compiled_update, whole=whole)
+    def __init__(self) -> None:
+        self.kinds: StepKinds[Run] = StepKinds(_compiled)
 
     @torch.no_grad()
     def unroll(
@@ -47,31 +48,58 @@ class CompiledParticles:
         pieces, own = structure.apart(carry), [p.detach() for p in phi.values()]
         step: Run | None = None
         losses: list[Tensor] = []
-        *before, at_end = problem.batches(first, count + 1)
-        for batch in before:
+        for k, batch in enumerate(problem.batches(first, count + 1)):
+            drawn = drawn_tensors(batch)
             if step is None:
                 step = self.kinds.of(optimizer, phi, problem, structure, pieces, batch)
-            if self.kinds.whole:
-                loss, *after = step([*own, *pieces.smooth, *pieces.rest, *held, *drawn_tensors(batch)])
-                pieces = Pieces(after[: len(pieces.smooth)], after[len(pieces.smooth) :])
-            else:
-                carry = structure.together(pieces)
-                loss, grads, buffers = value_and_gradient(Particles(problem), carry.params, carry.buffers, batch)
-                after = step([*own, *pieces.smooth, grads.flat, loss, *pieces.rest])
-                carry = structure.together(Pieces(list(after[: len(pieces.smooth)]), list(after[len(pieces.smooth) :])))
-                pieces = structure.apart(Carry(carry.params, carry.state, buffers))
+            loss, *after = step([*own, *pieces.smooth, *pieces.rest, *held, *drawn])
             losses.append(loss)
-        carry = structure.together(pieces)
-        assert step is not None
-        if self.kinds.whole:  # one step too many is faster than the loss alone that is not compiled
-            last, *_ = step([*own, *pieces.smooth, *pieces.rest, *held, *drawn_tensors(at_end)])
-        else:
-            last, _ = Particles(problem).loss(carry.params, carry.buffers, at_end)
-        losses.append(last)
+            if k < count:  # the last step is for its loss alone, which takes longer if it is not compiled
+                pieces = Pieces(after[: len(pieces.smooth)], after[len(pieces.smooth) :])
+        return structure.together(pieces), torch.stack(losses[1:])
+
+
+class CompiledParticleUpdates:
+    """The same with inner gradients that are not compiled; see `CompiledUpdates`."""
+
+    whole: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        # Under vmap, by which particles run, tracing makes numbers of the symbols that sizes are.
+        self.kinds: UpdateKinds[Run] = UpdateKinds(_compiled_update, one_for_all=False)
+
+    @torch.no_grad()
+    def unroll(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        carry: Carry,
+        first: int,
+        count: int,
+    ) -> tuple[Carry, Tensor]:
+        """See `CompiledParticles.unroll`."""
+        own, carry = [p.detach() for p in phi.values()], carry.detach()
+        padding, buffers = self.kinds.padding(optimizer, carry), carry.buffers
+        carry = padding.spread(carry)
+        update = self.kinds.of(optimizer, phi, padding, carry)
+        structure, particles = Structure(carry), Particles(problem)
+        pieces = structure.apart(carry)
+        losses: list[Tensor] = []
+        *before, at_end = problem.batches(first, count + 1)
+        for batch in before:
+            at = problem.params.like(padding.gather_row(pieces.smooth[0]))
+            loss, grads, buffers = value_and_gradient(particles, at, buffers, batch)
+            losses.append(loss)
+            given = [padding.spread_row(grads.flat), loss, *pieces.rest, *padding.constants]
+            after = update([*own, *pieces.smooth, *given])
+            pieces = Pieces(list(after[: len(pieces.smooth)]), list(after[len(pieces.smooth) :]))
+        carry = padding.gather(structure.together(pieces), buffers)
+        losses.append(particles.loss(carry.params, carry.buffers, at_end)[0])
         return carry, torch.stack(losses[1:])
 
 
-def _compiled_step(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
+def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
     num_phi, num_smooth = len(phi), len(pieces.smooth)
 
     def function(tensors: list[Tensor]) -> list[Tensor]:
@@ -88,19 +116,20 @@ def _compiled_step(step: Step, phi: list[Tensor], pieces: Pieces, others: list[T
     return compile_function(function, [*(p.detach() for p in phi), *pieces.smooth, *pieces.rest, *others])
 
 
-def _compiled_update(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
-    del others
-    num_phi, num_smooth = len(phi), len(pieces.smooth)
+def _compiled_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Run:
+    structure, num_phi, num_smooth = example.structure, len(phi), len(example.pieces.smooth)
+    num_rest = len(example.pieces.rest)
 
     def function(tensors: list[Tensor]) -> list[Tensor]:
-        own = dict(zip(step.names, tensors[:num_phi], strict=True))
-        smooth, (gradient, loss, *rest) = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
-        carry = step.structure.together(Pieces(smooth, rest))
-        update = particle_update(step.optimizer, own)
-        flat, state = update(carry.params, carry.params.like(gradient), loss, carry.state)
-        after = step.structure.apart(Carry(carry.params.like(flat), state, carry.buffers))
+        own = dict(zip(phi, tensors[:num_phi], strict=True))
+        smooth, (gradient, loss, *others) = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
+        carry = structure.together(Pieces(smooth, others[:num_rest]))
+        params = Params(carry.params.flat, example.layout(others[num_rest:]))
+        flat, state = particle_update(optimizer, own)(params, params.like(gradient), loss, carry.state)
+        after = structure.apart(Carry(params.like(flat), state, {}))
         return [*after.smooth, *after.rest]
 
-    theta = pieces.smooth[0]  # an example of a gradient too
-    examples = [*pieces.smooth, theta, theta[..., 0].contiguous(), *pieces.rest]
-    return compile_function(function, [*(p.detach() for p in phi), *examples])
+    theta = example.pieces.smooth[0]  # an example of a gradient too
+    inputs = [*(p.detach() for p in phi.values()), *example.pieces.smooth, theta, theta[..., 0].contiguous()]
+    inputs += [*example.pieces.rest, *example.constants]
+    return compile_function(function, inputs, any_sizes=example.any_sizes)

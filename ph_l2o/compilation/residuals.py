@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
 from ph_l2o.compilation.barriers import is_view
@@ -59,12 +60,44 @@ def keep_bases(forward: fx.GraphModule, backward: fx.GraphModule, num_forward: i
     return Residuals([positions[n] for n in inputs], len(kept))
 
 
+def drop_sizes(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
+    """Where sizes are symbols, take those that the backward part needs from its tensors, not as further numbers."""
+    placeholders = [n for n in backward.graph.nodes if n.op == "placeholder"]
+    for node in placeholders:
+        size = node.meta["val"]
+        if not isinstance(size, torch.SymInt):
+            continue
+        of, axis = _axis_of(size, placeholders)
+        with backward.graph.inserting_after(placeholders[-1]):
+            found = backward.graph.call_function(torch.ops.aten.sym_size.int, (of, axis))
+        found.meta["val"] = size
+        node.replace_all_uses_with(found)
+        backward.graph.erase_node(node)
+    output = next(n for n in forward.graph.nodes if n.op == "output")
+    output.args = ([n for n in output.args[0] if not isinstance(n.meta["val"], torch.SymInt)],)
+    for module in (forward, backward):
+        module.graph.eliminate_dead_code()
+        module.recompile()
+
+
+def _axis_of(size: torch.SymInt, placeholders: list[fx.Node]) -> tuple[fx.Node, int]:
+    for node in placeholders:
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor):
+            for axis, other in enumerate(value.shape):
+                if isinstance(other, torch.SymInt) and other.node.expr == size.node.expr:
+                    return node, axis
+    raise NotImplementedError(f"no tensor has a side of {size}")
+
+
 def _chain(node: fx.Node) -> list[fx.Node]:
     """The views that lead to a node, last first; their other arguments are constants."""
     chain: list[fx.Node] = []
     while is_view(node) and isinstance(node.args[0], fx.Node) and len(node.all_input_nodes) == 1:
         chain.append(node)
         node = node.args[0]
+    while chain and not isinstance(node.meta["val"], torch.Tensor):  # parts of a split can be kept, not all at once
+        node = chain.pop()
     return chain
 
 

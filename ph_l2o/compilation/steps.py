@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, compile_differentiable
-from ph_l2o.compilation.kinds import Kinds, Pieces, Step, Structure, drawn_tensors, traced_value_and_gradient
+from ph_l2o.compilation.kinds import Pieces, Step, StepKinds, Structure, drawn_tensors, traced_value_and_gradient
 from ph_l2o.estimators.base import Estimate
 from ph_l2o.estimators.directions import join, split
 from ph_l2o.inner import Carry, value_and_gradient
@@ -25,8 +25,10 @@ class CompiledSteps:
         order: Order of the meta-gradient, 1 or 2, as for `Truncated`.
     """
 
+    whole: ClassVar[bool] = True
+
     def __init__(self, order: int):
-        self.kinds: Kinds[Differentiable] = Kinds(lambda *parts: _compiled(*parts, order=order))
+        self.kinds: StepKinds[Differentiable] = StepKinds(lambda *parts: _compiled(*parts, order=order))
 
     def window(
         self,
@@ -76,11 +78,6 @@ def value_and_weights(objective: Callable[[Tensor], Tensor], losses: Tensor) -> 
     return outer.detach(), weights
 
 
-def own_parameters(step: Step, phi: list[Tensor], row: Tensor) -> dict[str, Tensor]:
-    """The optimizer's parameters by name, from one vector of them; `phi` gives their shapes."""
-    return split(row, dict(zip(step.names, phi, strict=True)))
-
-
 @torch.no_grad()
 def _backward(
     step: Differentiable, kept: list[Sequence[Tensor]], pieces: Pieces, weights: Tensor, slope: Tensor
@@ -98,6 +95,7 @@ def _backward(
 
 def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor], *, order: int) -> Differentiable:
     """The step with all meta-parameters in one vector; the loss is the last of its outputs."""
+    named = dict(zip(step.names, phi, strict=True))
 
     def function(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         flat, *smooth = inputs
@@ -110,12 +108,11 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         if order == 1:
             slope, loss = slope.detach(), loss.detach()
         new, state = functional_call(
-            step.optimizer, own_parameters(step, phi, flat), (params, params.like(slope), loss, carry.state)
+            step.optimizer, split(flat, named), (params, params.like(slope), loss, carry.state)
         )
         if order == 1:
             loss = loss + ((params.flat - at) * slope).sum(1)  # the same value, with the gradient as its slope
         after = step.structure.apart(Carry(new, state, buffers))
         return [*after.smooth, loss], after.rest
 
-    flat = join(dict(zip(step.names, phi, strict=True)))
-    return compile_differentiable(function, [flat, *pieces.smooth], [*pieces.rest, *others])
+    return compile_differentiable(function, [join(named), *pieces.smooth], [*pieces.rest, *others])

@@ -70,7 +70,7 @@ class Estimator(ABC):
     @property
     def compiles_whole_steps(self) -> bool:
         """Whether the inner steps run compiled, inner gradient and update as one."""
-        return self.compiled is not None and self.compiled.kinds.whole
+        return self.compiled is not None and self.compiled.whole
 
     def stop_compiling(self) -> None:
         """Run eagerly again."""

@@ -76,9 +76,9 @@ class EvolutionStrategy(Estimator):
 
     def compile_steps(self, *, whole: bool = True) -> None:
         """See `Estimator.compile_steps`."""
-        from ph_l2o.compilation import CompiledParticles
+        from ph_l2o.compilation import CompiledParticles, CompiledParticleUpdates
 
-        self.compiled = CompiledParticles(whole=whole)
+        self.compiled = CompiledParticles() if whole else CompiledParticleUpdates()
 
     def unroll(
         self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], problem: Problem, carry: Carry, first: int

@@ -62,8 +62,8 @@ class MetaLearner(pl.LightningModule):
         config: The run's resolved configuration, plain values, kept in the checkpoint so that the optimizer can be
             rebuilt; the default is the optimizer's own recipe.
         compile: `step` compiles the whole inner step (the first outer step then takes up to half a minute longer),
-            `update` the optimizer's update alone, `auto` the step where the run is long enough (the update where it
-            cannot be compiled whole), False nothing.
+            `update` the optimizer's update alone, `auto` what the run is long enough for (the update for many
+            architectures, and where the step cannot be compiled), False nothing.
 
     Raises:
         ValueError: If the window does not fit into every episode, or `compile` is none of these.
@@ -146,7 +146,13 @@ class MetaLearner(pl.LightningModule):
         self._is_decided = True
         steps = self.meta.outer_steps * self.estimator.for_horizon(min(self.meta.horizons)).truncation
         coordinates = episode.problem.num_problems * episode.problem.params.layout.numel
-        mode = choose(self._compile, self.estimator, inner_steps=steps, coordinates=coordinates)
+        mode = choose(
+            self._compile,
+            self.estimator,
+            inner_steps=steps,
+            coordinates=coordinates,
+            architectures=self.task.num_architectures,
+        )
         if mode:
             self.estimator.compile_steps(whole=mode == "step")
 

@@ -26,10 +26,14 @@ class LearnedOptimizer(nn.Module, ABC):
 
     Attributes:
         needs_loss: Whether `update` uses the loss; otherwise it may be None.
+        takes_padding: Whether coordinates that are no part of any tensor, with parameters and gradients 0, change
+            nothing elsewhere, so that one compiled `update` serves all architectures. Tensors of the state must have
+            their coordinates last; `layout` is for sums over tensors, and says nothing else but `layout.table`.
         recipe: Class and constructor arguments as a configuration node; empty if they are not plain values.
     """
 
     needs_loss: ClassVar[bool] = False
+    takes_padding: ClassVar[bool] = False
     recipe: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -42,6 +42,8 @@ class ClassicalOptimizer(LearnedOptimizer):
         ValueError: If a hyperparameter is out of range.
     """
 
+    takes_padding: ClassVar[bool] = True
+
     grid: ClassVar[dict[str, tuple[float, ...]]]
 
     def __init__(self, **hyperparameters: float):

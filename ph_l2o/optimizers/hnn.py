@@ -29,7 +29,7 @@ h. So nothing bounds what it does; `PortHamiltonian` is what has these propertie
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,8 @@ class HNN(LearnedOptimizer):
     Reference: Timofeev, Afonin and Liu 2020, "Can we learn gradients by Hamiltonian Neural Networks?" (arXiv
     2111.00565).
     """
+
+    takes_padding: ClassVar[bool] = True
 
     def __init__(
         self,

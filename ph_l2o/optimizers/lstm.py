@@ -11,7 +11,7 @@ close: call `torch.set_flush_denormal(True)` once in each process.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class LSTM(LearnedOptimizer):
     Reference: Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient descent" (arXiv
     1606.04474).
     """
+
+    takes_padding: ClassVar[bool] = True
 
     def __init__(
         self,

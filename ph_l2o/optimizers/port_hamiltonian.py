@@ -103,6 +103,7 @@ class PortHamiltonian(LearnedOptimizer):
     """
 
     needs_loss: ClassVar[bool] = True
+    takes_padding: ClassVar[bool] = True
 
     def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.02, tank: float = 1.0, loss_offset: float = 1e-6):
         super().__init__()
@@ -222,12 +223,11 @@ def _statistics(
     grad = grad[:, None]
     rows = torch.cat([grad, averages, momentum[:, None], flat[:, None]], 1)
     others = rows[:, 1 : 1 + _NUM_COSINES]
-    if segments.is_tracing() and layout.num_tensors > 1:
-        products = (segments.dot(rows, rows, layout.sizes), segments.dot(grad, others, layout.sizes))
-        sums = torch.cat([products[0], layout.sum(second[:, None]), products[1]], 1)
+    if segments.is_tracing():
+        sums = torch.cat([layout.dot(rows, rows), layout.sum(second[:, None]), layout.dot(grad, others)], 1)
     else:
         sums = layout.sum(torch.cat([rows * rows, second[:, None], grad * others], 1))
-    return sums.mT / _sizes(layout, flat.device, flat.dtype)
+    return sums.mT / layout.table(_sizes, flat)[:, None]
 
 
 def _inputs(statistics: Tensor, losses: Tensor, step: Tensor, layout: Layout) -> Tensor:
@@ -243,7 +243,7 @@ def _inputs(statistics: Tensor, losses: Tensor, step: Tensor, layout: Layout) ->
     positive, times = shared.split((_NUM_LOSSES + 1, len(_TIME_SCALES)), 2)
     logs = torch.cat([squares + _TINY_SQUARE, positive], 2).log()
     cosines = products * (-0.5 * (logs[..., :1] + logs[..., 1 : 1 + _NUM_COSINES])).exp()
-    static = _static_features(layout, step.device, step.dtype).expand(len(step), -1, -1)
+    static = layout.table(_static_features, step).expand(len(step), -1, -1)
     return torch.cat([logs, cosines, times, static], 2).flatten(0, 1)
 
 
@@ -269,15 +269,13 @@ def _feature_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
     return matrix.to(device)
 
 
-@lru_cache(maxsize=256)
-def _sizes(layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(layout.sizes, device=device, dtype=dtype)[None, :, None]
+def _sizes(layout: Layout) -> tuple[int, ...]:
+    return layout.sizes
 
 
-@lru_cache(maxsize=256)
-def _static_features(layout: Layout, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Size, shape and depth of each tensor, `(1, T, 5)`."""
-    rows = [
+def _static_features(layout: Layout) -> list[list[float]]:
+    """Size, shape and depth of each tensor, `(T, 5)`."""
+    return [
         [
             0.1 * math.log(size),
             float(len(shape) > 1),
@@ -287,4 +285,3 @@ def _static_features(layout: Layout, device: torch.device, dtype: torch.dtype) -
         ]
         for k, (shape, size) in enumerate(zip(layout.shapes, layout.sizes, strict=True))
     ]
-    return torch.tensor([rows], device=device, dtype=dtype)

@@ -74,9 +74,12 @@ class Task(ABC):
     Attributes:
         name: Short name, for tables and folders.
         can_be_negative: Whether losses can fall below zero; geometric means and log objectives then make no sense.
+        num_architectures: How many sets of tensor shapes its problems have. With `compile=auto` each of a few has an
+            inner step compiled for it, and many share a compiled update.
     """
 
     name: str
+    num_architectures: int = 1
     can_be_negative: ClassVar[bool] = False
 
     @abstractmethod

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
 from ph_l2o.inner import run
-from ph_l2o.optimizers import HNN, Adam, LearnedOptimizer, PortHamiltonian
+from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import ImageClassification, ModuleProblem, Problem, Quadratic, rescaled
@@ -23,7 +23,7 @@ K = 3
 @pytest.fixture
 def graphs_as_they_are(monkeypatch) -> None:
     """What Inductor would get, run operation by operation: tracing and cutting are tested without its 20 seconds."""
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
 
 
 small = functools.partial(PortHamiltonian, hidden_size=4)
@@ -63,18 +63,25 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
 OPTIMIZERS: dict[str, Callable[[], LearnedOptimizer]] = {
     "port_hamiltonian": small,
     "hnn": lambda: HNN(output_scale=0.05),
+    "hnn with norm": lambda: HNN(output_scale=0.05, norm=True),
+    "lstm": lambda: LSTM(hidden_size=3),
     "adam": lambda: Adam(lr=0.05),
 }
 
 
 def assert_like_eager(
-    optimizer: LearnedOptimizer, make: Callable[[int], Problem], order: Any = 2, *, whole: bool = True
+    optimizer: LearnedOptimizer,
+    make: Callable[[int], Problem],
+    order: Any = 2,
+    *,
+    whole: bool = True,
+    episodes: int = 2,
 ) -> CompiledSteps | CompiledUpdates:
-    """Two episodes, so that the second has to do with what was compiled for the first."""
+    """Several episodes, so that the later ones have to do with what was compiled for the first."""
     eager, compiled = Truncated(K, order=order), Truncated(K, order=order)
     compiled.compile_steps(whole=whole)
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
-    for episode in range(2):
+    for episode in range(episodes):
         problem = make(episode)
         carry, _ = run(optimizer, problem, 2)  # not at the start, where averages are 0
         expected = eager(optimizer, phi, problem, carry, 2, objective)
@@ -91,9 +98,59 @@ def assert_like_eager(
 
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
-def test_updates_alone(make, order):
-    assert len(assert_like_eager(small().double(), make, order, whole=False).kinds.known) == 1
+def test_updates_alone(order):
+    problems = list(PROBLEMS.values())
+    compiled = assert_like_eager(small().double(), lambda e: problems[e](e), order, whole=False, episodes=len(problems))
+    assert len(compiled.kinds.known) == 1
+
+
+class Scaled(nn.Module):
+    """With a scalar parameter, and one of more than a slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 17), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * torch.tanh(self.layer(x))
+
+
+def any_architecture(episode: int) -> Problem:
+    """One coordinate, 20, a network of two tensors and buffers, one of three, and one of 16 that fills its slot."""
+    modules: dict[int, Callable[[], nn.Module]] = {
+        2: lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+        3: Scaled,
+    }
+    if episode in modules:
+        inputs = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(episode))
+        return Batches(keys(episode), modules[episode], inputs)
+    return Quadratic({0: 1, 1: 20, 4: 16}[episode]).sample(keys(episode), dtype=torch.float64)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_one_update_for_all_architectures(make):
+    compiled = assert_like_eager(make().double(), any_architecture, whole=False, episodes=5)
+    assert len(compiled.kinds.known) == 1
+
+
+def test_one_update_for_all_architectures_by_inductor():
+    compiled = assert_like_eager(small().double(), any_architecture, whole=False, episodes=5)
+    assert len(compiled.kinds.known) == 1
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_an_optimizer_that_minds_padding_is_compiled_for_each_architecture():
+    class Whole(Adam):
+        """Whose step depends on the number of coordinates."""
+
+        takes_padding = False
+
+        def update(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> Any:
+            return super().update(params, grads.like(grads.flat - grads.flat.mean(1, keepdim=True)), loss, state)
+
+    compiled = assert_like_eager(Whole(lr=0.05).double(), any_architecture, whole=False, episodes=5)
+    assert len(compiled.kinds.known) == 5
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ph_l2o import meta_train
-from ph_l2o.compilation import CompileError
+from ph_l2o.compilation import CompileError, choose
 from ph_l2o.estimators import Forward, Truncated
 from ph_l2o.optimizers import SGD, PortHamiltonian
 from ph_l2o.tasks import ImageClassification, Quadratic
@@ -33,7 +33,7 @@ class Dropping(nn.Module):
 
 def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
     with caplog.at_level(logging.INFO, "ph_l2o"):
         meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
         assert "not compiled" in caplog.text
@@ -52,9 +52,26 @@ def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
     assert "the optimizer's update is compiled alone" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("architectures", "inner_steps", "mode"), [(1, 40_000, "step"), (20, 40_000, "update"), (1, 20_000, False)]
+)
+def test_auto_decides_by_the_length_of_the_run_and_the_number_of_architectures(
+    architectures, inner_steps, mode, caplog
+):
+    with caplog.at_level(logging.INFO, "ph_l2o"):
+        found = choose("auto", Truncated(3), inner_steps=inner_steps, coordinates=100, architectures=architectures)
+    assert found == mode
+    words = {
+        "step": "compiled whole, each architecture",
+        "update": "update for all architectures",
+        False: "not compiled",
+    }
+    assert words[mode] in caplog.text and f"{architectures} architecture" in caplog.text
+
+
 @pytest.mark.parametrize("mode", ["step", "update"])
 def test_compiled_training_like_eager_training(mode, monkeypatch):
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs: graph)
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4).double()
     settings = {"estimator": Truncated(3), **SMALL}

@@ -1,0 +1,178 @@
+"""Carries in padded rows, for an update that is compiled once for all architectures; and in plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from ph_l2o.compilation.kinds import Compiled, Kinds, Pieces, Structure, shapes
+from ph_l2o.compilation.slots import SlotLayout, TableFinder, slots_of
+from ph_l2o.inner import Carry
+from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.params import Layout, Params
+from ph_l2o.tasks.base import Buffers
+
+# An architecture whose sizes are unlike each other: 7 tensors in 331 slots.
+_EXAMPLE = Layout(tuple("abcdefg"), ((97, 23), (23,), (41, 61), (61,), (19, 29), (3,), ()))
+
+
+class Example(NamedTuple):
+    """What an update is compiled with.
+
+    Attributes:
+        name: For messages.
+        any_sizes: Whether the sizes are an example too.
+        structure: Of a carry without buffers.
+        pieces: Of that carry.
+        constants: Further inputs.
+        layout: Makes a layout of these constants.
+    """
+
+    name: str
+    any_sizes: bool
+    structure: Structure
+    pieces: Pieces
+    constants: list[Tensor]
+    layout: Callable[[Sequence[Tensor]], Layout]
+
+
+class Plain:
+    """Rows as they are; an update is then compiled for each layout.
+
+    Attributes:
+        constants: Tensors that the compiled update takes besides the carry.
+    """
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.constants: list[Tensor] = []
+
+    def spread(self, carry: Carry) -> Carry:
+        """The carry as the compiled update takes it, without buffers."""
+        return Carry(carry.params, carry.state, {})
+
+    def gather(self, carry: Carry, buffers: Buffers) -> Carry:
+        """The opposite of `spread`."""
+        return Carry(carry.params, carry.state, buffers)
+
+    def spread_row(self, row: Tensor) -> Tensor:
+        """Parameters or a gradient as the compiled update takes them."""
+        return row
+
+    def gather_row(self, row: Tensor) -> Tensor:
+        """The opposite of `spread_row`."""
+        return row
+
+    def example(self, carry: Carry) -> Example:
+        """What the update is compiled with, where it is first met with this carry."""
+        structure, layout = Structure(carry), self.layout
+        name = f"{layout.numel} coordinates"
+        return Example(name, False, structure, structure.apart(carry), [], lambda constants: layout)
+
+
+class Pattern:
+    """What an optimizer and its state are like in padded rows, whatever the layout.
+
+    Args:
+        optimizer: The optimizer; it `takes_padding`.
+        flat: Parameters `(B, N)`, for their number of problems, device and type.
+    """
+
+    def __init__(self, optimizer: LearnedOptimizer, flat: Tensor):
+        slots = slots_of(_EXAMPLE, flat)
+        finder = TableFinder(slots)
+        params = Params(flat.new_zeros(len(flat), slots.numel), finder)
+        with torch.no_grad():
+            state = optimizer.init(params)
+            optimizer.update(params, params, flat.new_ones(len(flat)), state)
+        self.tables = tables = tuple(finder.found)
+        leaves = pytree.tree_leaves(state)
+        self.has_coordinates = [x.dim() > 1 and x.shape[-1] == slots.numel for x in leaves]
+        carry = Carry(params, state, {})
+        structure = Structure(carry)
+        self.example = Example(
+            "all architectures", True, structure, structure.apart(carry), slots.constants(tables),
+            lambda constants: SlotLayout(constants, tables),
+        )  # fmt: skip
+
+
+class Padded(Plain):
+    """Padded rows, in which one compiled update serves all layouts."""
+
+    def __init__(self, pattern: Pattern, layout: Layout, flat: Tensor):
+        super().__init__(layout)
+        self._pattern, self._slots = pattern, slots_of(layout, flat)
+        self.constants = self._slots.constants(pattern.tables)
+
+    def spread(self, carry: Carry) -> Carry:
+        """See `Plain.spread`."""
+        return self._mapped(carry, self._slots.spread, {})
+
+    def gather(self, carry: Carry, buffers: Buffers) -> Carry:
+        """See `Plain.gather`."""
+        return self._mapped(carry, self._slots.gather, buffers)
+
+    def spread_row(self, row: Tensor) -> Tensor:
+        """See `Plain.spread_row`."""
+        return self._slots.spread(row)
+
+    def gather_row(self, row: Tensor) -> Tensor:
+        """See `Plain.gather_row`."""
+        return self._slots.gather(row)
+
+    def example(self, carry: Carry) -> Example:
+        """See `Plain.example`; the same whatever is met first."""
+        del carry
+        return self._pattern.example
+
+    def _mapped(self, carry: Carry, fn: Callable[[Tensor], Tensor], buffers: Buffers) -> Carry:
+        leaves, spec = pytree.tree_flatten(carry.state)
+        leaves = [fn(x) if wide else x for x, wide in zip(leaves, self._pattern.has_coordinates, strict=True)]
+        params = Params(fn(carry.params.flat), self.layout)
+        return Carry(params, pytree.tree_unflatten(leaves, spec), buffers)
+
+
+class UpdateKinds(Kinds[Compiled]):
+    """Compiled updates: one for all architectures if the optimizer `takes_padding`, else one for each.
+
+    Args:
+        compile: Compiles the update of an optimizer with these meta-parameters.
+        one_for_all: False for one for each architecture at any rate.
+    """
+
+    def __init__(
+        self,
+        compile: Callable[[LearnedOptimizer, Mapping[str, Tensor], Example], Compiled],
+        *,
+        one_for_all: bool = True,
+    ):
+        super().__init__()
+        self._compile, self._one_for_all = compile, one_for_all
+        self._patterns: dict[Hashable, Pattern] = {}
+
+    def padding(self, optimizer: LearnedOptimizer, carry: Carry) -> Plain:
+        """How the carry's coordinates lie in what is compiled."""
+        flat, layout = carry.params.flat, carry.params.layout
+        if not (self._one_for_all and optimizer.takes_padding):
+            return Plain(layout)
+        key = (id(optimizer), shapes([flat[:, 0]]))
+        if key not in self._patterns:
+            self._patterns[key] = Pattern(optimizer, flat)
+        return Padded(self._patterns[key], layout, flat)
+
+    def of(self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], padding: Plain, carry: Carry) -> Compiled:
+        """The compiled update for a carry that `padding` has spread.
+
+        Raises:
+            CompileError: If there is none.
+        """
+        example = padding.example(carry)
+        tensors = [*phi.values(), *example.pieces.smooth, *example.pieces.rest]
+        layout = None if example.any_sizes else padding.layout
+        kind = (id(optimizer), layout, tuple(phi), shapes(tensors))
+        name = f"{type(optimizer).__name__}'s update, {example.name}"
+        return self.get(kind, name, lambda: self._compile(optimizer, phi, example))
