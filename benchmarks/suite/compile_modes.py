@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from _measure import Found, contest, entry, say
 
-from ph_l2o.estimators import Truncated
+from ph_l2o.estimators import ES, PES, Estimator, Truncated
 from ph_l2o.tasks import Task
 from suite import cases, fresh
 from suite.options import Options
 from suite.outer_loop import HAS_COMPILATION, Loop, Ours, imported, reference
 
-MODES: tuple[str | bool, ...] = (False, "step") if HAS_COMPILATION else (False,)
+MODES: tuple[str | bool, ...] = (False, "update", "step") if HAS_COMPILATION else (False,)
+STRATEGIES: dict[str, Callable[[int], Estimator]] = {"es": ES, "pes": PES}
+OTHERS = {"lstm": 2, "hnn": 4}  # on MNIST, with the number of outer steps
 ACTIVATIONS = {"quadratic": ("sigmoid",), "mnist": ("sigmoid", "relu", "tanh")}
 LOOPS = {
     "quadratic": (Loop(64, (20, 60, 100, 100, 200), 60), 20),
@@ -33,10 +35,14 @@ class Case:
     loop: Loop
     truncation: int
 
-    def ours(self, mode: str | bool) -> Ours:
+    def ours(
+        self, mode: str | bool, *, optimizer: str = "port_hamiltonian", outer_steps: int | None = None,
+        estimator: Callable[[int], Estimator] = Truncated,
+    ) -> Ours:  # fmt: skip
         """Our outer loop in a mode."""
-        make = functools.partial(cases.optimizer, "port_hamiltonian", self.task)
-        return Ours(make, self.made, lambda: Truncated(self.truncation), self.loop, mode=mode)
+        make = functools.partial(cases.optimizer, optimizer, self.task)
+        loop = replace(self.loop, outer_steps=outer_steps or self.loop.outer_steps)
+        return Ours(make, self.made, lambda: estimator(self.truncation), loop, mode=mode)
 
 
 def case(task: str, options: Options) -> Case:
@@ -54,6 +60,12 @@ def measured(options: Options) -> Found:
         say(f" port_hamiltonian, {task}")
         here = case(task, options)
         contestants: dict[str, Callable[[], float]] = {_name(task, mode): here.ours(mode) for mode in modes}
+        if len(modes) > 1:
+            for name, make in STRATEGIES.items():
+                contestants[f"{name}, {_name(task, 'step')}"] = here.ours("step", estimator=make)
+            for name, count in OTHERS.items() if task == "mnist" else ():
+                for mode in (False, "step"):
+                    contestants[f"{name}, {_name(task, mode)}"] = here.ours(mode, optimizer=name, outer_steps=count)
         references = []
         if script is not None:
             references = [f"{task}, {options.reference.name}"] if options.reference else []
@@ -64,8 +76,8 @@ def measured(options: Options) -> Found:
         found.add(
             contest(contestants, options.repetitions, unit="task-steps/s", references=references, settings=settings)
         )
-        for mode in modes[1:]:
-            found.add(compilation(task, mode, options))
+        if len(modes) > 1:
+            found.add(compilation(task, "step", options))
     return found
 
 
