@@ -56,6 +56,8 @@ class Layout:
 
     def sum(self, flat: Tensor) -> Tensor:
         """Sum over each tensor's coordinates: shape `(…, N)` → `(…, T)`."""
+        if self.num_tensors == 1:
+            return flat.sum(-1, keepdim=True)
         return torch.stack([part.sum(-1) for part in flat.split(self.sizes, -1)], -1)
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:

@@ -155,8 +155,8 @@ class PortHamiltonian(LearnedOptimizer):
         loss_start = torch.where(first, loss, state.loss_start)
 
         statistics = _statistics(flat, grad, averages, second, state.momentum, layout)
-        losses = torch.stack([loss, loss_average, loss_start], 1)
-        log_scale, mix, dissipation, exponent = self._ports(_inputs(statistics, losses, step, layout), layout)
+        positive = torch.stack([loss, loss_average, loss_start, step], 1).clamp_min(0) + _TINY_LOSS
+        log_scale, mix, dissipation, exponent = self._ports(_inputs(statistics, positive, step, layout), layout)
 
         scale = torch.addcmul(log_scale, exponent, (second + _TINY_SQUARE).log(), value=-1)
         scale = scale.clamp(*_LOG_SCALE_RANGE).exp()
@@ -230,17 +230,14 @@ def _statistics(
     return sums.mT / layout.table(_sizes, flat)[:, None]
 
 
-def _inputs(statistics: Tensor, losses: Tensor, step: Tensor, layout: Layout) -> Tensor:
+def _inputs(statistics: Tensor, positive: Tensor, step: Tensor, layout: Layout) -> Tensor:
     """What the features are linear in, one row for each tensor of each problem, `(B T, 23)`.
 
     Logarithms of the mean squares, the losses and the step; cosines; how far the step is; the tensor's shape.
     """
     squares, products = statistics.split((_ROWS + 1, _NUM_COSINES), 2)
-    step = step[:, None]
-    times = torch.tanh(step / _constant(_TIME_SCALES, step.device, step.dtype) - 1)
-    shared = torch.cat([losses.clamp_min(0) + _TINY_LOSS, step, times], 1)[:, None]
-    shared = shared.expand(-1, layout.num_tensors, -1)
-    positive, times = shared.split((_NUM_LOSSES + 1, len(_TIME_SCALES)), 2)
+    times = torch.tanh(step[:, None] / _constant(_TIME_SCALES, step.device, step.dtype) - 1)
+    times, positive = (x[:, None].expand(-1, layout.num_tensors, -1) for x in (times, positive))
     logs = torch.cat([squares + _TINY_SQUARE, positive], 2).log()
     cosines = products * (-0.5 * (logs[..., :1] + logs[..., 1 : 1 + _NUM_COSINES])).exp()
     static = layout.table(_static_features, step).expand(len(step), -1, -1)
