@@ -155,7 +155,8 @@ class PortHamiltonian(LearnedOptimizer):
         loss_start = torch.where(first, loss, state.loss_start)
 
         statistics = _statistics(flat, grad, averages, second, state.momentum, layout)
-        positive = torch.stack([loss, loss_average, loss_start, step], 1).clamp_min(0) + _TINY_LOSS
+        positive = torch.stack([loss, loss_average, loss_start, step], 1).clamp_min(0)
+        positive = positive + _constant((*[_TINY_LOSS] * _NUM_LOSSES, 0.0), loss.device, loss.dtype)
         log_scale, mix, dissipation, exponent = self._ports(_inputs(statistics, positive, step, layout), layout)
 
         scale = torch.addcmul(log_scale, exponent, (second + _TINY_SQUARE).log(), value=-1)
