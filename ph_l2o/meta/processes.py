@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -44,6 +45,11 @@ class ProblemSharing(DDPStrategy):
         super().__init__(timeout=datetime.timedelta(seconds=timeout))
         self.average, self.on_lost = average, on_lost
 
+    def setup_environment(self) -> None:
+        """Meet the other processes."""
+        super().setup_environment()
+        atexit.register(_leave)
+
     def configure_ddp(self) -> None:
         """Wrap the model; the weights of process 0 go to all."""
         super().configure_ddp()
@@ -54,6 +60,12 @@ class ProblemSharing(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes, self.on_lost)
+
+
+def _leave() -> None:
+    # Else threads of gloo can end a process with an abort after its work is done.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _keep(state, bucket):  # without annotations: DDP compares them with its classes, and here they are texts

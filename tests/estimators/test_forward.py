@@ -48,6 +48,8 @@ def test_all_directions_over_windows_are_back_propagation_through_the_episode(ma
 @pytest.mark.parametrize("name", ALL)
 def test_on_every_kind_of_module(name):
     """Also without a fall-back to a slow loop over directions: that would warn."""
+    if name == "group norm" and torch.__version__ < "2.12":
+        pytest.xfail("torch 2.11 cannot batch the second derivative of GroupNorm (docs/estimators.md)")
     optimizer, phi = make_double(lambda: Adam(lr=0.05))
     problem = Fit(KEYS, *ALL[name])
     exact = episode(Full(4), optimizer, phi, problem, steps=4)
