@@ -13,6 +13,8 @@ All variants have the controller, its features and the dynamics of `PortHamilton
 - `ratio`: as `tracked`, with energies in units of the loss: c = s g / (2 √f), r² follows 1, θ moves by s √f times the
   momentum; the tank is `BUDGET` times r²;
 - `ratio average`: the same with the loss's average for f; `ratio average tensor`: and an r for each tensor;
+- `spent`: as `ratio`, with the average energy of a step's force, Σ s² ĝ², in place of the loss: the loss is a feature
+  only; `spent blind`: not even that;
 - `gated tensor`: as `normal tensor`; where the loss is above its average, r² follows their ratio;
 - `blind tensor`: as `normal tensor`, without the loss among the features.
 """
@@ -52,7 +54,7 @@ class Variant(PortHamiltonian):
         tensor: An r for each tensor.
         gated: r² follows the loss where it rises.
         blind: The loss is no feature.
-        ratio: Energies in units of the loss `now` or of its `average`.
+        ratio: Energies in units of the loss `now`, of its `average`, or of what steps have `spent`.
         init_lr: As for `PortHamiltonian`; with `normal` it is that of Adam.
     """
 
@@ -99,7 +101,7 @@ class Variant(PortHamiltonian):
         loss_average = torch.lerp(state.loss_average, loss, weights[:, -1])
         loss_start = torch.where(first[:, 0], loss, state.loss_start)
         statistics = base._statistics(flat, grad, averages, second, state.momentum, layout)
-        seen = torch.stack([loss, loss_average, loss_start], 1)
+        seen = torch.stack([loss, loss_average, loss_average if self.ratio == "spent" else loss_start], 1)
         seen = torch.ones_like(seen) if self.blind else seen.clamp_min(0) + base._TINY_LOSS
         inputs = base._inputs(statistics, torch.cat([seen, step[:, None]], 1), step, layout)
         features = inputs @ base._feature_matrix(inputs.device, inputs.dtype)
@@ -133,8 +135,13 @@ class Variant(PortHamiltonian):
             move = scale.clamp(*base._LOG_SCALE_RANGE).exp()
             push = move * mixed
             if self.ratio:
-                followed_loss = loss if self.ratio == "now" else loss_average
-                root = followed_loss.clamp_min(self.loss_offset).sqrt()[:, None]
+                if self.ratio == "spent":
+                    now = (push * push).sum(1)
+                    loss_start = spent = torch.lerp(state.loss_start, now, weights[:, -1])
+                    root = spent.clamp_min(base._TINY_ENERGY).sqrt()[:, None]
+                else:
+                    followed_loss = loss if self.ratio == "now" else loss_average
+                    root = followed_loss.clamp_min(self.loss_offset).sqrt()[:, None]
                 push, move = push / root, move * root
             target = loss.clamp_min(self.loss_offset)[:, None].expand_as(state.r_squared)
             budget, unit = self.tank * target, target
@@ -175,6 +182,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ratio": {"ratio": "now"},
     "ratio average": {"ratio": "average"},
     "ratio average tensor": {"ratio": "average", "tensor": True},
+    "spent": {"ratio": "spent"},
+    "spent blind": {"ratio": "spent", "blind": True},
     "normal": {"normal": True},
     "normal tensor": {"normal": True, "tensor": True},
     "gated tensor": {"normal": True, "tensor": True, "gated": True},
