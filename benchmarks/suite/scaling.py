@@ -100,13 +100,14 @@ def processes(options: Options) -> Found:
     for task, mode in wanted[:1] if options.quick else wanted:
         problems, truncation, outer_steps = (256, TRUNCATION, 42) if task == "quadratic" else (4, 50, 16)
         question = {
-            "task": task, "mode": mode, "data": str(options.data), "problems": options.pick(problems, 4),
-            "truncation": truncation, "horizon": 100, "outer_steps": options.pick(outer_steps, 4), "skip": 4,
+            "task": task, "mode": mode, "problems": options.pick(problems, 4), "truncation": truncation,
+            "horizon": 100, "outer_steps": options.pick(outer_steps, 4), "skip": options.pick(4, 2),
             "threads": options.threads,
         }  # fmt: skip
 
         def measure(count: int, question: dict[str, Any] = question) -> float:
-            return fresh.ask("probe_processes", {**question, "devices": count}, threads=options.threads)
+            asked = {**question, "data": str(options.data), "devices": count}
+            return fresh.ask("probe_processes", asked, threads=options.threads)
 
         what = f"{task}, compile={str(mode).lower()}"
         contestants = {f"processes, {n}, {what}": functools.partial(measure, n) for n in (1, 2)}

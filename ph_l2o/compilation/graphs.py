@@ -98,15 +98,13 @@ def compile_differentiable(
     return Differentiable(run_forward, lambda kept, cotangents: backward(*kept, *cotangents))
 
 
-def compile_function(
-    function: Callable[[list[Tensor]], list[Tensor]], inputs: Tensors, *, any_sizes: bool = False
-) -> Callable[[Tensors], Tensors]:
+def compile_function(function: Callable[[list[Tensor]], list[Tensor]], inputs: Tensors) -> Callable[[Tensors], Tensors]:
     """Compile `function(inputs) -> outputs` without derivative; see `compile_differentiable`."""
     with torch.no_grad():
         function(list(inputs))
-        graph, lifted = _trace(lambda *flat: function(list(flat)), inputs, len(inputs), any_sizes=any_sizes)
+        graph, lifted = _trace(lambda *flat: function(list(flat)), inputs, len(inputs))
         insert_barriers(graph)
-        compiled = _compiled(graph, [*inputs, *lifted], any_sizes=any_sizes)
+        compiled = _compiled(graph, [*inputs, *lifted])
         return lambda arguments: compiled(*arguments, *lifted)
 
 
@@ -128,7 +126,7 @@ def _split(found: tuple[list[Tensor], list[Tensor]]) -> tuple[tuple[Tensor, ...]
 
 
 def _trace(
-    function: Callable[..., list[Tensor]], inputs: Tensors, place: int, *, any_sizes: bool
+    function: Callable[..., list[Tensor]], inputs: Tensors, place: int, *, any_sizes: bool = False
 ) -> tuple[fx.GraphModule, list[Tensor]]:
     """The graph without mutations, and the constants that it met, which become inputs from number `place` on."""
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -198,7 +196,7 @@ def _partition(
         return min_cut_rematerialization_partition(graph, [*primals, *tangents], num_fwd_outputs=num_forward)
 
 
-def _compiled(graph: fx.GraphModule, inputs: Tensors, *, any_sizes: bool) -> Callable[..., Tensors]:
+def _compiled(graph: fx.GraphModule, inputs: Tensors, *, any_sizes: bool = False) -> Callable[..., Tensors]:
     from torch._inductor import standalone_compile
 
     options: dict[str, Any] = {"size_asserts": False}

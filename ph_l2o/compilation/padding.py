@@ -67,11 +67,10 @@ class Plain:
         """The opposite of `spread_row`."""
         return row
 
-    def example(self, carry: Carry) -> Example:
-        """What the update is compiled with, where it is first met with this carry."""
-        structure, layout = Structure(carry), self.layout
-        name = f"{layout.numel} coordinates"
-        return Example(name, False, structure, structure.apart(carry), [], lambda constants: layout)
+    def example(self, structure: Structure, pieces: Pieces) -> Example:
+        """What the update is compiled with, where it is first met with these pieces."""
+        layout = self.layout
+        return Example(f"{layout.numel} coordinates", False, structure, pieces, [], lambda constants: layout)
 
 
 class Pattern:
@@ -124,9 +123,9 @@ class Padded(Plain):
         """See `Plain.gather_row`."""
         return self._slots.gather(row)
 
-    def example(self, carry: Carry) -> Example:
+    def example(self, structure: Structure, pieces: Pieces) -> Example:
         """See `Plain.example`; the same whatever is met first."""
-        del carry
+        del structure, pieces
         return self._pattern.example
 
     def _mapped(self, carry: Carry, fn: Callable[[Tensor], Tensor], buffers: Buffers) -> Carry:
@@ -137,40 +136,41 @@ class Padded(Plain):
 
 
 class UpdateKinds(Kinds[Compiled]):
-    """Compiled updates: one for all architectures if the optimizer `takes_padding`, else one for each.
+    """Compiled updates: one for all architectures in padded rows, one for each in plain ones.
 
     Args:
         compile: Compiles the update of an optimizer with these meta-parameters.
-        one_for_all: False for one for each architecture at any rate.
     """
 
-    def __init__(
-        self,
-        compile: Callable[[LearnedOptimizer, Mapping[str, Tensor], Example], Compiled],
-        *,
-        one_for_all: bool = True,
-    ):
+    def __init__(self, compile: Callable[[LearnedOptimizer, Mapping[str, Tensor], Example], Compiled]):
         super().__init__()
-        self._compile, self._one_for_all = compile, one_for_all
+        self._compile = compile
         self._patterns: dict[Hashable, Pattern] = {}
 
     def padding(self, optimizer: LearnedOptimizer, carry: Carry) -> Plain:
-        """How the carry's coordinates lie in what is compiled."""
+        """Padded rows for an optimizer that `takes_padding`, else plain ones."""
         flat, layout = carry.params.flat, carry.params.layout
-        if not (self._one_for_all and optimizer.takes_padding):
+        if not optimizer.takes_padding:
             return Plain(layout)
         key = (id(optimizer), shapes([flat[:, 0]]))
         if key not in self._patterns:
             self._patterns[key] = Pattern(optimizer, flat)
         return Padded(self._patterns[key], layout, flat)
 
-    def of(self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], padding: Plain, carry: Carry) -> Compiled:
-        """The compiled update for a carry that `padding` has spread.
+    def of(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        padding: Plain,
+        structure: Structure,
+        pieces: Pieces,
+    ) -> Compiled:
+        """The compiled update for the pieces of a carry that `padding` has spread.
 
         Raises:
             CompileError: If there is none.
         """
-        example = padding.example(carry)
+        example = padding.example(structure, pieces)
         tensors = [*phi.values(), *example.pieces.smooth, *example.pieces.rest]
         layout = None if example.any_sizes else padding.layout
         kind = (id(optimizer), layout, tuple(phi), shapes(tensors))

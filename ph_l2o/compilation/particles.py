@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ph_l2o.compilation.graphs import compile_function
 from ph_l2o.compilation.kinds import Pieces, Step, StepKinds, Structure, drawn_tensors, traced_value_and_gradient
-from ph_l2o.compilation.padding import Example, UpdateKinds
+from ph_l2o.compilation.padding import Example, Plain, UpdateKinds
 from ph_l2o.estimators.particles import Particles, particle_update
 from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.params import Params
 from ph_l2o.tasks.base import Problem
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -60,13 +59,15 @@ class CompiledParticles:
 
 
 class CompiledParticleUpdates:
-    """The same with inner gradients that are not compiled; see `CompiledUpdates`."""
+    """The same with inner gradients that are not compiled, and an update for each architecture.
+
+    One for all needs symbols for sizes, and under vmap, by which particles run, tracing makes numbers of them.
+    """
 
     whole: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        # Under vmap, by which particles run, tracing makes numbers of the symbols that sizes are.
-        self.kinds: UpdateKinds[Run] = UpdateKinds(_compiled_update, one_for_all=False)
+        self.kinds: UpdateKinds[Run] = UpdateKinds(_compiled_update)
 
     @torch.no_grad()
     def unroll(
@@ -80,21 +81,19 @@ class CompiledParticleUpdates:
     ) -> tuple[Carry, Tensor]:
         """See `CompiledParticles.unroll`."""
         own, carry = [p.detach() for p in phi.values()], carry.detach()
-        padding, buffers = self.kinds.padding(optimizer, carry), carry.buffers
-        carry = padding.spread(carry)
-        update = self.kinds.of(optimizer, phi, padding, carry)
+        rows, buffers = Plain(carry.params.layout), carry.buffers
+        carry = rows.spread(carry)
         structure, particles = Structure(carry), Particles(problem)
         pieces = structure.apart(carry)
+        update = self.kinds.of(optimizer, phi, rows, structure, pieces)
         losses: list[Tensor] = []
         *before, at_end = problem.batches(first, count + 1)
         for batch in before:
-            at = problem.params.like(padding.gather_row(pieces.smooth[0]))
-            loss, grads, buffers = value_and_gradient(particles, at, buffers, batch)
+            loss, grads, buffers = value_and_gradient(particles, carry.params.like(pieces.smooth[0]), buffers, batch)
             losses.append(loss)
-            given = [padding.spread_row(grads.flat), loss, *pieces.rest, *padding.constants]
-            after = update([*own, *pieces.smooth, *given])
+            after = update([*own, *pieces.smooth, grads.flat, loss, *pieces.rest])
             pieces = Pieces(list(after[: len(pieces.smooth)]), list(after[len(pieces.smooth) :]))
-        carry = padding.gather(structure.together(pieces), buffers)
+        carry = rows.gather(structure.together(pieces), buffers)
         losses.append(particles.loss(carry.params, carry.buffers, at_end)[0])
         return carry, torch.stack(losses[1:])
 
@@ -118,18 +117,15 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
 
 def _compiled_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Run:
     structure, num_phi, num_smooth = example.structure, len(phi), len(example.pieces.smooth)
-    num_rest = len(example.pieces.rest)
 
     def function(tensors: list[Tensor]) -> list[Tensor]:
         own = dict(zip(phi, tensors[:num_phi], strict=True))
-        smooth, (gradient, loss, *others) = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
-        carry = structure.together(Pieces(smooth, others[:num_rest]))
-        params = Params(carry.params.flat, example.layout(others[num_rest:]))
-        flat, state = particle_update(optimizer, own)(params, params.like(gradient), loss, carry.state)
-        after = structure.apart(Carry(params.like(flat), state, {}))
+        smooth, (gradient, loss, *rest) = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
+        carry = structure.together(Pieces(smooth, rest))
+        flat, state = particle_update(optimizer, own)(carry.params, carry.params.like(gradient), loss, carry.state)
+        after = structure.apart(Carry(carry.params.like(flat), state, {}))
         return [*after.smooth, *after.rest]
 
     theta = example.pieces.smooth[0]  # an example of a gradient too
-    inputs = [*(p.detach() for p in phi.values()), *example.pieces.smooth, theta, theta[..., 0].contiguous()]
-    inputs += [*example.pieces.rest, *example.constants]
-    return compile_function(function, inputs, any_sizes=example.any_sizes)
+    examples = [*example.pieces.smooth, theta, theta[..., 0].contiguous(), *example.pieces.rest]
+    return compile_function(function, [*(p.detach() for p in phi.values()), *examples])

@@ -58,9 +58,9 @@ class CompiledUpdates:
         flat, carry = join(phi), carry.detach()
         padding, buffers = self.kinds.padding(optimizer, carry), carry.buffers
         carry = padding.spread(carry)
-        update = self.kinds.of(optimizer, phi, padding, carry)
         structure = Structure(carry)
         pieces = structure.apart(carry)
+        update = self.kinds.of(optimizer, phi, padding, structure, pieces)
         done: list[_Done] = []
         *before, at_end = batches
         for batch in before:
