@@ -77,7 +77,6 @@ class Step(NamedTuple):
 
     Attributes:
         optimizer: The learned optimizer.
-        names: Names of its parameters.
         problem: The optimizees.
         closure: What tensors these hold.
         structure: Of the carry.
@@ -85,7 +84,6 @@ class Step(NamedTuple):
     """
 
     optimizer: LearnedOptimizer
-    names: tuple[str, ...]
     problem: Problem
     closure: Closure
     structure: Structure
@@ -131,7 +129,7 @@ class StepKinds(Kinds[Compiled]):
         compile: Compiles a step, from examples of the meta-parameters, of the carry and of the other tensors.
     """
 
-    def __init__(self, compile: Callable[[Step, list[Tensor], Pieces, list[Tensor]], Compiled]):
+    def __init__(self, compile: Callable[[Step, Mapping[str, Tensor], Pieces, list[Tensor]], Compiled]):
         super().__init__()
         self._compile = compile
         self._closure: tuple[Problem, Closure] | None = None
@@ -162,10 +160,10 @@ class StepKinds(Kinds[Compiled]):
             id(optimizer), closure.kind, structure.layout, str(spec), tuple(phi),
             shapes([*phi.values(), *pieces.smooth, *pieces.rest, *drawn]),
         )  # fmt: skip
-        step = Step(optimizer, tuple(phi), problem, closure, structure, spec)
+        step = Step(optimizer, problem, closure, structure, spec)
         name = f"{type(optimizer).__name__}'s step on {type(problem).__name__}, {structure.layout.numel} coordinates"
         others = [*closure.tensors, *drawn]
-        return self.get(kind, name, lambda: self._compile(step, list(phi.values()), pieces, others))
+        return self.get(kind, name, lambda: self._compile(step, phi, pieces, others))
 
 
 def shapes(tensors: Iterable[Tensor]) -> Hashable:

@@ -98,11 +98,11 @@ class CompiledParticleUpdates:
         return carry, torch.stack(losses[1:])
 
 
-def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
+def _compiled(step: Step, phi: Mapping[str, Tensor], pieces: Pieces, others: list[Tensor]) -> Run:
     num_phi, num_smooth = len(phi), len(pieces.smooth)
 
     def function(tensors: list[Tensor]) -> list[Tensor]:
-        own = dict(zip(step.names, tensors[:num_phi], strict=True))
+        own = dict(zip(phi, tensors[:num_phi], strict=True))
         smooth, constants = tensors[num_phi : num_phi + num_smooth], tensors[num_phi + num_smooth :]
         rest, problem, batch = step.given(constants)
         carry, particles = step.structure.together(Pieces(smooth, rest)), Particles(problem)
@@ -112,7 +112,7 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         after = step.structure.apart(Carry(carry.params.like(flat), state, buffers))
         return [loss, *after.smooth, *after.rest]
 
-    return compile_function(function, [*(p.detach() for p in phi), *pieces.smooth, *pieces.rest, *others])
+    return compile_function(function, [*(p.detach() for p in phi.values()), *pieces.smooth, *pieces.rest, *others])
 
 
 def _compiled_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Run:

@@ -93,9 +93,10 @@ def _backward(
     return total
 
 
-def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor], *, order: int) -> Differentiable:
+def _compiled(
+    step: Step, phi: Mapping[str, Tensor], pieces: Pieces, others: list[Tensor], *, order: int
+) -> Differentiable:
     """The step with all meta-parameters in one vector; the loss is the last of its outputs."""
-    named = dict(zip(step.names, phi, strict=True))
 
     def function(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         flat, *smooth = inputs
@@ -107,12 +108,10 @@ def _compiled(step: Step, phi: list[Tensor], pieces: Pieces, others: list[Tensor
         loss, slope, buffers = traced_value_and_gradient(problem, params.like(at), carry.buffers, batch)
         if order == 1:
             slope, loss = slope.detach(), loss.detach()
-        new, state = functional_call(
-            step.optimizer, split(flat, named), (params, params.like(slope), loss, carry.state)
-        )
+        new, state = functional_call(step.optimizer, split(flat, phi), (params, params.like(slope), loss, carry.state))
         if order == 1:
             loss = loss + ((params.flat - at) * slope).sum(1)  # the same value, with the gradient as its slope
         after = step.structure.apart(Carry(new, state, buffers))
         return [*after.smooth, loss], after.rest
 
-    return compile_differentiable(function, [join(named), *pieces.smooth], [*pieces.rest, *others])
+    return compile_differentiable(function, [join(phi), *pieces.smooth], [*pieces.rest, *others])
