@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     FINAL_BATCH = 7
     BOOTSTRAP = 8
     PERTURBATION = 9
+    MIXTURE = 10
 
 
 @dataclass(frozen=True)

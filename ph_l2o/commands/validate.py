@@ -120,11 +120,17 @@ def _choice(group: str) -> str:
 
 
 def check_start(task: Task, seed: int) -> None:
-    """Evaluate loss and gradient of two problems at their start.
+    """Evaluate loss and gradient of two problems at their start, of each member of a mixture.
 
     Raises:
         ConfigError: If they are not finite, or not one loss for each problem.
     """
+    members = task.members()
+    for name, member in members:
+        _check_start(member, seed, f"{task.name}.{name}" if len(members) > 1 else task.name)
+
+
+def _check_start(task: Task, seed: int, name: str) -> None:
     import torch
 
     from ph_l2o.inner import value_and_gradient
@@ -134,13 +140,11 @@ def check_start(task: Task, seed: int) -> None:
     batch = next(iter(problem.batches(0, 1)))
     loss, gradient, _ = value_and_gradient(problem, problem.params, problem.buffers, batch)
     if loss.shape != (2,):
-        raise ConfigError(f"task={task.name}: the loss has shape {tuple(loss.shape)} for 2 problems; must be (2,)")
-    for name, value in (("loss", loss), ("gradient", gradient.flat)):
+        raise ConfigError(f"task={name}: the loss has shape {tuple(loss.shape)} for 2 problems; must be (2,)")
+    for what, value in (("loss", loss), ("gradient", gradient.flat)):
         if not torch.isfinite(value).all():
             bad = value[~torch.isfinite(value)].flatten()[0].item()
-            raise ConfigError(
-                f"task={task.name}: the {name} at the start θ₀ is {bad}; must be finite, so mend the task"
-            )
+            raise ConfigError(f"task={name}: the {what} at the start θ₀ is {bad}; must be finite, so mend the task")
 
 
 def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer) -> None:

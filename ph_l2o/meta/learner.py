@@ -26,6 +26,22 @@ log = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "ph_l2o"
 _MAX_SKIPPED_IN_A_ROW = 20
 _EPS = 1e-9
+_RELATIVE_EPS = 1e-4
+
+
+def relative_score(losses: Tensor) -> Tensor:
+    """Mean over steps and problems of log((f_k + ε f_0) / f_0), ε = 1e-4: comparable between tasks.
+
+    Each logarithm is held in ± log ε, and one that is not finite counts as the worst, so that a mixture's score stays
+    finite where a problem diverges.
+
+    Args:
+        losses: f_0 … f_T of shape `(T + 1, B)`, >= 0.
+    """
+    losses, tiny = losses.double(), torch.finfo(torch.float64).tiny  # for problems that start at 0
+    logs = ((losses[1:] + _RELATIVE_EPS * losses[0] + tiny) / (losses[0] + tiny)).log()
+    worst = -math.log(_RELATIVE_EPS)
+    return logs.nan_to_num(worst, worst).clamp(-worst, worst).mean()
 
 
 class NonFiniteError(RuntimeError):
@@ -253,27 +269,45 @@ class MetaLearner(pl.LightningModule):
     # Validation: always the same fresh problems, so that checkpoints are compared in pairs.
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
-        """Run the optimizer on problems of the validation split."""
+        """Run the optimizer on problems of the validation split, of all members of a mixture.
+
+        Each member has its share of the problems, two at least. A mixture's score is the mean of its members'
+        `relative_score`.
+        """
         del batch, batch_idx
         where = self._where()
         if where["world_size"] > 1 and self.estimator.averages_processes:
             check_same_weights(self.optimizer)
-        share = self.meta.val_problems // where["world_size"]
+        members = self.task.members()
+        metrics: dict[str, Tensor] = {}
+        scores: list[Tensor] = []
+        for name, task in members:
+            found, score = self._validate(task, where, mixed=len(members) > 1)
+            metrics |= {f"val/{name}/{key}": value for key, value in found.items()}
+            scores.append(score)
+        metrics["val/score"] = torch.stack(scores).mean()
+        self.log_dict(metrics, sync_dist=where["world_size"] > 1, batch_size=1)
+
+    def _validate(self, task: Task, where: dict[str, Any], *, mixed: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """Metrics and score of one task, or of one member of a mixture."""
+        count, processes = self.meta.val_problems, where["world_size"]
+        if mixed:
+            count = max(2, count // len(self.task.members()))
+        share = -(-count // processes)
         keys = ProblemKeys(self.seed, "val", 0, range(where["rank"] * share, (where["rank"] + 1) * share))
-        problem = self.task.sample(keys, device=where["device"], dtype=where["dtype"])
+        problem = task.sample(keys, device=where["device"], dtype=where["dtype"])
         carry, losses = run(self.optimizer, problem, self.meta.val_horizon)
         final = final_loss(problem, carry, losses[-1]).double()
         after = losses[1:].double()
-        score = after.mean() if self.task.can_be_negative else (after + _EPS).log().mean()
-        infinite = torch.full_like(score, torch.inf)
-        name = self.task.name
         metrics = {
-            f"val/{name}/final_loss": final.mean(),
-            f"val/{name}/auc": after.mean(),
-            f"val/{name}/diverged_frac": (~torch.isfinite(losses).all(0)).double().mean(),
-            "val/score": torch.where(torch.isfinite(score), score, infinite),
+            "final_loss": final.mean(),
+            "auc": after.mean(),
+            "diverged_frac": (~torch.isfinite(losses).all(0)).double().mean(),
         }
-        self.log_dict(metrics, sync_dist=where["world_size"] > 1, batch_size=1)
+        if mixed:
+            return metrics, relative_score(losses)
+        score = after.mean() if task.can_be_negative else (after + _EPS).log().mean()
+        return metrics, torch.where(torch.isfinite(score), score, torch.inf)
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         """The same as a validation, for `trainer.test`."""

@@ -77,9 +77,12 @@ class MetaProgress(pl.Callback):
         if not trainer.is_global_zero:
             return
         found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        final = next((v for k, v in found.items() if k.endswith("/final_loss")), float("nan"))
-        auc = next((v for k, v in found.items() if k.endswith("/auc")), float("nan"))
-        text = f"outer step {trainer.global_step}: validation loss {final:.4g} at the end, {auc:.4g} over all steps"
+        final, auc = ([v for k, v in found.items() if k.endswith(end)] for end in ("/final_loss", "/auc"))
+        if len(final) == 1:
+            what = f"loss {final[0]:.4g} at the end, {auc[0]:.4g} over all steps"
+        else:  # losses of a mixture's members can't be compared
+            what = f"score {found['val/score']:.4f}, mean log loss relative to the start, of {len(final)} tasks"
+        text = f"outer step {trainer.global_step}: validation {what}"
         if self._bar is not None:
             self._bar.console.print(text)
         else:

@@ -88,6 +88,10 @@ class Task(ABC):
     ) -> Problem:
         """Draw `len(keys)` problems; the same keys give the same problems on every device."""
 
+    def members(self) -> list[tuple[str, Task]]:
+        """Names and tasks that a validation covers: the task itself, or the members of a mixture."""
+        return [(self.name, self)]
+
     def prepare(self) -> None:  # noqa: B027  # most need nothing
         """Fetch and verify what the task needs, before any work starts. Called once for each process."""
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
 from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.suggestions import did_you_mean
 from ph_l2o.tasks.base import Buffers, Task
-from ph_l2o.tasks.mlp import ACTIVATIONS, MLP, MixedActivation
-from ph_l2o.tasks.module import ModuleProblem, seeded
+from ph_l2o.tasks.batched import NORMS
+from ph_l2o.tasks.describe import described
+from ph_l2o.tasks.logistic import negative_log_likelihood
+from ph_l2o.tasks.mlp import MLP, MixedActivation, checked_activations, checked_sizes
+from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
 
 _FINAL = 2**62  # first number of the seeds for final batches, beyond those of all inner steps
 _TEST_ELEMENTS = 2**23  # input numbers of a chunk of test images, over all problems: 32 MiB in float32
@@ -39,21 +41,90 @@ class ImageBatch(NamedTuple):
     seeds: tuple[int, ...]
 
 
-class ImageClassification(Task):
-    """Train a network on images: mini-batches, negative log-likelihood, pixels in [0, 1].
+class ImageTask(Task):
+    """Networks on the images of a data set; a subclass says which networks and which loss.
 
     The training images are split between meta-training, validation and test (`ph_l2o.data.split_indices`); the data
-    set's own test images are never trained on, and give `test_loss` and `accuracy`.
+    set's own test images are never trained on.
+
+    Args:
+        dataset: `mnist`, `fashion_mnist` or `cifar10`.
+        batch_size: Images of a mini-batch, >= 1.
+        split: `default` (a third, a sixth and half of the training images), or `study` (halves; validation shares
+            the training half).
+        image_size: Width and height that the images are averaged down to, a divisor of their own; None keeps them.
+        init_scale: Factor of the initial weights, tensors with two axes or more; a number, or (low, high) for a
+            log-uniform draw for each problem; > 0.
+        data_dir: Folder of the data sets.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        *,
+        batch_size: int,
+        split: str,
+        image_size: int | None,
+        init_scale: float | Sequence[float],
+        data_dir: str | Path,
+    ):
+        if dataset not in DATASETS:
+            raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
+        if split not in ("default", "study"):
+            raise ValueError(f"task.split={split}: must be default or study")
+        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+            raise ValueError(f"task.image_size={image_size}: must be a whole number >= 1, or null for that of the data")
+        self.dataset, self.batch_size, self.split, self.image_size = dataset, batch_size, split, image_size
+        self.init_scale = checked_init_scale(init_scale)
+        self._data_dir = str(data_dir)
+
+    @cached_property
+    def _data(self) -> ImageData:
+        return load_images(self.dataset, self._data_dir)
+
+    def prepare(self) -> None:
+        """Find, fetch and verify the data."""
+        _ = self.image_shape
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(C, H, W)` of what the networks see."""
+        channels, height, width = self._data.train_images.shape[1:]
+        if self.image_size is None:
+            return channels, height, width
+        if height % self.image_size or width != height:
+            raise ValueError(f"task.image_size={self.image_size}: must be a divisor of {height}, that of the data")
+        return channels, self.image_size, self.image_size
+
+    def images(self, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Images `(N, C, H, W)` in uint8 and labels `(N,)` of a split, or of `held_out`, on the device."""
+        data, size = self._data, None if self.image_size is None else self.image_shape[1]
+        if split == "held_out":
+            return _on_device(data.test_images, data.test_labels, None, "", size, torch.device(device))
+        return _on_device(data.train_images, data.train_labels, split, self.split, size, torch.device(device))
+
+
+class ImageClassification(ImageTask):
+    """Train a network on images: mini-batches, negative log-likelihood, pixels in [0, 1].
+
+    The data set's own test images give `test_loss` and `accuracy`.
 
     Args:
         dataset: `mnist`, `fashion_mnist` or `cifar10`.
         hidden_sizes: Units of the MLP's hidden layers, each >= 1.
         activation: Of the MLP: a name of `ph_l2o.tasks.ACTIVATIONS`, or several that the problems take in turn.
-        batch_size: Images of a mini-batch, >= 1.
-        split: `default` (a third, a sixth and half of the training images), or `study` (halves; validation shares
-            the training half).
+        norm: Of the MLP: `layer` or `batch` before each activation, or None.
+        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale` and `data_dir`.
+        split: See there.
+        image_size: See there.
+        init_scale: See there.
         model: Makes a module in place of the MLP, from `(batch, C, H, W)` to logits `(batch, classes)`.
-        data_dir: Folder of the data sets.
+        data_dir: See there.
         name: Name in tables and folders; the default is that of the data set.
 
     Raises:
@@ -68,70 +139,43 @@ class ImageClassification(Task):
         *,
         hidden_sizes: Sequence[int] = (20,),
         activation: str | Sequence[str] = "sigmoid",
+        norm: str | None = None,
         batch_size: int = 128,
         split: Literal["default", "study"] = "default",
+        image_size: int | None = None,
+        init_scale: float | Sequence[float] = 1.0,
         model: Callable[[], nn.Module] | None = None,
         data_dir: str | Path = "data",
         name: str | None = None,
     ):
-        if isinstance(activation, str) or not isinstance(activation, Sequence):
-            activation = (activation,)
-        activations = tuple(activation)
-        if dataset not in DATASETS:
-            raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
-        if not isinstance(hidden_sizes, Sequence) or any(not isinstance(n, int) or n < 1 for n in hidden_sizes):
-            raise ValueError(f"task.hidden_sizes={hidden_sizes}: must be a list of whole numbers >= 1 (units)")
-        if not activations:
-            raise ValueError("task.activation=[]: must name at least one activation")
-        for kind in activations:
-            if kind not in ACTIVATIONS:
-                hint = did_you_mean(kind, ACTIVATIONS, 1)
-                raise ValueError(f"task.activation={kind}: must be of {', '.join(ACTIVATIONS)}{hint}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
-        if split not in ("default", "study"):
-            raise ValueError(f"task.split={split}: must be default or study")
+        super().__init__(
+            dataset,
+            batch_size=batch_size,
+            split=split,
+            image_size=image_size,
+            init_scale=init_scale,
+            data_dir=data_dir,
+        )
+        self.hidden_sizes, self.activation = checked_sizes(hidden_sizes), checked_activations(activation)
+        if norm not in (None, *NORMS):
+            raise ValueError(f"task.norm={norm}: must be {', '.join(NORMS)} or null")
         if model is not None and (isinstance(model, nn.Module) or not callable(model)):
             raise ValueError(
                 f"task.model={type(model).__name__}: must be a function that makes a module, such as a class or a "
                 "functools.partial; in a configuration, a node with _partial_: true"
             )
-        self.dataset, self.hidden_sizes, self.activation = dataset, tuple(hidden_sizes), activations
-        self.batch_size, self.split, self.model = batch_size, split, model
+        self.norm, self.model = norm, model
         self.name = dataset if name is None else name
-        self._data_dir = str(data_dir)
-        self._splits: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
-
-    @cached_property
-    def _data(self) -> ImageData:
-        return load_images(self.dataset, self._data_dir)
-
-    def prepare(self) -> None:
-        """Find, fetch and verify the data."""
-        _ = self._data
 
     def spec(self) -> dict[str, Any]:
         """What defines the distribution; of `model`, all that can be seen from the modules it makes."""
-        return super().spec() | {"model": None if self.model is None else _described(self.model)}
-
-    def images(self, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Images `(N, C, H, W)` in uint8 and labels `(N,)` of a split, or of `held_out`, on the device."""
-        key = split, torch.device(device)
-        if key not in self._splits:
-            data = self._data
-            if split == "held_out":
-                images, labels = data.test_images, data.test_labels
-            else:
-                rows = split_indices(len(data.train_images), split, self.split)  # type: ignore[arg-type]
-                images, labels = data.train_images[rows], data.train_labels[rows]
-            self._splits[key] = images.to(device), labels.to(device)
-        return self._splits[key]
+        return super().spec() | {"model": None if self.model is None else described(self.model)}
 
     def make_module(self, activation: str) -> nn.Module:
         """One network."""
         if self.model is not None:
             return self.model()
-        return MLP([self._data.train_images[0].numel(), *self.hidden_sizes, self.num_classes], activation)
+        return MLP([math.prod(self.image_shape), *self.hidden_sizes, self.num_classes], activation, self.norm)
 
     @property
     def num_classes(self) -> int:
@@ -145,17 +189,24 @@ class ImageClassification(Task):
         return ImageProblem(self, keys, device=device, dtype=dtype)
 
 
-class ImageProblem(ModuleProblem):
-    """B networks with mini-batches of their own."""
+class ImageTaskProblem(ModuleProblem):
+    """B networks with mini-batches of their own; a subclass adds the loss."""
 
     stochastic = True
 
-    def __init__(self, task: ImageClassification, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        names = [task.activation[(i + keys.episode) % len(task.activation)] for i in keys.indices]
-        super().__init__(keys, lambda: task.make_module(min(names)), device=device, dtype=dtype)
-        self._task, self._dtype = task, dtype
-        mixed = task.model is None and len(set(names)) > 1
-        self._mixed = MixedActivation(names, device) if mixed else None
+    def __init__(
+        self,
+        task: ImageTask,
+        keys: ProblemKeys,
+        factory: Callable[[], nn.Module],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
+        super().__init__(keys, factory, device=device, dtype=dtype)
+        self.scale_weights(task.init_scale)
+        self._images, self._labels = task.images(keys.split, self._device)
+        self._batch_size, self._dtype = task.batch_size, dtype
 
     def batches(self, first: int, count: int) -> Iterator[ImageBatch]:
         return self._draw(Purpose.BATCH, first, count)
@@ -164,19 +215,29 @@ class ImageProblem(ModuleProblem):
         return self._draw(Purpose.FINAL_BATCH, 0, count)
 
     def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[ImageBatch]:
-        images, labels = self._task.images(self.keys.split, self._device)
-        words = self.keys.words(purpose, first, count, self._task.batch_size)
-        rows = torch.from_numpy(integers(words, len(images))).to(self._device)
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        rows = torch.from_numpy(integers(words, len(self._images))).to(self._device)
         for step, chosen in enumerate(rows, start=first):
             seeds = ()
             if self.draws_randomly:
                 number = 1 + step + _FINAL * (purpose is Purpose.FINAL_BATCH)
                 seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, number) for i in self.keys.indices)
-            yield ImageBatch(self._pixels(images, chosen), labels[chosen], seeds)
+            yield ImageBatch(self._pixels(chosen), self._labels[chosen], seeds)
 
-    def _pixels(self, images: Tensor, rows: Tensor) -> Tensor:
-        chosen = images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
-        return chosen.view(*rows.shape, *images.shape[1:])
+    def _pixels(self, rows: Tensor) -> Tensor:
+        chosen = self._images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
+        return chosen.view(*rows.shape, *self._images.shape[1:])
+
+
+class ImageProblem(ImageTaskProblem):
+    """B classifiers."""
+
+    def __init__(self, task: ImageClassification, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        names = [task.activation[(i + keys.episode) % len(task.activation)] for i in keys.indices]
+        super().__init__(task, keys, lambda: task.make_module(min(names)), device=device, dtype=dtype)
+        self._task = task
+        mixed = task.model is None and len(set(names)) > 1
+        self._mixed = MixedActivation(names, device) if mixed else None
 
     def outputs(
         self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
@@ -193,7 +254,7 @@ class ImageProblem(ModuleProblem):
                 f"task.model={type(self._module).__name__}: its outputs have shape {tuple(logits.shape[1:])}; must be "
                 f"({batch.labels.shape[1]}, {self._task.num_classes}), logits for each image of the batch"
             )
-        return _negative_log_likelihood(logits, batch.labels), buffers
+        return negative_log_likelihood(logits, batch.labels), buffers
 
     @torch.no_grad()
     def test_metrics(self, params: Params, buffers: Buffers) -> dict[str, Tensor]:
@@ -207,36 +268,22 @@ class ImageProblem(ModuleProblem):
         for part, answers in zip(images.split(size), labels.split(size), strict=True):
             pixels = (part.to(self._dtype) / 255).expand(self.num_problems, *part.shape)
             logits, _ = self.outputs(params, buffers, pixels, train=False)
-            loss += _negative_log_likelihood(logits, answers.expand(self.num_problems, -1)) * len(answers)
+            loss += negative_log_likelihood(logits, answers.expand(self.num_problems, -1)) * len(answers)
             predicted.append(logits.argmax(-1))
         guesses = torch.cat(predicted, 1)
         accuracy = [multiclass_accuracy(row, labels, num_classes=logits.shape[-1], average="micro") for row in guesses]
         return {"test_loss": loss / len(labels), "accuracy": torch.stack(accuracy).to(loss)}
 
 
-def _negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch, `(B, batch, classes)` and `(B, batch)` → `(B,)`; a product is cheaper than a gather."""
-    # A comparison, since `one_hot` looks at the values, which no compiled or traced step can.
-    chosen = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
-    return (logits.log_softmax(-1) * chosen).sum((1, 2)) / -labels.shape[1]
-
-
-def _described(model: Callable[[], nn.Module]) -> dict[str, str]:
-    """A factory in words that are the same in every process."""
-    module = seeded(model, 0)
-    digest = hashlib.sha256()
-    for name, part in module.named_modules():
-        plain = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str | tuple)}
-        digest.update(f"{name} {sorted(plain.items())!r}".encode())
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return {"factory": _name(model), "module": repr(module), "start": digest.hexdigest()[:16]}
-
-
-def _name(factory: Any) -> str:
-    if isinstance(factory, functools.partial):
-        arguments = [*map(_name, factory.args), *(f"{k}={_name(v)}" for k, v in factory.keywords.items())]
-        return f"{_name(factory.func)}({', '.join(arguments)})"
-    if hasattr(factory, "__qualname__"):
-        return f"{factory.__module__}.{factory.__qualname__}"
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(factory))
+@functools.lru_cache(maxsize=64)
+def _on_device(
+    images: Tensor, labels: Tensor, split: str | None, scheme: str, size: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Part of a data set, shared by all tasks on it; smaller images in whole grey values."""
+    if split is not None:
+        rows = split_indices(len(images), split, scheme)  # type: ignore[arg-type]
+        images, labels = images[rows], labels[rows]
+    if size is not None and size < images.shape[-1]:
+        small = [F.avg_pool2d(part.float(), images.shape[-1] // size).round() for part in images.split(10_000)]
+        images = torch.cat([part.to(torch.uint8) for part in small])
+    return images.to(device), labels.to(device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from ph_l2o.suggestions import did_you_mean
+from ph_l2o.tasks.batched import BatchedModule, affine, normalized
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -21,31 +23,52 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class MLP(nn.Module):
-    """Affine layers with an activation between them; inputs are flattened.
+def checked_activations(activation: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several of `ACTIVATIONS` as a tuple.
 
-    Weights are stored as `(in, out)`, which a batched product reads in order, and start as those of `nn.Linear`:
-    U(-1/√in, 1/√in).
+    Raises:
+        ValueError: If there is none, or one of another name.
+    """
+    if isinstance(activation, str) or not isinstance(activation, Sequence):
+        activation = (activation,)
+    if not activation:
+        raise ValueError("task.activation=[]: must name at least one activation")
+    for kind in activation:
+        if kind not in ACTIVATIONS:
+            hint = did_you_mean(kind, ACTIVATIONS, 1)
+            raise ValueError(f"task.activation={kind}: must be of {', '.join(ACTIVATIONS)}{hint}")
+    return tuple(activation)
+
+
+def checked_sizes(sizes: Sequence[int], key: str = "hidden_sizes") -> tuple[int, ...]:
+    """Units of hidden layers as a tuple.
+
+    Raises:
+        ValueError: If they are not whole numbers >= 1.
+    """
+    if not isinstance(sizes, Sequence) or any(not isinstance(n, int) or n < 1 for n in sizes):
+        raise ValueError(f"task.{key}={sizes}: must be a list of whole numbers >= 1 (units)")
+    return tuple(sizes)
+
+
+class MLP(BatchedModule):
+    """Affine layers with an activation between them; inputs are flattened.
 
     Args:
         sizes: Units of each layer, inputs first, >= 1.
         activation: A name of `ACTIVATIONS`.
+        norm: Before each activation: `layer` (Ba et al. 2016), `batch` (Ioffe and Szegedy 2015, by the statistics of
+            the batch at hand in tests too), or None.
     """
 
-    def __init__(self, sizes: Sequence[int], activation: str = "sigmoid"):
+    def __init__(self, sizes: Sequence[int], activation: str = "sigmoid", norm: str | None = None):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.num_layers = len(sizes) - 1
+        self.num_layers, self.norm = len(sizes) - 1, norm
         for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-            bound = 1 / math.sqrt(fan_in)
-            weight = torch.empty(fan_in, fan_out).uniform_(-bound, bound)
-            self.register_parameter(f"weight{k}", nn.Parameter(weight))
-            self.register_parameter(f"bias{k}", nn.Parameter(torch.empty(fan_out).uniform_(-bound, bound)))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs of shape `(batch, …)` → `(batch, out)`."""
-        tensors = {name: p[None] for name, p in self.named_parameters()}
-        return self.batched_forward(tensors, inputs[None])[0]
+            self.add_affine(str(k), fan_in, fan_out)
+            if norm is not None and k < self.num_layers - 1:
+                self.add_norm(str(k), fan_out)
 
     def batched_forward(
         self,
@@ -63,8 +86,9 @@ class MLP(nn.Module):
         activation = self.activation if activation is None else activation
         hidden = inputs.flatten(2)
         for k in range(self.num_layers):
-            hidden = torch.baddbmm(tensors[f"bias{k}"][:, None], hidden, tensors[f"weight{k}"])
+            hidden = affine(tensors, str(k), hidden)
             if k < self.num_layers - 1:
+                hidden = hidden if self.norm is None else normalized(tensors, str(k), hidden, self.norm)
                 hidden = activation(hidden)
         return hidden
 

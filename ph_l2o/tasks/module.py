@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -69,6 +71,21 @@ class ModuleProblem(Problem):
             raise ValueError(f"task.model={type(self._module).__name__}: has no parameters to optimise")
         self.params = Params.from_tensors({k: stack([n[k] for n in named]) for k in named[0]})
         self.buffers = {k: stack([b[k] for b in buffered]) for k in buffered[0]}
+
+    def scale_weights(self, scale: tuple[float, float]) -> None:
+        """Multiply the initial weights, tensors with two axes or more, by a factor of each problem.
+
+        Args:
+            scale: The factor is log-uniform between these two.
+        """
+        low, high = scale
+        if (low, high) == (1.0, 1.0):
+            return
+        share = np.array([self.keys.generator(Purpose.PROBLEM, i).uniform() for i in self.keys.indices])
+        factor = torch.from_numpy(low * (high / low) ** share).to(self.params.flat)[:, None]
+        layout = self.params.layout
+        is_weight = torch.tensor([len(shape) > 1 for shape in layout.shapes], device=factor.device)
+        self.params = self.params.like(self.params.flat * torch.where(layout.expand(is_weight), factor, 1.0))
 
     def outputs(
         self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
@@ -160,6 +177,18 @@ def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"task.model: must make an nn.Module, not {type(module).__name__}")
     return module
+
+
+def checked_init_scale(scale: float | Sequence[float]) -> tuple[float, float]:
+    """Range of a factor of the initial weights, from a number or a range.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    pair = (scale, scale) if isinstance(scale, int | float) else tuple(scale)
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] < math.inf:
+        raise ValueError(f"task.init_scale={scale}: must be a number > 0, or two of them, low and high")
+    return float(pair[0]), float(pair[1])
 
 
 def _check_alike(tensors: Sequence[Mapping[str, Tensor]]) -> None:

@@ -15,41 +15,33 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 State = tuple[Tensor, ...]  # of a cell: (h,), or (h, c) of an LSTM
-Cell = Callable[[Tensor, State, Sequence[Tensor | None]], State]
+Cell = Callable[[Tensor, Tensor, State], State]  # affine maps of input and hidden state, and the state
 
 
-def _gates(x: Tensor, h: Tensor, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    w_ih, w_hh, b_ih, b_hh = weights
-    assert w_ih is not None and w_hh is not None
-    return F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)
-
-
-def _gru(x: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
+def _gru(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
     (h,) = state
-    from_input, from_hidden = (g.chunk(3, -1) for g in _gates(x, h, weights))
-    reset = torch.sigmoid(from_input[0] + from_hidden[0])
-    update = torch.sigmoid(from_input[1] + from_hidden[1])
-    new = torch.tanh(from_input[2] + reset * from_hidden[2])
+    inputs, hidden = from_input.chunk(3, -1), from_hidden.chunk(3, -1)
+    reset = torch.sigmoid(inputs[0] + hidden[0])
+    update = torch.sigmoid(inputs[1] + hidden[1])
+    new = torch.tanh(inputs[2] + reset * hidden[2])
     return (new + update * (h - new),)
 
 
-def _lstm(x: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    h, c = state
-    from_input, from_hidden = _gates(x, h, weights)
+def _lstm(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+    _, c = state
     i, f, g, o = (from_input + from_hidden).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
 def _elman(activation: Callable[[Tensor], Tensor]) -> Cell:
-    def cell(x: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-        from_input, from_hidden = _gates(x, state[0], weights)
+    def cell(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
         return (activation(from_input + from_hidden),)
 
     return cell
 
 
-_CELLS: dict[str, Cell] = {
+CELLS: dict[str, Cell] = {
     "gru": _gru,
     "lstm": _lstm,
     "rnn_tanh": _elman(torch.tanh),
@@ -62,10 +54,10 @@ class PlainRecurrence(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name: str = getattr(func, "__name__", "")
-        if name in _CELLS:
-            return _layers(_CELLS[name], *args)
-        if name.removesuffix("_cell") in _CELLS:
-            return _one_step(_CELLS[name.removesuffix("_cell")], *args)
+        if name in CELLS:
+            return _layers(CELLS[name], *args)
+        if name.removesuffix("_cell") in CELLS:
+            return _one_step(CELLS[name.removesuffix("_cell")], *args)
         return func(*args, **(kwargs or {}))
 
 
@@ -78,7 +70,8 @@ def _one_step(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Tensor | State:
-    state = cell(x, (hx,) if isinstance(hx, Tensor) else tuple(hx), (w_ih, w_hh, b_ih, b_hh))
+    state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    state = cell(F.linear(x, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
     return state[0] if isinstance(hx, Tensor) else state
 
 
@@ -119,8 +112,10 @@ def _layers(
 
 
 def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor | None]) -> tuple[Tensor, State]:
+    w_ih, w_hh, b_ih, b_hh = weights
+    assert w_ih is not None and w_hh is not None
     outputs: list[Tensor] = []
     for x_t in x.unbind(0):
-        state = cell(x_t, state, weights)
+        state = cell(F.linear(x_t, w_ih, b_ih), F.linear(state[0], w_hh, b_hh), state)
         outputs.append(state[0])
     return torch.stack(outputs), state

@@ -10,7 +10,7 @@ from ph_l2o import cli
 
 EXPERIMENTS = sorted(p.stem for p in (Path(cli.conf_dir()) / "experiment").glob("*.yaml"))
 # What is left of an experiment is its task, optimizer and objective; `debug=default` has the last word on sizes.
-SHRUNK = ("debug=default",)
+SHRUNK = ("debug=default", "compare=true")
 
 
 def test_there_are_experiments():

@@ -1,0 +1,183 @@
+"""Small networks as optimizees: convolutional, recurrent, attention."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.suggestions import did_you_mean
+from ph_l2o.tasks.batched import BatchedModule, affine, normalized
+from ph_l2o.tasks.recurrent import CELLS, State
+
+_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
+_GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+class ConvNet(nn.Sequential):
+    """Convolutions of stride 2 with activations, the mean over places, logits: for images of any size.
+
+    Args:
+        channels: Of each convolution, each >= 1.
+        kernel: Width of the kernels, odd, >= 1.
+        norm: After each convolution: `batch`, `group` (one group, a LayerNorm over channels and places), or None.
+        activation: `relu`, `tanh`, `elu`, `gelu` or `silu`.
+        in_channels: Of the images.
+        classes: Number of logits.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (8, 16),
+        *,
+        kernel: int = 3,
+        norm: str | None = None,
+        activation: str = "relu",
+        in_channels: int = 1,
+        classes: int = 10,
+    ):
+        if not channels or any(not isinstance(c, int) or c < 1 for c in channels):
+            raise ValueError(f"task.model.channels={channels}: must be a list of whole numbers >= 1")
+        if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"task.model.kernel={kernel}: must be an odd whole number >= 1")
+        if norm not in (None, "batch", "group"):
+            raise ValueError(f"task.model.norm={norm}: must be batch, group or null")
+        if activation not in _ACTIVATIONS:
+            hint = did_you_mean(activation, _ACTIVATIONS, 1)
+            raise ValueError(f"task.model.activation={activation}: must be one of {', '.join(_ACTIVATIONS)}{hint}")
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise((in_channels, *channels)):
+            layers.append(nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=kernel // 2))
+            if norm is not None:
+                layers.append(nn.BatchNorm2d(fan_out) if norm == "batch" else nn.GroupNorm(1, fan_out))
+            layers.append(_ACTIVATIONS[activation]())
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
+
+
+class RecurrentNet(BatchedModule):
+    """Recurrent layers and an affine output at each time: `(batch, time, inputs)` → `(batch, time, outputs)`.
+
+    Args:
+        inputs: Number of inputs at each time.
+        outputs: Number of outputs at each time.
+        length: Times; unused.
+        hidden_size: Units of a layer, >= 1.
+        num_layers: Layers, >= 1.
+        cell: `gru`, `lstm`, `rnn_tanh` or `rnn_relu`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        length: int = 0,
+        *,
+        hidden_size: int = 16,
+        num_layers: int = 1,
+        cell: str = "gru",
+    ):
+        super().__init__()
+        del length
+        if cell not in _GATES:
+            hint = did_you_mean(cell, _GATES, 1)
+            raise ValueError(f"task.model.cell={cell}: must be one of {', '.join(_GATES)}{hint}")
+        for key, value in (("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"task.model.{key}={value}: must be a whole number >= 1")
+        self.hidden_size, self.num_layers, self.cell = hidden_size, num_layers, cell
+        for k in range(num_layers):
+            self.add_affine(f"_in{k}", inputs if k == 0 else hidden_size, _GATES[cell] * hidden_size)
+            self.add_affine(f"_hidden{k}", hidden_size, _GATES[cell] * hidden_size)
+        self.add_affine("_out", hidden_size, outputs)
+
+    def batched_forward(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """B networks at once: `(B, batch, time, inputs)` → `(B, batch, time, outputs)`."""
+        hidden = inputs
+        zeros = inputs.new_zeros(*inputs.shape[:2], self.hidden_size)
+        for k in range(self.num_layers):
+            from_input = affine(tensors, f"_in{k}", hidden)
+            state: State = (zeros, zeros) if self.cell == "lstm" else (zeros,)
+            steps: list[Tensor] = []
+            for x in from_input.unbind(2):
+                state = CELLS[self.cell](x, affine(tensors, f"_hidden{k}", state[0]), state)
+                steps.append(state[0])
+            hidden = torch.stack(steps, 2)
+        return affine(tensors, "_out", hidden)
+
+
+class CausalAttention(BatchedModule):
+    """A small causal transformer: `(batch, time, inputs)` → `(batch, time, outputs)`.
+
+    Args:
+        inputs: Number of inputs at each time.
+        outputs: Number of outputs at each time.
+        length: Times, >= 1, each with a learned embedding.
+        width: Width of the residual stream, a multiple of `num_heads`.
+        num_heads: Heads of each block, >= 1.
+        num_layers: Blocks of attention and of an MLP with 2 · width hidden units, >= 1.
+        norm: Whether a LayerNorm stands before each block and before the output.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: Vaswani et al. 2017, "Attention is all you need"; the norms before the blocks as in Xiong et al. 2020.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        length: int,
+        *,
+        width: int = 16,
+        num_heads: int = 2,
+        num_layers: int = 1,
+        norm: bool = True,
+    ):
+        super().__init__()
+        for key, value in (("width", width), ("num_heads", num_heads), ("num_layers", num_layers)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"task.model.{key}={value}: must be a whole number >= 1")
+        if width % num_heads:
+            raise ValueError(f"task.model.width={width}: must be a multiple of num_heads={num_heads}")
+        self.num_heads, self.num_layers, self.norm = num_heads, num_layers, norm
+        self.add_affine("_in", inputs, width)
+        self.position = nn.Parameter(0.1 * torch.randn(length, width))
+        for k in range(num_layers):
+            self.add_affine(f"_attend{k}", width, 3 * width)
+            self.add_affine(f"_mix{k}", width, width)
+            self.add_affine(f"_up{k}", width, 2 * width)
+            self.add_affine(f"_down{k}", 2 * width, width)
+        for name in (*(f"_{part}{k}" for k in range(num_layers) for part in ("attend", "up")), "_out") * norm:
+            self.add_norm(name, width)
+        self.add_affine("_out", width, outputs)
+
+    def batched_forward(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """B networks at once: `(B, batch, time, inputs)` → `(B, batch, time, outputs)`."""
+
+        def normed(name: str, x: Tensor) -> Tensor:
+            return normalized(tensors, name, x) if self.norm else x
+
+        x = affine(tensors, "_in", inputs) + tensors["position"][:, None]
+        for k in range(self.num_layers):
+            attended = self._attend(affine(tensors, f"_attend{k}", normed(f"_attend{k}", x)))
+            x = x + affine(tensors, f"_mix{k}", attended)
+            hidden = nn.functional.gelu(affine(tensors, f"_up{k}", normed(f"_up{k}", x)))
+            x = x + affine(tensors, f"_down{k}", hidden)
+        return affine(tensors, "_out", normed("_out", x))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values `(B, batch, time, 3 · width)` → `(B, batch, time, width)`."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)  # (B, batch, heads, time, each)
+        past = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~past, -math.inf)
+        return (scores.softmax(-1) @ v).transpose(2, 3).flatten(-2)
