@@ -44,9 +44,8 @@ class Mixture(Task):
         named = [*tasks.items()] if isinstance(tasks, Mapping) else [(task.name, task) for task in tasks]
         self.tasks = dict(named)
         if not named or len(self.tasks) < len(named):
-            raise ValueError(
-                f"task.tasks=[{', '.join(n for n, _ in named)}]: must be tasks, at least one, by unique names"
-            )
+            names = ", ".join(name for name, _ in named)
+            raise ValueError(f"task.tasks=[{names}]: must be tasks, at least one, by names that differ")
         for member, task in named:
             if not isinstance(task, Task):
                 raise ValueError(f"task.tasks.{member}={type(task).__name__}: must be a task")
@@ -54,9 +53,8 @@ class Mixture(Task):
                 raise ValueError(f"task.tasks.{member}={type(task).__name__}: must have losses >= 0")
         for member, weight in (weights or {}).items():
             if member not in self.tasks:
-                raise ValueError(
-                    f"task.weights.{member}: must be the name of a member{did_you_mean(member, self.tasks)}"
-                )
+                hint = did_you_mean(member, self.tasks)
+                raise ValueError(f"task.weights.{member}: must be the name of a member{hint}")
             if not 0 < weight < math.inf:
                 raise ValueError(f"task.weights.{member}={weight}: must be > 0 and finite")
         self.weights = {member: float((weights or {}).get(member, 1.0)) for member in self.tasks}

@@ -7,24 +7,26 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o.suggestions import did_you_mean
-from ph_l2o.tasks.batched import BatchedModule, affine, normalized
+from ph_l2o.tasks.batched import NORMS, BatchedModule, affine, normalized
+from ph_l2o.tasks.mlp import ACTIVATIONS
 from ph_l2o.tasks.recurrent import CELLS, State
 
-_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU}
 _GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
 
-class ConvNet(nn.Sequential):
+class ConvNet(BatchedModule):
     """Convolutions of stride 2 with activations, the mean over places, logits: for images of any size.
 
     Args:
         channels: Of each convolution, each >= 1.
         kernel: Width of the kernels, odd, >= 1.
-        norm: After each convolution: `batch`, `group` (one group, a LayerNorm over channels and places), or None.
-        activation: `relu`, `tanh`, `elu`, `gelu` or `silu`.
+        norm: After each convolution: `batch` (of each channel, by the statistics of the batch at hand in tests too),
+            `layer` (over the channels of each place), or None.
+        activation: A name of `ph_l2o.tasks.ACTIVATIONS`.
         in_channels: Of the images.
         classes: Number of logits.
 
@@ -42,22 +44,38 @@ class ConvNet(nn.Sequential):
         in_channels: int = 1,
         classes: int = 10,
     ):
+        super().__init__()
         if not channels or any(not isinstance(c, int) or c < 1 for c in channels):
             raise ValueError(f"task.model.channels={channels}: must be a list of whole numbers >= 1")
         if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"task.model.kernel={kernel}: must be an odd whole number >= 1")
-        if norm not in (None, "batch", "group"):
-            raise ValueError(f"task.model.norm={norm}: must be batch, group or null")
-        if activation not in _ACTIVATIONS:
-            hint = did_you_mean(activation, _ACTIVATIONS, 1)
-            raise ValueError(f"task.model.activation={activation}: must be one of {', '.join(_ACTIVATIONS)}{hint}")
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in itertools.pairwise((in_channels, *channels)):
-            layers.append(nn.Conv2d(fan_in, fan_out, kernel, stride=2, padding=kernel // 2))
+        if norm not in (None, *NORMS):
+            raise ValueError(f"task.model.norm={norm}: must be {', '.join(NORMS)} or null")
+        if activation not in ACTIVATIONS:
+            hint = did_you_mean(activation, ACTIVATIONS, 1)
+            raise ValueError(f"task.model.activation={activation}: must be one of {', '.join(ACTIVATIONS)}{hint}")
+        self.num_layers, self.kernel, self.norm = len(channels), kernel, norm
+        self.activation = activation
+        for k, (fan_in, fan_out) in enumerate(itertools.pairwise((in_channels, *channels))):
+            self.add_affine(str(k), fan_in * kernel**2, fan_out)
             if norm is not None:
-                layers.append(nn.BatchNorm2d(fan_out) if norm == "batch" else nn.GroupNorm(1, fan_out))
-            layers.append(_ACTIVATIONS[activation]())
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], classes))
+                self.add_norm(str(k), fan_out)
+        self.add_affine("_out", channels[-1], classes)
+
+    def batched_forward(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """B networks at once: `(B, batch, C, H, W)` → `(B, batch, classes)`."""
+        # Products with patches: convolutions in groups, one for each problem, take several times as long on a CPU.
+        lead, images = inputs.shape[:2], inputs.flatten(0, 1)
+        for k in range(self.num_layers):
+            height, width = ((n - 1) // 2 + 1 for n in images.shape[2:])
+            patches = F.unfold(images, self.kernel, padding=self.kernel // 2, stride=2)  # (B · batch, C k², places)
+            rows = patches.transpose(1, 2).reshape(lead[0], -1, patches.shape[1])
+            hidden = affine(tensors, str(k), rows)  # (B, batch · places, channels)
+            if self.norm is not None:
+                hidden = normalized(tensors, str(k), hidden, self.norm)
+            hidden = ACTIVATIONS[self.activation](hidden)
+            images = hidden.unflatten(1, (-1, height, width)).flatten(0, 1).permute(0, 3, 1, 2)
+        return affine(tensors, "_out", images.mean((2, 3)).unflatten(0, lead))
 
 
 class RecurrentNet(BatchedModule):
@@ -171,7 +189,7 @@ class CausalAttention(BatchedModule):
         for k in range(self.num_layers):
             attended = self._attend(affine(tensors, f"_attend{k}", normed(f"_attend{k}", x)))
             x = x + affine(tensors, f"_mix{k}", attended)
-            hidden = nn.functional.gelu(affine(tensors, f"_up{k}", normed(f"_up{k}", x)))
+            hidden = F.gelu(affine(tensors, f"_up{k}", normed(f"_up{k}", x)))
             x = x + affine(tensors, f"_down{k}", hidden)
         return affine(tensors, "_out", normed("_out", x))
 
