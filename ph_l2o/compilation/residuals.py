@@ -67,6 +67,9 @@ def drop_sizes(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
         size = node.meta["val"]
         if not isinstance(size, torch.SymInt):
             continue
+        if size.node.expr.is_number:
+            _put_number(node, int(size.node.expr))
+            continue
         of, axis = _axis_of(size, placeholders)
         with backward.graph.inserting_after(placeholders[-1]):
             found = backward.graph.call_function(torch.ops.aten.sym_size.int, (of, axis))
@@ -78,6 +81,17 @@ def drop_sizes(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
     for module in (forward, backward):
         module.graph.eliminate_dead_code()
         module.recompile()
+
+
+def _put_number(node: fx.Node, number: int) -> None:
+    """A size that turned out to be the same for all."""
+
+    def put(n: fx.Node) -> fx.Node | int:
+        return number if n is node else n
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg(user.args, put), fx.map_arg(user.kwargs, put)
+    node.graph.erase_node(node)
 
 
 def _axis_of(size: torch.SymInt, placeholders: list[fx.Node]) -> tuple[fx.Node, int]:

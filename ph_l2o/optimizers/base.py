@@ -67,6 +67,19 @@ class LearnedOptimizer(nn.Module, ABC):
             The next parameters and the next state.
         """
 
+    def hide_loss(self, state: Any, hidden: Tensor) -> Any:
+        """The state of a new episode in which some problems' losses are never used, for an optimizer that can do so.
+
+        Args:
+            state: What `init` returned.
+            hidden: Which problems, booleans `(B,)`.
+
+        Raises:
+            ValueError: If the optimizer has no such mode.
+        """
+        del state, hidden
+        raise ValueError(f"meta.hide_loss: {type(self).__name__} cannot go without the loss it sees; set it to 0")
+
     def forward(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
         """The same as `update`, so that `torch.func.functional_call` can swap the meta-parameters."""
         return self.update(params, grads, loss, state)

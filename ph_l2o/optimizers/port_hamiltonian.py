@@ -1,26 +1,31 @@
 """The port-Hamiltonian learned optimizer.
 
 Coordinates θ and momenta π move by a discrete port-Hamiltonian scheme whose energy cannot grow, whatever its
-learned ports do; a small network, the controller, sets the ports of each tensor from scale-free statistics.
+learned ports do; a small network, the controller, sets the ports of each tensor from scale-free statistics. Proofs are
+in `docs/theory.md`.
 
 Symbols (code ↔ mathematics):
 
-- `flat`, `momentum` ↔ θ, π; `grad` ↔ g = ∇f(θ); `scale` ↔ s > 0, step scale of a coordinate
-- `damping` ↔ D ≥ 0, so that R = diag(D) is positive semidefinite; `r` ↔ r, stands for √max(f, c)
-- `force` ↔ s·ĝ, with ĝ = (1 - mix) g + mix m; the port of r is c_i = force_i / (2√max(f, c))
+- `flat`, `momentum` ↔ θ, π; `grad` ↔ g = ∇f(θ), in units of `gradient_unit` ↔ G; `scale` ↔ s > 0
+- `loss_unit` ↔ U > 0, the unit of energy, an average of the loss; `length` ↔ L = U / G; `phi` ↔ φ = f / U
+- `push` ↔ h = s ĝ with ĝ = (1 - mix) g + mix m; the port of r is c = h / (2 √(φ L))
+- `keep` ↔ 1 / (1 + D), D ≥ 0, so that R = diag(D) is positive semidefinite
+- `stiffness` ↔ κ > 0 of the spring that ties θ to 0; a = 1 + D + κ L s²_max ≥ 1 + D + κ L s²
 
 One step, with r shared by all coordinates of a problem:
 
-    r⁺ = [r + Σ c π / (1 + D)] / [1 + Σ 2c² / (1 + D)]
-    π⁺ = (π - 2 c r⁺) / (1 + D)
-    θ⁺ = θ + s π⁺
+    b  = π - κ √L s θ
+    r⁺ = [r + Σ c b / a] / [1 + Σ 2c² / a]
+    π⁺ = (b - 2 c r⁺) / a
+    θ⁺ = θ + √L s π⁺
 
-It satisfies Δ(r² + ½‖π‖²) = -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s > 0 and D ≥ 0: J is skew-symmetric
-(c enters r and π with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
+It satisfies Δ(r² + ½‖π‖² + ½κ‖θ‖²) ≤ -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s > 0, D ≥ 0 and κ ≥ 0: J is
+skew-symmetric (c and s enter with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
 
-Before each step r² follows max(f, c). Lowering r² releases energy; raising it is paid from an energy tank (Duindam and
-Stramigioli 2004; Franken et al. 2011), which a share η_k = 1 - 1/k of all released energy refills. When the tank is
-empty, r is not raised. So E = r² + ½‖π‖² + tank never increases.
+All energies are numbers without units. Before a step π is expressed in the new unit U, and r² is set to min(φ, 1), both
+as far as the account `energy` pays (an energy tank: Duindam and Stramigioli 2004; Franken et al. 2011). Of what a
+step releases the share 1/k leaves the account for good. So the account never increases, r² + ½‖π‖² + ½κ‖θ‖² never
+exceeds it, and ‖θ‖ ≤ √(2 E₀ / κ) for ever.
 
 The scalar auxiliary variable is due to Shen, Xu and Yang 2018 ("The scalar auxiliary variable (SAV) approach for
 gradient flows") and, for optimisation, to Liu and Tian 2020 ("AEGD: adaptive gradient descent with energy").
@@ -29,257 +34,335 @@ gradient flows") and, for optimisation, to Liu and Tian 2020 ("AEGD: adaptive gr
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ph_l2o import segments
+from ph_l2o.optimizers import controller
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.params import Layout, Params
 
-_DECAYS = (0.5, 0.9, 0.99)  # of the gradient's averages
-_SECOND_DECAY = 0.95  # of the squared gradient's average
-_LOSS_DECAY = 0.9
-_TIME_SCALES = (20.0, 100.0, 1000.0)
-_TINY_SQUARE = 1e-16
-_TINY_LOSS = 1e-10
-_TINY_ENERGY = 1e-30
-_LOG_SCALE_RANGE = (-15.0, 6.0)  # of log s
-# What the statistics are of: gradient, its averages, momentum, parameters. Then the mean squared gradient follows.
-_ROWS = 3 + len(_DECAYS)
-_NUM_COSINES = _ROWS - 2  # of the gradient with its averages and the momentum
-_NUM_LOSSES = 3  # now, average, start
-_NUM_STATIC = 5  # size, shape and depth of a tensor
-_NUM_OUTPUTS = 4  # log scale, mix, damping, exponent
-_MIXED = 1  # the average that the force can be mixed with: decay .9
+DECAYS = (0.9, 0.99)  # of the gradient's averages
+SECOND_DECAY = 0.95  # of the squared gradient's average
+LOSS_DECAYS = (0.9, 0.99)
+TINY = 1e-20  # beside squares of gradients in their unit
+_LEAST = 1e-36  # of a loss, of a gradient's unit
+_LEAST_PHI = 1e-4
+_LEAST_R = 1e-12  # of r²; its square root is differentiated
+_JUMP = 1e3  # the gradient's unit changes by at most this in a step
+_MEMORY = 1000.0  # steps over which the reference of the gradient is averaged
+_LOG_GAIN_RANGE = (-30.0, 8.0)
 
 
 class PortHamiltonianState(NamedTuple):
-    """What the optimizer remembers.
+    """What the optimizer remembers. Losses, energies and numbers of steps have shape `(B,)`.
 
     Attributes:
-        step: Steps done, `(B,)`.
-        averages: Bias-corrected averages of the gradient, `(B, 3, N)`.
-        second: Bias-corrected average of the squared gradient, `(B, N)`.
+        step: Steps done, without those skipped.
+        averages: Bias-corrected averages of the gradient in its unit, `(B, 2, N)`.
+        second: Bias-corrected average of the squared gradient in its unit, `(B, N)`.
         momentum: π, `(B, N)`.
-        loss_start: First loss, `(B,)`.
-        loss_average: Bias-corrected average of the loss, `(B,)`.
-        r_squared: r², `(B,)`.
-        tank: Energy in the tank, `(B,)`.
-        kinetic: ½‖π‖², `(B,)`.
+        gradient_unit: G.
+        second_mean: Mean of `second`.
+        reference: Average of `second_mean` over the past.
+        loss_start: First loss.
+        loss_fast: Bias-corrected average of the loss, decay .9.
+        loss_slow: The same, decay .99.
+        loss_unit: U.
+        uses_loss: 1 where the loss is used, 0 from the first negative loss on, or where it is hidden.
+        energy: The account; it never increases.
+        kinetic: ½‖π‖².
+        stiffness: κ.
+        trust: r⁺ / √φ of the last step.
+        share: Decrease of the loss that the last step's force predicts, over 2 f.
+        skipped: Steps skipped, because the loss or the gradient was not finite.
     """
 
     step: Tensor
     averages: Tensor
     second: Tensor
     momentum: Tensor
+    gradient_unit: Tensor
+    second_mean: Tensor
+    reference: Tensor
     loss_start: Tensor
-    loss_average: Tensor
-    r_squared: Tensor
-    tank: Tensor
+    loss_fast: Tensor
+    loss_slow: Tensor
+    loss_unit: Tensor
+    uses_loss: Tensor
+    energy: Tensor
     kinetic: Tensor
+    stiffness: Tensor
+    trust: Tensor
+    share: Tensor
+    skipped: Tensor
 
-    def energy(self) -> Tensor:
-        """E = r² + ½‖π‖² + tank of each problem, shape `(B,)`; it never increases."""
-        return self.r_squared + self.kinetic + self.tank
+    def radius(self) -> Tensor:
+        """√(2 E / κ), which ‖θ‖ will never exceed from now on, shape `(B,)`."""
+        return (2 * self.energy / self.stiffness).sqrt()
+
+
+class Seen(NamedTuple):
+    """What a step sees of loss and gradient, numbers of shape `(B,)`; see `observe`."""
+
+    fine: Tensor  # whether both are finite
+    uses_loss: Tensor
+    step: Tensor
+    gradient_unit: Tensor
+    factor: Tensor  # from the gradient to the gradient in its unit
+    change: Tensor  # last unit over this one
+    weights: Tensor  # of the averages: gradient, squared gradient, loss, `(B, 5)`
+    loss: Tensor
+    loss_start: Tensor
+    loss_fast: Tensor
+    loss_slow: Tensor
+
+
+class Energies(NamedTuple):
+    """Before a step, numbers of shape `(B,)`; see `settle`."""
+
+    loss_unit: Tensor
+    length: Tensor
+    phi: Tensor
+    rescale: Tensor  # of π
+    kinetic: Tensor
+    pull: Tensor  # ½κ‖θ‖²
+    r_squared: Tensor
 
 
 class PortHamiltonian(LearnedOptimizer):
     """Port-Hamiltonian dynamics with a learned per-tensor controller; see the module's text.
 
-    The step scale is s² = lr / v^q with v the average of the squared gradient and q ∈ [0, ½], which spans gradient
-    descent (q = 0) to Adam (q = ½). The controller gives lr, D, q and the mix for each tensor in each step.
+    The step scale is s² = gain / √(ρ v + (1 - ρ) v̄) with v the average of the squared gradient, v̄ its mean over the
+    tensor and ρ ∈ (0, 1), from one step size for a tensor (ρ = 0) to Adam's (ρ → 1). gain = lr · (v̄ₐ / ref)^{lean / 2}
+    follows the gradient's size v̄ₐ relative to its past, from normalised steps (lean = 0) to gradient descent (lean = 1).
+    The controller gives lr, mix, D, lean and ρ for each tensor in each step.
+
+    The loss may be missing (None) or hidden; then U is an average of Σ h², the decrease that steps predict.
 
     Args:
         hidden_size: Width of the controller's two hidden layers, >= 1.
         init_lr: Learning rate before meta-training, > 0.
-        tank: Energy in the tank at the start, as a multiple >= 0 of max(f(θ₀), c).
-        loss_offset: c > 0, in units of the loss; a smaller loss counts as c.
+        budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
+        radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N) · √(1 + 1 / radius²), > 0.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    needs_loss: ClassVar[bool] = True
     takes_padding: ClassVar[bool] = True
 
-    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.02, tank: float = 1.0, loss_offset: float = 1e-6):
+    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.02, budget: float = 100.0, radius: float = 1000.0):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
-        if init_lr <= 0:
-            raise ValueError(f"optimizer.init_lr={init_lr}: must be > 0")
-        if tank < 0:
-            raise ValueError(f"optimizer.tank={tank}: must be >= 0 (multiple of the first loss)")
-        if loss_offset <= 0:
-            raise ValueError(f"optimizer.loss_offset={loss_offset}: must be > 0")
-        self.tank, self.loss_offset = tank, loss_offset
-        num_features = (_ROWS + 1) + _NUM_COSINES + _NUM_LOSSES + (1 + len(_TIME_SCALES)) + _NUM_STATIC
+        for name, value in (("init_lr", init_lr), ("budget", budget), ("radius", radius)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"optimizer.{name}={value}: must be > 0 and finite")
+        self.budget, self.radius = budget, radius
         self.controller = nn.Sequential(
-            nn.Linear(num_features, hidden_size),
+            nn.Linear(controller.NUM_FEATURES, hidden_size),
             nn.Tanh(),
             nn.Linear(hidden_size, hidden_size),
             nn.Tanh(),
-            nn.Linear(hidden_size, _NUM_OUTPUTS),
+            nn.Linear(hidden_size, controller.NUM_PORTS),
         )
         # A small last layer: meta-training starts at a sane static optimizer.
         last = self.controller[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.mul_(0.05)
-            last.bias.copy_(torch.tensor([0.5 * math.log(init_lr), 0.0, 1.5, 1.0]))
+            last.bias.copy_(torch.tensor([math.log(init_lr), 0.0, 1.5, 0.0, 2.0]))
 
     def init(self, params: Params) -> PortHamiltonianState:
-        """Zeros; see `LearnedOptimizer.init`."""
+        """Nothing seen yet; see `LearnedOptimizer.init`."""
         flat = params.flat
-        zero = torch.zeros_like(flat)
-        one = torch.zeros_like(flat[:, 0])
-        averages = torch.zeros_like(flat)[:, None].repeat(1, len(_DECAYS), 1)
-        return PortHamiltonianState(one, averages, zero, zero, one, one, one, one, one)
+        zero, none = torch.zeros_like(flat), torch.zeros_like(flat[:, 0])
+        energy, stiffness = self.account(_dot(flat, flat), params.layout.table(controller.sizes, flat).sum())
+        averages = zero[:, None].repeat(1, len(DECAYS), 1)
+        numbers = dict.fromkeys(PortHamiltonianState._fields, none)
+        tensors = {"averages": averages, "second": zero, "momentum": zero}
+        return PortHamiltonianState(
+            **numbers | tensors | {"energy": energy, "stiffness": stiffness, "uses_loss": none + 1}
+        )
+
+    def account(self, square: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """E₀ and κ for parameters with ‖θ₀‖² = `square` `(B,)` and `size` coordinates."""
+        stiffness = 2 * self.budget / (self.radius**2 * torch.maximum(square, size))
+        return self.budget + 0.5 * stiffness * square, stiffness
+
+    def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
+        """See `LearnedOptimizer.hide_loss`."""
+        return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
 
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
     ) -> tuple[Params, PortHamiltonianState]:
-        """One step of the scheme; see `LearnedOptimizer.update`."""
-        if loss is None:
-            raise ValueError("port_hamiltonian needs the loss of every step")
-        flat, grad, layout = params.flat, grads.flat, params.layout
-        step = state.step + 1
-        first = state.step == 0
-        weights = _average_weights(step)
-        averages = torch.lerp(state.averages, grad[:, None], weights[:, : len(_DECAYS), None])
-        second = torch.lerp(state.second, grad * grad, weights[:, len(_DECAYS), None])
-        loss_average = torch.lerp(state.loss_average, loss, weights[:, -1])
-        loss_start = torch.where(first, loss, state.loss_start)
+        """One step of the scheme; see `LearnedOptimizer.update`. A loss of None is a missing one."""
+        flat, layout = params.flat, params.layout
+        seen = observe(grads.flat.detach().abs().amax(1), loss, state)
+        grad = torch.where(seen.fine[:, None], grads.flat, 0.0) * seen.factor[:, None]
+        averages, second = _averaged(state, seen, grad)
 
-        statistics = _statistics(flat, grad, averages, second, state.momentum, layout)
-        positive = torch.stack([loss, loss_average, loss_start, step], 1).clamp_min(0)
-        positive = positive + _constant((*[_TINY_LOSS] * _NUM_LOSSES, 0.0), loss.device, loss.dtype)
-        log_scale, mix, dissipation, exponent = self._ports(_inputs(statistics, positive, step, layout), layout)
+        sums = _sums(flat, grad, averages, second, state.momentum, layout)
+        sizes = layout.table(controller.sizes, flat)
+        second_mean, reference = compare_gradients(sums, sizes, seen, state)
+        ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, layout)
 
-        scale = torch.addcmul(log_scale, exponent, (second + _TINY_SQUARE).log(), value=-1)
-        scale = scale.clamp(*_LOG_SCALE_RANGE).exp()
-        force = scale * torch.lerp(grad, averages[:, _MIXED], mix)
-        damped = force * dissipation
+        # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
+        floor = (1 - ports.rho) * (sums[:, controller.SECOND] / sizes + TINY)
+        gain = ports.log_gain.clamp(*_LOG_GAIN_RANGE).exp()
+        root, base, rho, mix = layout.expand(torch.stack([gain.sqrt(), floor, ports.rho, ports.mix], 1)).unbind(1)
+        scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
+        push = scale * torch.lerp(grad, averages[:, 0], mix)
 
-        # r² follows the scaled loss; what raises it is paid from the tank.
-        refill = 1 - 1 / step
-        target = loss.clamp_min(self.loss_offset)
-        r_squared = torch.where(first, target, state.r_squared)
-        tank = torch.where(first, self.tank * target, state.tank)
-        followed = torch.minimum(target, r_squared + tank)
-        raised = followed - r_squared
-        tank = tank - torch.maximum(raised, refill * raised)
-        r_squared = followed.clamp_min(_TINY_ENERGY)
+        squares = layout.dot(push, push)
+        before = settle(squares.sum(1), sums[:, controller.THETA].sum(1), seen, state)
+        root_length, bound = before.length.sqrt(), gain * floor.rsqrt()
+        keep = damped(ports.keep, bound, before, seen, state)
+        spring = torch.where(seen.fine, state.stiffness * root_length, 0.0)[:, None]
+        shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
+        products = layout.dot(push, shifted)
+        trust, share = solve((keep * products).sum(1), (keep * squares).sum(1), before)
 
-        # ratio = r⁺ / √target; c π / (1 + D) = damped π / (2 √target)
-        half = 0.5 / target
-        gain = torch.addcmul((r_squared / target).sqrt(), half, _dot(damped, state.momentum))
-        ratio = gain / torch.addcmul(torch.ones_like(half), half, _dot(damped, force))
-        momentum = torch.addcmul(state.momentum * dissipation, damped, ratio[:, None], value=-1)
-        new = torch.addcmul(flat, scale, momentum)
+        force = torch.where(seen.fine, trust / root_length, 0.0)[:, None]
+        momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
+        move = torch.where(seen.fine, root_length, 0.0)[:, None]
+        new = torch.addcmul(flat, scale * momentum, move)
 
         kinetic = 0.5 * _dot(momentum, momentum)
-        r_after = ratio * ratio * target
-        tank = torch.addcmul(tank, refill, r_squared - r_after + (state.kinetic - kinetic))
-        return params.like(new), PortHamiltonianState(
-            step, averages, second, momentum, loss_start, loss_average, r_after, tank, kinetic
-        )
+        energy = paid(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
+        after = remember(state, seen, before, second_mean, reference, energy, kinetic, trust, share)
+        return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
 
-    def _ports(self, inputs: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        """What the controller sets, for each coordinate: log s at v = 1, mix, 1 / (1 + D), q / 2."""
-        features = inputs @ _feature_matrix(inputs.device, inputs.dtype)
-        free, bounded = self.controller(features).split(2, 1)
-        bounded = bounded.sigmoid() * _bounds(inputs.device, inputs.dtype)
-        ports = torch.cat([free, bounded], 1).view(-1, layout.num_tensors, _NUM_OUTPUTS)
-        return layout.expand(ports.mT).unbind(1)
+
+def observe(largest: Tensor, loss: Tensor | None, state: PortHamiltonianState) -> Seen:
+    """What a step sees, for the largest absolute value of each problem's gradient, `(B,)`."""
+    if loss is None:
+        loss, uses_loss = torch.zeros_like(largest), torch.zeros_like(largest)
+    else:
+        uses_loss = state.uses_loss * (loss.detach() >= 0)
+    fine = torch.isfinite(largest) & torch.isfinite(loss.detach())
+    loss, largest = torch.where(fine, loss, 0.0), torch.where(fine, largest, 0.0)
+    uses_loss = torch.where(fine, uses_loss, state.uses_loss)
+    first = state.step == 0
+    step = state.step + fine
+    # The unit moves where the gradient leaves [unit / 1000, unit], but not so far that old squares overflow.
+    old = torch.where(first, largest, state.gradient_unit).clamp_min(_LEAST)
+    lower = (largest > 0) & (largest * _JUMP < old) & (state.second_mean < 1)
+    unit = torch.where(largest > old, torch.minimum(largest, old * _JUMP), torch.where(lower, old / _JUMP, old))
+    clip = torch.where(largest > unit, unit / largest.clamp_min(_LEAST), 1.0)
+    decays = constant((*DECAYS, SECOND_DECAY, *LOSS_DECAYS), step)
+    weights = fine[:, None] * (1 - decays) / (1 - decays ** step.clamp_min(1)[:, None])
+    return Seen(
+        fine, uses_loss, step, unit, clip / unit, old / unit, weights, loss,
+        torch.where(first, loss, state.loss_start),
+        torch.lerp(state.loss_fast, loss, weights[:, 3]),
+        torch.lerp(state.loss_slow, loss, weights[:, 4]),
+    )  # fmt: skip
+
+
+def compare_gradients(sums: Tensor, sizes: Tensor, seen: Seen, state: PortHamiltonianState) -> tuple[Tensor, Tensor]:
+    """Mean of v over all coordinates, and its average over the past, `(B,)`."""
+    mean = sums[:, controller.SECOND].sum(1) / sizes.sum()
+    weight = seen.fine / seen.step.clamp(1, _MEMORY)
+    return mean, torch.lerp(state.reference * seen.change * seen.change, mean, weight)
+
+
+def settle(spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+    """Units and energies before a step, for Σ h² and ‖θ‖² of each problem."""
+    uses = seen.uses_loss > 0
+    now = torch.where(uses, seen.loss, spent * seen.gradient_unit)
+    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp_min(_LEAST)
+    length = (unit.log() - seen.gradient_unit.log()).clamp(-60, 60).exp()
+    phi = torch.where(uses, (seen.loss / unit).clamp_min(_LEAST_PHI), 1.0)
+    pull = 0.5 * state.stiffness * square
+    room = (state.energy - pull).clamp_min(0)
+    # π in the new unit, as far as the account pays.
+    rescale = torch.where(seen.fine & (state.step > 0), state.loss_unit / unit, 1.0)
+    rescale = torch.minimum(rescale, room / state.kinetic.clamp_min(_LEAST_R))
+    kinetic = state.kinetic * rescale
+    r_squared = torch.minimum(phi.clamp_max(1), room - kinetic).clamp_min(_LEAST_R)
+    return Energies(unit, length, phi, (rescale + _LEAST).sqrt(), kinetic, pull, r_squared)
+
+
+def damped(keep: Tensor, bound: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState) -> Tensor:
+    """1 / a for each tensor, `(B, T)`, where s² ≤ `bound`."""
+    stiffness = (state.stiffness * before.length)[:, None]
+    return torch.where(seen.fine[:, None], keep / (1 + keep * stiffness * bound), 1.0)
+
+
+def solve(product: Tensor, square: Tensor, before: Energies) -> tuple[Tensor, Tensor]:
+    """r⁺ / √φ, and Σ 2c² / a, for Σ h b / a and Σ h² / a."""
+    half = 0.5 / before.phi
+    share = half / before.length * square
+    trust = (before.r_squared / before.phi).sqrt() + half * before.length.rsqrt() * product
+    return trust / (1 + share), share
+
+
+def paid(
+    trust: Tensor, kinetic: Tensor, pull: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState
+) -> Tensor:
+    """The account after a step: the share 1/k of what the step released is gone."""
+    released = before.r_squared + before.kinetic + before.pull - (trust * trust * before.phi + kinetic + pull)
+    return state.energy - seen.fine * released.clamp_min(0) / seen.step.clamp_min(1)
+
+
+def remember(
+    state: PortHamiltonianState,
+    seen: Seen,
+    before: Energies,
+    second_mean: Tensor,
+    reference: Tensor,
+    energy: Tensor,
+    kinetic: Tensor,
+    trust: Tensor,
+    share: Tensor,
+) -> PortHamiltonianState:
+    """The next state's numbers; a skipped step changes none but the number of steps skipped."""
+
+    def unless_skipped(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(seen.fine, new, old)
+
+    return state._replace(
+        step=seen.step,
+        gradient_unit=unless_skipped(seen.gradient_unit, state.gradient_unit),
+        second_mean=unless_skipped(second_mean, state.second_mean),
+        reference=unless_skipped(reference, state.reference),
+        loss_start=seen.loss_start,
+        loss_fast=seen.loss_fast,
+        loss_slow=seen.loss_slow,
+        loss_unit=unless_skipped(before.loss_unit, state.loss_unit),
+        uses_loss=seen.uses_loss,
+        energy=energy,
+        kinetic=kinetic,
+        trust=unless_skipped(trust, state.trust),
+        share=unless_skipped(share, state.share),
+        skipped=state.skipped + ~seen.fine,
+    )
+
+
+def constant(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """A constant row, made once."""
+    return controller.constant(values, like.device, like.dtype)
+
+
+def _averaged(state: PortHamiltonianState, seen: Seen, grad: Tensor) -> tuple[Tensor, Tensor]:
+    change = seen.change[:, None]
+    averages = torch.lerp(state.averages * change[..., None], grad[:, None], seen.weights[:, : len(DECAYS), None])
+    return averages, torch.lerp(state.second * change * change, grad * grad, seen.weights[:, len(DECAYS), None])
+
+
+def _sums(flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout) -> Tensor:
+    """Sums over each tensor, `(B, 9, T)`: of squares, of v, and of the products of the gradient."""
+    rows = torch.cat([grad[:, None], averages, momentum[:, None], flat[:, None]], 1)
+    grad, others = rows[:, :1], rows[:, 1:-1]
+    if segments.is_tracing():
+        return torch.cat([layout.dot(rows, rows), layout.sum(second[:, None]), layout.dot(grad, others)], 1)
+    return layout.sum(torch.cat([rows * rows, second[:, None], grad * others], 1))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a[:, None], b[:, :, None]).view(-1)
-
-
-@lru_cache(maxsize=64)
-def _constant(values: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, device=device, dtype=dtype)
-
-
-def _bounds(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """1 / (1 + D) ∈ (0, 1); q / 2 ∈ (0, ¼)."""
-    return _constant((1.0, 0.25), device, dtype)
-
-
-def _average_weights(step: Tensor) -> Tensor:
-    """Weights w of x̂ ← x̂ + w (x - x̂), the bias-corrected exponential averages: w = (1 - β) / (1 - βᵗ)."""
-    decays = _constant((*_DECAYS, _SECOND_DECAY, _LOSS_DECAY), step.device, step.dtype)
-    return (1 - decays) / (1 - decays ** step[:, None])
-
-
-def _statistics(
-    flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout
-) -> Tensor:
-    """Means over each tensor, `(B, T, 11)`: of the squares, of v, and of the products of the gradient."""
-    grad = grad[:, None]
-    rows = torch.cat([grad, averages, momentum[:, None], flat[:, None]], 1)
-    others = rows[:, 1 : 1 + _NUM_COSINES]
-    if segments.is_tracing():
-        sums = torch.cat([layout.dot(rows, rows), layout.sum(second[:, None]), layout.dot(grad, others)], 1)
-    else:
-        sums = layout.sum(torch.cat([rows * rows, second[:, None], grad * others], 1))
-    return sums.mT / layout.table(_sizes, flat)[:, None]
-
-
-def _inputs(statistics: Tensor, positive: Tensor, step: Tensor, layout: Layout) -> Tensor:
-    """What the features are linear in, one row for each tensor of each problem, `(B T, 23)`.
-
-    Logarithms of the mean squares, the losses and the step; cosines; how far the step is; the tensor's shape.
-    """
-    squares, products = statistics.split((_ROWS + 1, _NUM_COSINES), 2)
-    times = torch.tanh(step[:, None] / _constant(_TIME_SCALES, step.device, step.dtype) - 1)
-    times, positive = (x[:, None].expand(-1, layout.num_tensors, -1) for x in (times, positive))
-    logs = torch.cat([squares + _TINY_SQUARE, positive], 2).log()
-    cosines = products * (-0.5 * (logs[..., :1] + logs[..., 1 : 1 + _NUM_COSINES])).exp()
-    static = layout.table(_static_features, step).expand(len(step), -1, -1)
-    return torch.cat([logs, cosines, times, static], 2).flatten(0, 1)
-
-
-@lru_cache(maxsize=64)
-def _feature_matrix(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Constant matrix from `_inputs` to the controller's features: ratios where scale has no meaning, of order one."""
-    grad, averages, momentum, theta, second, loss, average, start, step = 0, range(1, 4), 4, 5, 6, 7, 8, 9, 10
-    logs: list[dict[int, float]] = [
-        {grad: 0.1},
-        *({k: 0.25, second: -0.25} for k in averages),  # how steady the gradient is
-        {momentum: 0.2},
-        {theta: 0.1},
-        {grad: 0.5, second: -0.5},
-    ]
-    progress: list[dict[int, float]] = [{loss: 0.3}, {loss: 0.3, average: -0.3}, {loss: 0.3, start: -0.3}]
-    others = [{step + 1 + k: 1.0} for k in range(_NUM_COSINES + len(_TIME_SCALES) + _NUM_STATIC)]
-    cosines, rest = others[:_NUM_COSINES], others[_NUM_COSINES:]
-    rows = [*logs, *cosines, *progress, {step: 0.3}, *rest]
-    matrix = torch.zeros(len(rows), len(rows), dtype=dtype)
-    for i, row in enumerate(rows):
-        for k, factor in row.items():
-            matrix[k, i] = factor
-    return matrix.to(device)
-
-
-def _sizes(layout: Layout) -> tuple[int, ...]:
-    return layout.sizes
-
-
-def _static_features(layout: Layout) -> list[list[float]]:
-    """Size, shape and depth of each tensor, `(T, 5)`."""
-    return [
-        [
-            0.1 * math.log(size),
-            float(len(shape) > 1),
-            0.1 * math.log(shape[-1] if shape else 1),
-            k / layout.num_tensors,
-            float(k >= layout.num_tensors - 2),
-        ]
-        for k, (shape, size) in enumerate(zip(layout.shapes, layout.sizes, strict=True))
-    ]

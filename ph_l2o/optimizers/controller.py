@@ -1,0 +1,149 @@
+"""What the port-Hamiltonian optimizer's controller sees of each tensor, and what it sets.
+
+All features are free of the units of loss and gradient: both can be multiplied by any number, and nothing changes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.params import Layout
+
+if TYPE_CHECKING:
+    from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState, Seen
+
+# Sums over a tensor: squares of gradient, its two averages, momentum, parameters; v; products of the gradient.
+GRADIENT, MOMENTUM, THETA, SECOND = 0, 3, 4, 5
+NUM_FEATURES = 27
+NUM_PORTS = 5
+_TIME_SCALES = (20.0, 100.0, 1000.0)
+_MOST_RHO = 0.999
+_TINY = 1e-20
+_LEAST_LOSS = 1e-36
+_LEAST_SHARE = 1e-4
+
+
+class Ports(NamedTuple):
+    """What the controller sets for each tensor, `(B, T)`.
+
+    Attributes:
+        log_gain: log of the gain.
+        mix: Share of the gradient's average in the force, in (0, 1).
+        keep: 1 / (1 + D), in (0, 1).
+        rho: How much the step scale follows each coordinate's own v, in (0, .999).
+        lean: How much the gain follows the gradient's size, in (0, 1).
+    """
+
+    log_gain: Tensor
+    mix: Tensor
+    keep: Tensor
+    rho: Tensor
+    lean: Tensor
+
+
+def ports(
+    network: nn.Module,
+    sums: Tensor,
+    sizes: Tensor,
+    second_mean: Tensor,
+    reference: Tensor,
+    seen: Seen,
+    state: PortHamiltonianState,
+    layout: Layout,
+) -> Ports:
+    """Run the controller.
+
+    Args:
+        network: From features `(B T, 27)` to ports `(B T, 5)`.
+        sums: Sums over each tensor, `(B, 9, T)`.
+        sizes: Coordinates of each tensor, `(T,)`.
+        second_mean: Mean of v over all coordinates, `(B,)`.
+        reference: Its average over the past, `(B,)`.
+        seen: Loss and units.
+        state: Before the step.
+        layout: Shapes of the tensors.
+    """
+    log_mean = (second_mean + _TINY).log()
+    log_growth = log_mean - (reference + _TINY).log()
+    features = torch.cat(
+        [
+            _of_tensors((sums / sizes).mT, log_mean, sizes),
+            _of_problem(log_mean, log_growth, sizes, seen, state)[:, None].expand(-1, layout.num_tensors, -1),
+            layout.table(static_features, sizes).expand(len(sums), -1, -1),
+        ],
+        2,
+    )
+    out = network(features.flatten(0, 1)).unflatten(0, (-1, layout.num_tensors))
+    log_lr, (mix, keep, lean, rho) = out[..., 0], out[..., 1:].sigmoid().unbind(2)
+    return Ports(log_lr + 0.5 * lean * log_growth[:, None], mix, keep, _MOST_RHO * rho, lean)
+
+
+def _of_tensors(means: Tensor, log_mean: Tensor, sizes: Tensor) -> Tensor:
+    """`(B, T, 9)`: steadiness of the gradient, its share, that of the momentum, size of θ; cosines of the gradient."""
+    logs = (means[..., : SECOND + 1] + _TINY).log()
+    grad, averages, momentum, theta, second = logs.split((1, MOMENTUM - 1, 1, 1, 1), 2)
+    cosines = means[..., SECOND + 1 :] * (-0.5 * (grad + logs[..., 1:THETA])).exp()
+    return torch.cat(
+        [
+            0.25 * (averages - second),
+            0.5 * (grad - second),
+            0.2 * (second - log_mean[:, None, None]),
+            0.2 * (momentum + sizes.sum().log()).clamp_min(-20),
+            0.1 * theta.clamp_min(-30),
+            cosines,
+        ],
+        2,
+    )
+
+
+def _of_problem(log_mean: Tensor, log_growth: Tensor, sizes: Tensor, seen: Seen, state: PortHamiltonianState) -> Tensor:
+    """`(B, 13)`: how gradient and loss develop, a natural length U / (N √v̄), what the last step was like, time."""
+    losses = torch.stack([seen.loss, seen.loss_fast, seen.loss_slow, seen.loss_start], 1)
+    loss, fast, slow, start = losses.clamp_min(_LEAST_LOSS).log().unbind(1)
+    used = (seen.uses_loss > 0).to(loss)
+    log_size = sizes.sum().log().expand_as(loss)
+    length = fast - seen.gradient_unit.log() - log_size - 0.5 * log_mean
+    features = [
+        0.25 * log_growth,
+        used * 0.3 * (loss - fast).clamp(-20, 20),
+        used * 0.3 * (fast - slow).clamp(-20, 20),
+        used * 0.3 * (loss - start).clamp(-30, 30),
+        used,
+        used * 0.1 * length.clamp(-60, 60),
+        state.trust,
+        0.3 * (state.share + _LEAST_SHARE).log(),
+        0.3 * seen.step.clamp_min(1).log(),
+        0.1 * log_size,
+    ]
+    times = torch.tanh(seen.step[:, None] / constant(_TIME_SCALES, loss.device, loss.dtype) - 1)
+    return torch.cat([torch.stack(features, 1), times], 1)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A constant row, made once."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+def sizes(layout: Layout) -> tuple[int, ...]:
+    """Coordinates of each tensor, for `Layout.table`."""
+    return layout.sizes
+
+
+def static_features(layout: Layout) -> list[list[float]]:
+    """Size, shape and depth of each tensor, `(T, 5)`, for `Layout.table`."""
+    return [
+        [
+            0.1 * math.log(size),
+            float(len(shape) > 1),
+            0.1 * math.log(shape[-1] if shape else 1),
+            k / layout.num_tensors,
+            float(k >= layout.num_tensors - 2),
+        ]
+        for k, (shape, size) in enumerate(zip(layout.shapes, layout.sizes, strict=True))
+    ]
