@@ -1,0 +1,161 @@
+"""Images as functions of the coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.params import Params
+from ph_l2o.random import ProblemKeys, Purpose, integers
+from ph_l2o.tasks.base import Buffers, Task
+from ph_l2o.tasks.module import ModuleProblem
+from ph_l2o.tasks.suite.rows import at_least, bundled, one_of
+
+# The photographs have 427 × 640 pixels. Meta-training and validation share one, from left and right; the test has the
+# other.
+_PLACES = {"train": (0, 0, 400), "val": (0, 400, 640), "test": (1, 0, 640)}
+
+
+class _Sine(nn.Module):
+    """A layer of SIREN with its own start, sin(ω (W x + b))."""
+
+    def __init__(self, fan_in: int, fan_out: int, omega: float, *, first: bool):
+        super().__init__()
+        self.linear, self.omega = nn.Linear(fan_in, fan_out), omega
+        bound = 1 / fan_in if first else math.sqrt(6 / fan_in) / omega
+        nn.init.uniform_(self.linear.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(self.omega * self.linear(x))
+
+
+class Siren(nn.Sequential):
+    """Coordinates `(points, 2)` → `(points, 1)` by layers of sines.
+
+    Reference: Sitzmann et al. 2020, section 3.2; ω = 15 suits small images.
+    """
+
+    def __init__(self, width: int, omega: float = 15.0):
+        super().__init__(
+            _Sine(2, width, omega, first=True), _Sine(width, width, omega, first=False), nn.Linear(width, 1)
+        )
+
+
+class FourierFeatures(nn.Module):
+    """Coordinates `(points, 2)` → `(points, 1)`: sines and cosines of random frequencies, then a perceptron.
+
+    Reference: Tancik et al. 2020.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float = 2.0):
+        super().__init__()
+        self.register_buffer("frequencies", 2 * math.pi * scale * torch.randn(2, width // 2))
+        self.layers = nn.Sequential(
+            nn.Linear(width // 2 * 2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        phases = x @ self.frequencies
+        return self.layers(torch.cat([phases.sin(), phases.cos()], -1))
+
+
+MODELS = {"siren": Siren, "fourier": FourierFeatures}
+
+
+class ImageFit(Task):
+    """Fit a network to a part of a photograph: the part of the grey values' variance that it leaves, at random pixels.
+
+    The photographs come with scikit-learn. Every problem has a part of its own, at a random place.
+
+    Args:
+        model: `siren` or `fourier`.
+        width: Of the network's layers, >= 2.
+        size: Height and width in pixels after 4 × 4 pixels of the photograph are made one, 2 to 60.
+        batch_size: Pixels of a mini-batch, >= 1.
+        name: Name in tables.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str = "siren",
+        *,
+        width: int = 32,
+        size: int = 32,
+        batch_size: int = 256,
+        name: str = "image_fit",
+    ):
+        self.model, self.width = one_of("model", model, tuple(MODELS)), at_least("width", width, 2, "of the layers")
+        self.size = at_least("size", size, 2, "pixels")
+        if size > 60:
+            raise ValueError(f"task.size={size}: must be <= 60 (pixels; a quarter of the photograph's part)")
+        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "pixels of a mini-batch"), name
+
+    def prepare(self) -> None:
+        """Read the photographs."""
+        _ = self._photographs
+
+    @cached_property
+    def _photographs(self) -> list[Tensor]:
+        images = bundled("datasets", f"task.model={self.model}").load_sample_images().images
+        return [torch.from_numpy(image.copy()).double().mean(-1) / 255 for image in images]
+
+    def rows(self, split: str) -> Tensor:
+        """Numbers of the pixels of which the split's problems are parts."""
+        number, left, right = _PLACES[split]
+        height, width = self._photographs[0].shape
+        pixels = torch.arange(2 * height * width).view(2, height, width)
+        return pixels[number, :, left:right].flatten()
+
+    def part(self, keys: ProblemKeys, index: int) -> Tensor:
+        """Grey values of a problem's part, `(size, size)`, of mean 0 and variance 1."""
+        number, left, right = _PLACES[keys.split]
+        photograph = self._photographs[number][:, left:right]
+        generator, side = keys.generator(Purpose.PROBLEM, index), 4 * self.size
+        top, left = (int(generator.integers(0, room - side + 1)) for room in photograph.shape)
+        part = photograph[top : top + side, left : left + side]
+        small = part.unflatten(1, (-1, 4)).unflatten(0, (-1, 4)).mean((1, 3))
+        return (small - small.mean()) / small.std().clamp_min(1e-2)  # a part may be all sky
+
+    def sample(
+        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> ImageFitProblem:
+        """Draw parts and networks; see `Task.sample`."""
+        return ImageFitProblem(self, keys, device=device, dtype=dtype)
+
+
+class ImageFitProblem(ModuleProblem):
+    """B parts of photographs."""
+
+    stochastic = True
+
+    def __init__(self, task: ImageFit, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(keys, lambda: MODELS[task.model](task.width), device=device, dtype=dtype)
+        self._batch_size = task.batch_size
+        parts = {i: task.part(keys, i).flatten() for i in set(keys.indices)}
+        self._values = torch.stack([parts[i] for i in keys.indices]).to(device=device, dtype=dtype)
+        axis = torch.linspace(-1, 1, task.size, dtype=torch.float64)
+        self._places = torch.cartesian_prod(axis, axis).to(device=device, dtype=dtype)
+
+    def batches(self, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._draw(Purpose.BATCH, first, count)
+
+    def final_batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._draw(Purpose.FINAL_BATCH, 0, count)
+
+    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        for chosen in torch.from_numpy(integers(words, len(self._places))).to(self._device):
+            yield self._places[chosen], self._values.gather(1, chosen)
+
+    def loss(self, params: Params, buffers: Buffers, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, batch[0])
+        return (outputs[..., 0] - batch[1]).square().mean(1), buffers

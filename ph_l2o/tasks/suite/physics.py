@@ -1,0 +1,104 @@
+"""Physics-informed networks: the loss is the residual of a differential equation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.params import Params
+from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.tasks.base import Buffers, Task
+from ph_l2o.tasks.mlp import MLP
+from ph_l2o.tasks.module import ModuleProblem
+from ph_l2o.tasks.suite.rows import at_least
+
+_HARMONICS = 4
+
+
+class _WithDerivatives(MLP):
+    """A tanh network of one variable, with its first two derivatives carried along."""
+
+    def batched_forward(self, tensors: Mapping[str, Tensor], inputs: Tensor, activation: object = None) -> Tensor:
+        """Points `(B, points, 1)` → u, u′ and u″, `(B, points, 3)`."""
+        del activation
+        value, slope, bend = inputs, torch.ones_like(inputs), torch.zeros_like(inputs)
+        for k in range(self.num_layers):
+            weight = tensors[f"weight{k}"]
+            value = torch.baddbmm(tensors[f"bias{k}"][:, None], value, weight)
+            slope, bend = slope @ weight, bend @ weight
+            if k < self.num_layers - 1:
+                value = torch.tanh(value)
+                factor = 1 - value.square()
+                bend = factor * (bend - 2 * value * slope.square())
+                slope = factor * slope
+        return torch.cat([value, slope, bend], -1)
+
+
+class Poisson(Task):
+    """Solve -u″ + u³ = f on [0, 1] with u(0) = u(1) = 0 by a network: mean squared residual at random points.
+
+    f is that of a solution Σ_k a_k sin(kπx) without the cube, a_k ~ N(0, 1/k²), over k = 1 … 4. In the loss, residuals
+    are divided by π², and the boundary counts ten times. The Hessian is ill-conditioned: the residual weighs a
+    frequency by its fourth power.
+
+    Args:
+        width: Units of the two hidden layers, >= 1.
+        batch_size: Points of a mini-batch, >= 1.
+        name: Name in tables.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: Raissi, Perdikaris and Karniadakis 2019.
+    """
+
+    def __init__(self, width: int = 32, *, batch_size: int = 64, name: str = "poisson"):
+        self.width = at_least("width", width, 1, "units of the hidden layers")
+        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "points of a mini-batch"), name
+
+    def sample(
+        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PoissonProblem:
+        """Draw right-hand sides and networks; see `Task.sample`."""
+        return PoissonProblem(self, keys, device=device, dtype=dtype)
+
+
+class PoissonProblem(ModuleProblem):
+    """B equations."""
+
+    stochastic = True
+
+    def __init__(self, task: Poisson, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        def network() -> nn.Module:
+            return _WithDerivatives([1, task.width, task.width, 1], "tanh")
+
+        super().__init__(keys, network, device=device, dtype=dtype)
+        self._batch_size, self._dtype = task.batch_size, dtype
+        draws = np.stack([keys.generator(Purpose.PROBLEM, i).standard_normal(_HARMONICS) for i in keys.indices])
+        # The factor (kπ)² of the second derivative, times 1/k.
+        forces = torch.from_numpy(draws) * math.pi**2 * torch.arange(1, _HARMONICS + 1)
+        self._forces = forces.to(device=device, dtype=dtype)
+
+    def batches(self, first: int, count: int) -> Iterator[Tensor]:
+        return self._draw(Purpose.BATCH, first, count)
+
+    def final_batches(self, count: int) -> Iterator[Tensor]:
+        return self._draw(Purpose.FINAL_BATCH, 0, count)
+
+    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Tensor]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        for chosen in torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53):
+            yield chosen.to(device=self._device, dtype=self._dtype)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Tensor) -> tuple[Tensor, Buffers]:
+        ends = torch.tensor([0.0, 1.0], device=batch.device, dtype=batch.dtype).expand(len(batch), 2)
+        outputs, buffers = self.outputs(params, buffers, torch.cat([batch, ends], 1)[..., None])
+        u, _, bend = outputs.unbind(-1)
+        waves = torch.sin(math.pi * batch[..., None] * torch.arange(1, _HARMONICS + 1, device=batch.device))
+        force = (waves * self._forces[:, None]).sum(-1)
+        residual = (u[:, :-2].pow(3) - bend[:, :-2] - force) / math.pi**2
+        return residual.square().mean(1) + 10 * u[:, -2:].square().mean(1), buffers

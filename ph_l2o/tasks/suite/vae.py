@@ -1,0 +1,102 @@
+"""Variational auto-encoders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ph_l2o.params import Params
+from ph_l2o.random import ProblemKeys
+from ph_l2o.tasks.base import Buffers, Task
+from ph_l2o.tasks.images import ImageClassification
+from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least
+
+
+class _AutoEncoder(nn.Module):
+    """Pixels and noise side by side `(batch, pixels + latent)` → logits of pixels, mean and log variance."""
+
+    def __init__(self, pixels: int, hidden: int, latent: int):
+        super().__init__()
+        self.pixels, self.latent = pixels, latent
+        self.encoder = nn.Sequential(nn.Linear(pixels, hidden), nn.SiLU(), nn.Linear(hidden, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.SiLU(), nn.Linear(hidden, pixels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels, noise = x.split([self.pixels, self.latent], -1)
+        mean, log_variance = self.encoder(pixels).chunk(2, -1)
+        decoded = self.decoder(mean + (0.5 * log_variance).exp() * noise)
+        return torch.cat([decoded, mean, log_variance], -1)
+
+
+class VAE(Task):
+    """Cross-entropy of the pixels plus the code's divergence from a standard normal, in nats for each pixel.
+
+    Images are split as those of `ImageClassification`.
+
+    Args:
+        dataset: A name of `ImageClassification`'s data sets.
+        hidden: Units of the encoder's and the decoder's hidden layer, >= 1.
+        latent: Numbers of a code, >= 1.
+        batch_size: Images of a mini-batch, >= 1.
+        data_dir: Folder of the data sets.
+        name: Name in tables.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: Kingma and Welling 2014.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "mnist",
+        *,
+        hidden: int = 64,
+        latent: int = 8,
+        batch_size: int = 32,
+        data_dir: str | Path = "data",
+        name: str = "vae",
+    ):
+        self._images = ImageClassification(dataset, data_dir=data_dir)
+        self.dataset, self.hidden = dataset, at_least("hidden", hidden, 1, "units")
+        self.latent = at_least("latent", latent, 1, "numbers of a code")
+        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "images of a mini-batch"), name
+
+    def prepare(self) -> None:
+        """Find, fetch and verify the data."""
+        self._images.prepare()
+
+    def sample(
+        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> VAEProblem:
+        """Draw networks; see `Task.sample`."""
+        return VAEProblem(self, keys, device=device, dtype=dtype)
+
+
+class VAEProblem(RowProblem):
+    """B auto-encoders."""
+
+    def __init__(self, task: VAE, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        images: Sequence[Tensor] = task._images.images(keys.split, device)[:1]
+        pixels = images[0][0].numel()
+        super().__init__(
+            keys, lambda: _AutoEncoder(pixels, task.hidden, task.latent), images, task.batch_size,
+            noise=task.latent, device=device, dtype=dtype,
+        )  # fmt: skip
+        self._latent = task.latent
+
+    def pick(self, array: Tensor, rows: Tensor) -> Tensor:
+        return array[rows].flatten(2).to(self._dtype) / 255
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        (pixels,), noise = batch
+        assert noise is not None
+        outputs, buffers = self.outputs(params, buffers, torch.cat([pixels, noise], -1))
+        logits, mean, log_variance = outputs.split([pixels.shape[-1], self._latent, self._latent], -1)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+        return (reconstruction + divergence).mean(1) / pixels.shape[-1], buffers

@@ -1,0 +1,149 @@
+"""Every task of `conf/suite/generalise.yaml`: a new one is tested without touching this file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from ph_l2o import cli
+from ph_l2o.commands.instantiate import build
+from ph_l2o.inner import value_and_gradient
+from ph_l2o.random import SPLITS, ProblemKeys
+from ph_l2o.tasks import ImageClassification
+from ph_l2o.tasks.suite import VAE, CharacterText, Contrastive, ImageFit, Poisson, Tabular, rows
+from ph_l2o.tasks.suite.tabular import hinge, huber, ranking
+
+FILE = OmegaConf.load(Path(cli.conf_dir()) / "suite" / "generalise.yaml")
+SYNTHETIC = {"poisson", "matrix_factorisation", "graph_communities", "deep_linear"}  # no finite data
+BIG = {"mnist_residual_mlp", "text_transformer"}
+
+
+@pytest.fixture(scope="session")
+def tasks(mnist_root):
+    made = {}
+
+    def get(name):
+        if name not in made:
+            config = OmegaConf.merge(FILE, {"paths": {"data": str(mnist_root)}})
+            made[name] = build(config.suite[name].task, name)
+            made[name].prepare()
+        return made[name]
+
+    return get
+
+
+def at_start(task, split="test", indices=range(2), step=0):
+    problem = task.sample(ProblemKeys(0, split, 0, indices))
+    batch = next(iter(problem.batches(step, 1)))
+    loss, gradient, _ = value_and_gradient(problem, problem.params, problem.buffers, batch)
+    return problem, loss, gradient.flat
+
+
+def test_there_are_enough_and_some_are_large(tasks):
+    assert len(FILE.suite) >= 14
+    for name in BIG:
+        assert tasks(name).sample(ProblemKeys(0, "val", 0, range(1))).params.layout.numel >= 1e6
+    assert all(100 <= entry.horizon <= 1000 for entry in FILE.suite.values())
+
+
+@pytest.mark.parametrize("name", FILE.suite)
+def test_losses_and_gradients_are_finite_and_the_problems_repeat(name, tasks):
+    problem, loss, gradient = at_start(tasks(name))
+    assert loss.shape == (2,) and torch.isfinite(loss).all() and (loss > 0).all()
+    assert torch.isfinite(gradient).all() and (gradient.abs().sum(1) > 0).all()
+    assert (loss[0] != loss[1]) and not tasks(name).can_be_negative
+    _, same, slope = at_start(tasks(name))
+    assert torch.equal(loss, same) and torch.equal(gradient, slope)
+    _, other, _ = at_start(tasks(name), split="val")
+    assert not torch.equal(loss, other), "splits share no problem"
+    last = next(iter(problem.final_batches(1)))
+    assert torch.isfinite(problem.loss(problem.params, problem.buffers, last)[0]).all()
+
+
+@pytest.mark.parametrize("name", [n for n in FILE.suite if n not in BIG])
+def test_a_problem_does_not_depend_on_those_beside_it(name, tasks):
+    _, both, _ = at_start(tasks(name), indices=range(2), step=3)
+    _, alone, _ = at_start(tasks(name), indices=[1], step=3)
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(FILE.suite) - SYNTHETIC))
+def test_splits_share_no_data(name, tasks):
+    task = tasks(name)
+    if isinstance(task, ImageClassification | VAE):
+        source = task._images if isinstance(task, VAE) else task
+        parts = [{image.numpy().tobytes() for image in source.images(split)[0][:500]} for split in SPLITS]
+        assert source.split == "default"
+        assert all(len(a & b) <= 1 for a in parts for b in parts if a is not b)  # a few images occur twice
+    else:
+        parts = [set(task.rows(split).tolist()) for split in SPLITS]
+        assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+
+
+@pytest.mark.parametrize(
+    "name", ["digits_mlp", "text_lstm", "image_siren", "matrix_factorisation", "digits_contrastive"]
+)
+def test_a_step_does_not_depend_on_the_window(name, tasks):
+    problem = tasks(name).sample(ProblemKeys(0, "val", 0, range(2)))
+
+    def loss(batch):
+        return problem.loss(problem.params, problem.buffers, batch)[0]
+
+    window = [loss(batch) for batch in problem.batches(2, 3)]
+    assert torch.equal(window[2], loss(next(iter(problem.batches(4, 1)))))
+    assert not torch.equal(window[2], loss(next(iter(problem.final_batches(1)))))
+
+
+def test_losses_by_hand():
+    outputs = torch.tensor([[[0.5], [3.0]]])
+    assert huber(outputs, torch.zeros(1, 2)).tolist() == [(0.125 + 2.5) / 2]
+    logits, labels = torch.tensor([[[2.0, 0.5, 3.0]]]), torch.tensor([[0]])
+    assert hinge(logits, labels).tolist() == [4.0]  # margins of -0.5, which counts as 0, and 2
+    pair = ranking(outputs, torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(pair, torch.nn.functional.softplus(torch.tensor([-2.5])))
+    smooth = rows.cross_entropy(logits, labels, 0.1)
+    expected = torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=0.1)
+    torch.testing.assert_close(smooth[0], expected)
+
+
+def test_derivatives_of_the_physics_are_those_of_the_network():
+    problem = Poisson(8).sample(ProblemKeys(0, "val", 0, [0]), dtype=torch.float64)
+    x = torch.linspace(0, 1, 5, dtype=torch.float64)[None, :, None].requires_grad_()
+    outputs, _ = problem.outputs(problem.params, {}, x)
+    u, slope, bend = outputs.unbind(-1)
+    (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(slope, first[..., 0])
+    torch.testing.assert_close(bend, second[..., 0])
+
+
+def test_the_text_is_part_of_the_identity():
+    task = CharacterText()
+    assert len(task.spec()["text"]) == 16 and task._codes.min() >= 0 and task._codes.max() < 96
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Tabular("digit"), "task.dataset=digit: .*did you mean digits"),
+        (lambda: Tabular("diabetes", loss="hinge"), "task.loss=hinge: .*huber, ranking"),
+        (lambda: Tabular("wine", loss="huber"), "task.loss=huber: .*cross_entropy"),
+        (lambda: Tabular(batch_size=1), "task.batch_size=1: must be a whole number >= 2"),
+        (lambda: CharacterText("gru"), "task.model=gru: must be one of transformer, lstm"),
+        (lambda: CharacterText(width=30), "task.width=30: must be a multiple of 4"),
+        (lambda: ImageFit(size=61), "task.size=61: must be <= 60"),
+        (lambda: Contrastive(temperature=0), "task.temperature=0: must be > 0"),
+    ],
+)
+def test_bad_arguments_are_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r"task.dataset=wine: .*pip install scikit-learn") as error:
+        Tabular("wine").prepare()
+    assert "\n" not in str(error.value)
