@@ -2,6 +2,16 @@
 
 from ph_l2o.evaluation.comparison import Comparison, compare
 from ph_l2o.evaluation.runner import evaluate_optimizer
+from ph_l2o.evaluation.suite import SuiteComparison, SuiteTask, compare_suite
 from ph_l2o.evaluation.tuning import BASELINES, tune
 
-__all__ = ["BASELINES", "Comparison", "compare", "evaluate_optimizer", "tune"]
+__all__ = [
+    "BASELINES",
+    "Comparison",
+    "SuiteComparison",
+    "SuiteTask",
+    "compare",
+    "compare_suite",
+    "evaluate_optimizer",
+    "tune",
+]

@@ -16,7 +16,7 @@ import torch
 
 from ph_l2o.evaluation import statistics as stats
 from ph_l2o.evaluation.checks import at_least, nearest
-from ph_l2o.evaluation.files import write_atomically
+from ph_l2o.evaluation.files import json_text, write_atomically
 from ph_l2o.evaluation.plots import Curve, curve, plot_curves, to_png
 from ph_l2o.evaluation.runner import Result, evaluate_optimizer
 from ph_l2o.evaluation.tables import paired_table, plain_table, rich_table
@@ -98,7 +98,7 @@ class Comparison:
         JSON has no infinity: it is written as the string "inf" or "-inf" (`float` reads both back). What is
         not defined, such as the accuracy of a quadratic or the mean of ∞ and -∞, is null.
         """
-        text = json.dumps(_json_value(self.to_dict()), indent=1, allow_nan=False, default=str) + "\n"
+        text = json_text(self.to_dict())
         if path is not None:
             write_atomically(path, text)
         return text
@@ -192,7 +192,7 @@ def compare(
     horizon = at_least("horizon", horizon, 1, "inner steps")
     num_problems = at_least("num_problems", num_problems, 2, "test problems")
     seed = at_least("seed", seed, 0, "seed of the problems")
-    named = _named(optimizers)
+    named = named_optimizers(optimizers)
     grids = grids or {}
     for name in grids:
         if name not in BASELINES:
@@ -237,7 +237,7 @@ def compare(
     )  # fmt: skip
 
 
-def _named(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
+def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
     """Optimizers by name; a string is the name of a baseline."""
     if isinstance(optimizers, LearnedOptimizer | str):
         optimizers = [optimizers]
@@ -346,16 +346,6 @@ def _estimate(estimate: tuple[float, stats.Interval]) -> dict[str, Any]:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf if not math.isnan(value) else math.nan
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _json_value(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def plot_curves(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     log = all(np.min(c.median) >= 0 for c in curves.values())
-    low, high = _limits(list(curves.values()), log=log)
-    looks = _looks(curves, emphasized)
+    low, high = limits_of(list(curves.values()), log=log)
+    looks = looks_of(curves, emphasized)
     strongest = [name for name, look in looks.items() if look.strong]
     banded = list(looks) if len(looks) <= _MAX_BANDS or not strongest else strongest
     medians: dict[str, Array] = {}
@@ -125,20 +125,20 @@ def _characters(inches: float) -> int:
     return max(20, int(inches * 72 / (0.55 * _FONT_SIZE)))
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     color: str
     style: Any
     strong: bool
 
 
-def _looks(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, _Look]:
+def looks_of(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, Look]:
     """Colours and line styles in drawing order: what is emphasized comes last, and so lies on top."""
     weak = [name for name in curves if name not in emphasized]
     strong = [name for name in curves if name in emphasized]
-    looks = {name: _Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)}
+    looks = {name: Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)}
     for k, name in enumerate(strong):
         style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
-        looks[name] = _Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)
+        looks[name] = Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)
     return looks
 
 
@@ -150,7 +150,7 @@ def _plain_decades(span: float) -> Any:
     return FuncFormatter(lambda y, _: f"{y:g}" if round(y / 10 ** math.floor(math.log10(y) + 1e-9)) in shown else "")
 
 
-def _limits(curves: list[Curve], *, log: bool) -> tuple[float, float]:
+def limits_of(curves: list[Curve], *, log: bool) -> tuple[float, float]:
     """Limits that show all medians, but of a diverging curve only its beginning."""
     floor = GEOMETRIC_FLOOR if log else -np.inf
     medians = np.concatenate([c.median for c in curves])
@@ -169,7 +169,7 @@ def _limits(curves: list[Curve], *, log: bool) -> tuple[float, float]:
     return low / 1.2, high * 1.2
 
 
-def _label(figure: Figure, axes: Axes, looks: Mapping[str, _Look], ends: Mapping[str, float]) -> None:
+def _label(figure: Figure, axes: Axes, looks: Mapping[str, Look], ends: Mapping[str, float]) -> None:
     """Write each curve's name at its end; names that would overlap are moved apart."""
     low, high = axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()

@@ -91,6 +91,7 @@ def evaluate_optimizer(
     dtype: torch.dtype = torch.float32,
     chunk: int | None = None,
     episode: int = 0,
+    test_metrics: bool = True,
     progress: Progress | None = None,
 ) -> Result:
     """Run an optimizer on the problems 0 … P - 1 of a split.
@@ -109,6 +110,7 @@ def evaluate_optimizer(
         dtype: Floating-point type of the parameters.
         chunk: Problems that run at once, >= 1; None: `chunk_size`.
         episode: Number of the episode, >= 0; each has other problems.
+        test_metrics: Whether to measure the task's test metrics at the end.
         progress: Called after each chunk with the number of problems done, and of all.
 
     Raises:
@@ -137,7 +139,8 @@ def evaluate_optimizer(
         losses[:, first:last] = _losses(values)
         final[first:last] = _losses(final_loss(problem, carry, values[-1]))
         with torch.no_grad():
-            for name, value in problem.test_metrics(carry.params, carry.buffers).items():
+            measured = problem.test_metrics(carry.params, carry.buffers) if test_metrics else {}
+            for name, value in measured.items():
                 as_array = _losses if name.endswith("loss") else _numbers
                 metrics.setdefault(name, []).append(as_array(value))
         if progress is not None:

@@ -64,7 +64,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def plain_table(rows: Sequence[Row]) -> str:
     """Aligned columns: names to the left, numbers to the right."""
-    return _aligned(*cells(rows))
+    return aligned(*cells(rows))
 
 
 def paired_table(rows: Sequence[Row]) -> str:
@@ -75,10 +75,10 @@ def paired_table(rows: Sequence[Row]) -> str:
         for row in rows
         for baseline, measures in (row["paired_differences"] or {}).items()
     ]
-    return _aligned(header, lines) if lines else ""
+    return aligned(header, lines) if lines else ""
 
 
-def _aligned(header: list[str], lines: list[list[str]]) -> str:
+def aligned(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
 
     def line(texts: Sequence[str]) -> str:

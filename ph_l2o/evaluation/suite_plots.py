@@ -1,0 +1,110 @@
+"""Figures of a suite: learning curves of all tasks as small multiples, and bars of the ratios."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ph_l2o.evaluation.plots import limits_of, looks_of
+from ph_l2o.evaluation.suite_tables import WORDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ph_l2o.evaluation.suite import SuiteComparison
+
+_COLUMNS = 4
+_FONT_SIZE = 7.5  # points
+_LOWEST = 0.05  # bars of lower ratios end at the edge, with their value beside it
+_HIGHEST = 20.0
+
+
+def plot_suite_curves(comparison: SuiteComparison) -> Figure:
+    """Median loss over test problems against inner steps, one panel for each task."""
+    rows = math.ceil(len(comparison.tasks) / _COLUMNS)
+    figure = _figure(2.6 * _COLUMNS, 0.5 + 1.9 * rows)
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
+    judged = [name for name, kind in comparison.kinds.items() if kind != "baseline"]
+    looks: dict[str, Any] = {}
+    for axes, (task, outcome) in zip(panels, comparison.tasks.items(), strict=False):
+        curves = {name: run.curve for name, run in outcome.runs.items()}
+        looks = looks_of(curves, judged)
+        low, high = limits_of(list(curves.values()), log=True)
+        for name, look in looks.items():
+            median = np.clip(_smooth(curves[name].median), low / 10, high * 10)
+            width = 1.9 if look.strong else 1.0
+            axes.plot(median, color=look.color, linestyle=look.style, linewidth=width, label=name)
+        axes.set_yscale("log")
+        axes.set_ylim(low, high)
+        axes.set_xlim(0, outcome.horizon)
+        axes.set_title(task, loc="left", fontsize=_FONT_SIZE)
+        axes.tick_params(labelsize=_FONT_SIZE - 1, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[len(comparison.tasks) :]:
+        axes.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=_FONT_SIZE, frameon=False)
+    return figure
+
+
+def plot_ratios(comparison: SuiteComparison) -> Figure:
+    """Bars of the ratios of each optimizer that is judged, on each task; right of 1 is better than the reference."""
+    judged = comparison.judged()
+    keys = list(next(iter(comparison.summary.values()), {}))
+    tasks = list(comparison.tasks)
+    figure = _figure(3.6 * max(1, len(keys)) + 1.4, 0.9 + (0.1 + 0.13 * len(judged)) * len(tasks))
+    panels = figure.subplots(1, max(1, len(keys)), squeeze=False, sharey=True).flat
+    looks = looks_of(dict.fromkeys(judged), judged)  # type: ignore[arg-type]
+    for axes, key in zip(panels, keys, strict=False):
+        height = 0.8 / len(judged)
+        for k, name in enumerate(judged):
+            ratios = [comparison.tasks[task].ratios[name][key] for task in tasks]
+            ends = np.clip([r.value for r in ratios], _LOWEST, _HIGHEST)
+            intervals = np.clip([r.ci95 for r in ratios], _LOWEST, _HIGHEST)
+            places = np.arange(len(tasks)) + (k - (len(judged) - 1) / 2) * height
+            axes.barh(places, ends - 1, height, left=1, color=looks[name].color, alpha=0.75, label=name)
+            axes.hlines(places, intervals[:, 0], intervals[:, 1], color="#333333", linewidth=0.7)
+            for place, ratio in zip(places, ratios, strict=True):
+                if not _LOWEST < ratio.value < _HIGHEST:
+                    text = "diverged" if ratio.value == 0 else f"{ratio.value:.2g}"
+                    left = ratio.value <= _LOWEST
+                    axes.text(
+                        _LOWEST * 1.05 if left else _HIGHEST / 1.05, place, text, fontsize=_FONT_SIZE - 2,
+                        verticalalignment="center", horizontalalignment="left" if left else "right",
+                    )  # fmt: skip
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlim(_LOWEST, _HIGHEST)
+        axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
+        axes.minorticks_off()
+        axes.set_title(f"loss ratio {WORDS[key]}", loc="left", fontsize=_FONT_SIZE)
+        axes.tick_params(labelsize=_FONT_SIZE)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.grid(visible=True, axis="x", color="#E3E3E3", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].invert_yaxis()  # shared: the first task on top
+    if len(judged) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=_FONT_SIZE, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a fiftieth of the steps: losses of mini-batches hide each other otherwise."""
+    width = max(1, len(values) // 50)
+    totals = np.cumsum(np.concatenate([[0.0], np.where(np.isfinite(values), values, 1e30)]))
+    first = np.maximum(np.arange(1, len(values) + 1) - width, 0)
+    last = np.arange(1, len(values) + 1)
+    return (totals[last] - totals[first]) / (last - first)

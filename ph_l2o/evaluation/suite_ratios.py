@@ -1,0 +1,116 @@
+"""Ratios of losses on the tasks of a suite, and what is said of them over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ph_l2o.evaluation.statistics import GEOMETRIC_FLOOR, Array, Interval, bootstrap_means, mean, percentile_interval
+
+Draws = dict[str, dict[str, Array]]  # resampled ratios `(R,)` by optimizer and reference
+
+
+class Ratio(NamedTuple):
+    """Loss of a reference over that of an optimizer, and its interval."""
+
+    value: float
+    ci95: Interval
+
+
+class Summary(NamedTuple):
+    """Ratios over tasks.
+
+    Attributes:
+        iqm: Interquartile mean.
+        ci95: Its interval.
+        worst: The lowest ratio.
+        worst_task: Where it is.
+        better: Number of tasks with a ratio above 1.
+        num_tasks: Number of tasks.
+    """
+
+    iqm: float
+    ci95: Interval
+    worst: float
+    worst_task: str
+    better: int
+    num_tasks: int
+
+
+def task_ratios(
+    losses: Mapping[str, Array], references: Mapping[str, Array], reference: str, generator: np.random.Generator
+) -> tuple[str | None, dict[str, dict[str, Ratio]], Draws]:
+    """The best reference on a task, and the ratios of each optimizer to `reference` and to it (`best_baseline`).
+
+    Args:
+        losses: Of each problem, `(P,)`, by optimizer that is judged; +∞ where it diverged.
+        references: The same of those that others are judged by; finite.
+        reference: One of their names; if it is none, ratios to it are left out.
+        generator: Where the resamples of problems come from; all optimizers share them.
+    """
+    columns = {("judged", n): v for n, v in losses.items()} | {("reference", n): v for n, v in references.items()}
+    resampled = dict(zip(columns, bootstrap_means(np.stack(list(columns.values()), 1), generator).T, strict=True))
+    means = {name: mean(values) for name, values in references.items()}
+    best = min(means, key=means.__getitem__, default=None)
+    against: dict[str, tuple[float, Array]] = {}
+    if reference in references:
+        against[reference] = means[reference], resampled["reference", reference]
+    if best is not None:
+        against["best_baseline"] = means[best], np.min([resampled["reference", n] for n in references], axis=0)
+    ratios: dict[str, dict[str, Ratio]] = {name: {} for name in losses}
+    draws: Draws = {name: {} for name in losses}
+    for name, values in losses.items():
+        for key, (point, points) in against.items():
+            draws[name][key] = loss_ratio(points, resampled["judged", name])
+            value = float(loss_ratio(np.array(point), np.array(mean(values))))
+            ratios[name][key] = Ratio(value, percentile_interval(draws[name][key]))
+    return best, ratios, draws
+
+
+def loss_ratio(reference: Array, loss: Array) -> Array:
+    """Reference over loss, both clamped at 1e-12: 0 where `loss` is infinite."""
+    bottom = np.maximum(loss, GEOMETRIC_FLOOR)
+    ratio = np.maximum(reference, GEOMETRIC_FLOOR) / np.where(np.isinf(bottom), 1.0, bottom)
+    return np.where(np.isinf(bottom), 0.0, ratio)
+
+
+def interquartile_mean(values: Array) -> Array:
+    """Mean over the last axis without its ⌊n/4⌋ lowest and ⌊n/4⌋ highest values."""
+    n = values.shape[-1]
+    return np.sort(values, -1)[..., n // 4 : n - n // 4].mean(-1)
+
+
+def summarize(
+    ratios: Mapping[str, Mapping[str, Mapping[str, Ratio]]], draws: Mapping[str, Draws]
+) -> dict[str, dict[str, Summary]]:
+    """Over tasks, for each optimizer and reference.
+
+    Args:
+        ratios: By task, optimizer and reference; every task has the same of both.
+        draws: Resamples of them.
+    """
+    first = next(iter(ratios.values()))
+    return {
+        name: {
+            key: _summary(
+                {task: by_name[name][key].value for task, by_name in ratios.items()},
+                np.stack([by_name[name][key] for by_name in draws.values()], 1),
+            )
+            for key in parts
+        }
+        for name, parts in first.items()
+    }
+
+
+def _summary(values: Mapping[str, float], resampled: Array) -> Summary:
+    worst = min(values, key=values.__getitem__)
+    return Summary(
+        float(interquartile_mean(np.array(list(values.values())))),
+        percentile_interval(interquartile_mean(resampled)),
+        values[worst],
+        worst,
+        sum(value > 1 for value in values.values()),
+        len(values),
+    )
