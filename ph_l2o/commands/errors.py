@@ -6,6 +6,8 @@ import re
 
 from ph_l2o.suggestions import did_you_mean
 
+_OTHER = {"train": "evaluate", "evaluate": "train"}  # commands that share experiments
+
 
 class ConfigError(ValueError):
     """The configuration can't be used; the text names key, value, what is allowed, and what to do."""
@@ -80,6 +82,12 @@ def _names_a_key(text: str) -> bool:
 
 def _explain_override(error: BaseException, config_name: str) -> str | None:
     text = str(error)
+    match = re.search(r"In 'experiment/([^']+)': Could not override '([^']+)'", text)
+    if match and config_name in _OTHER:
+        return (
+            f"experiment={match.group(1)}: sets {match.group(2)}=, which {config_name}.py lacks; this experiment is "
+            f"for {_OTHER[config_name]}.py"
+        )
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match.group(1)

@@ -22,7 +22,7 @@ def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as configured."""
     folder = Path(cfg.paths.output_dir)
     try:
-        optimizers, task, device = _prepare(cfg)
+        optimizers, tasks, device = _prepare(cfg)
     except BaseException:
         remove_if_untouched(folder)
         raise
@@ -31,41 +31,58 @@ def run_evaluation(cfg: DictConfig) -> None:
     config["git_revision"] = git_revision()
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
 
-    from ph_l2o.commands.compare import compare_and_save
+    settings = {
+        "num_problems": cfg.num_problems,
+        "tuning_problems": cfg.tuning_problems,
+        "seed": cfg.seed,
+        "cache_dir": Path(cfg.paths.cache),
+        "device": device,
+    }
+    if isinstance(tasks, dict):
+        from ph_l2o.commands.suite import compare_suite_and_save
 
-    compare_and_save(
-        optimizers,
-        task,
-        folder,
-        horizon=cfg.horizon,
-        num_problems=cfg.num_problems,
-        tuning_problems=cfg.tuning_problems,
-        seed=cfg.seed,
-        cache_dir=Path(cfg.paths.runs) / "cache",
-        device=device,
-    )
+        settings["tuning_problems"] = cfg.tuning_problems or 2
+        compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
+    else:
+        from ph_l2o.commands.compare import compare_and_save
+
+        compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
+
+
+def _suite_name() -> str:
+    from hydra.core.hydra_config import HydraConfig
+
+    return str(HydraConfig.get().runtime.choices.get("suite"))
 
 
 def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
+    """Optimizers by name; the task, or the suite's tasks by name; the device."""
     import torch
 
     from ph_l2o.commands.numerics import set_up_torch
+    from ph_l2o.commands.suite import build_suite
     from ph_l2o.commands.validate import check_counts, check_start, validate_common
 
     validate_common(cfg)
-    check_counts(cfg, "")
+    has_suite = cfg.get("suite") is not None
+    if cfg.suite_tasks is not None and not has_suite:
+        raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")
+    check_counts(cfg, "", own_horizons=has_suite)
     if not cfg.optimizers:
         raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")
     set_up_torch(cfg.num_threads)
-    task = build(cfg.task, "task", plugins=cfg.plugins)
+    task = None if has_suite else build(cfg.task, "task", plugins=cfg.plugins)
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:
         name, optimizer = _entry(str(entry), cfg)
         while name in optimizers:
             name += "'"
         optimizers[name] = optimizer
-    task.prepare()
-    check_start(task, cfg.seed)
+    if task is None:
+        task = build_suite(cfg)
+    else:
+        task.prepare()
+        check_start(task, cfg.seed)
     use_gpu = cfg.strategy.accelerator == "gpu" or (cfg.strategy.accelerator == "auto" and torch.cuda.is_available())
     return optimizers, task, "cuda" if use_gpu else "cpu"
 

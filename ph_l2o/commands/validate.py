@@ -41,10 +41,12 @@ def validate_training(cfg: DictConfig) -> None:
     checked(cfg.compile)
 
 
-def check_counts(node: DictConfig, prefix: str) -> None:
-    """Sizes of a comparison."""
+def check_counts(node: DictConfig, prefix: str, *, own_horizons: bool = False) -> None:
+    """Sizes of a comparison; with `own_horizons` of its tasks, the horizon may be null."""
     for key, least, what in (("horizon", 1, "inner steps"), ("num_problems", 2, "test problems")):
         value = node[key]
+        if key == "horizon" and value is None and own_horizons:
+            continue
         if not isinstance(value, int) or value < least:
             raise ConfigError(f"{prefix}{key}={value}: must be a whole number >= {least} ({what})")
     value = node.tuning_problems

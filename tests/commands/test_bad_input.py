@@ -180,10 +180,23 @@ def test_damaged_data(command, tmp_path):
         (["optimizers=[]"], "name at least one"),
         (["horizon=0"], "horizon=0: must be"),
         (["num_problems=1"], "num_problems=1: must be"),
+        (["suite_tasks=[digits_mlp]"], r"suite_tasks=\['digits_mlp'\]: is for a suite"),
+        (["suite=generalize"], "suite=generalize: no such option.*did you mean generalise"),
+        (["suite=generalise", "suite_tasks=[digits_mpl]"], "suite_tasks=.*did you mean digits_mlp"),
+        (["suite=generalise", "suite.digits_mlp.horizon=0"], "suite.digits_mlp.horizon=0: must be"),
+        (["suite=generalise", "+suite.poisson.horizn=9"], "suite.poisson.horizn=…: no such key; did you mean horizon"),
+        (["suite=generalise", "suite.digits_mlp.task.loss=hing"], "suite.digits_mlp.task.loss=hing: .* mean hinge"),
+        (["suite=generalise", "+suite.more={horizon: 3}"], "suite.more=.*must have the keys task and horizon"),
+        (["experiment=mnist_study"], "experiment=mnist_study: sets .*is for train.py"),
     ],
 )
 def test_bad_input_of_evaluate(command, tmp_path, arguments, message, left_behind):
     assert re.search(message, command("evaluate", *arguments).error)
+    assert left_behind() == []
+
+
+def test_an_experiment_of_evaluate_is_not_one_of_train(command, left_behind):
+    assert "experiment=generalise: sets suite=, which train.py lacks" in command("train", "experiment=generalise").error
     assert left_behind() == []
 
 

@@ -23,11 +23,11 @@ def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
-def composed(*overrides: str):
+def composed(*overrides: str, command: str = "train"):
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        return compose(command, overrides=list(overrides))
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))
@@ -47,17 +47,33 @@ def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_r
 
 
 SPECIFIC = ("task_defaults", "optimizer_defaults", "task_optimizer")  # chosen by task and optimizer
-GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "__pycache__")]
+GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "suite", "__pycache__")]
+
+
+def is_for_evaluate(group: str, option: str) -> bool:
+    return group == "experiment" and "override /suite" in (CONF / group / f"{option}.yaml").read_text()
 
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(g, o) for g in GROUPS if g not in SPECIFIC for o in options(g)],
+    [(g, o) for g in GROUPS if g not in SPECIFIC for o in options(g) if not is_for_evaluate(g, o)],
 )
 def test_every_config_composes(group, option):
     cfg = composed(f"{group}={option}")
     for node in ("optimizer", "task", "estimator", "meta"):
         build(OmegaConf.masked_copy(cfg, [node, "paths"])[node], node)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [("suite", o) for o in options("suite")]
+    + [("experiment", o) for o in options("experiment") if is_for_evaluate("experiment", o)],
+)
+def test_every_suite_composes(group, option):
+    cfg = composed(f"{group}={option}", command="evaluate")
+    for name, entry in OmegaConf.masked_copy(cfg, ["suite", "paths"]).suite.items():
+        assert set(entry) == {"task", "horizon"} and entry.horizon >= 1
+        build(entry.task, name)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))

@@ -1,4 +1,4 @@
-"""Every `experiment=…`, shrunk: it composes, trains, and compares."""
+"""Every `experiment=…`, shrunk: it composes, trains and compares, or evaluates."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,39 @@ from omegaconf import OmegaConf
 
 from ph_l2o import cli
 
-EXPERIMENTS = sorted(p.stem for p in (Path(cli.conf_dir()) / "experiment").glob("*.yaml"))
+FOLDER = Path(cli.conf_dir()) / "experiment"
+EVALUATIONS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "override /suite" in p.read_text())
+EXPERIMENTS = sorted({p.stem for p in FOLDER.glob("*.yaml")} - set(EVALUATIONS))
 # What is left of an experiment is its task, optimizer and objective; `debug=default` has the last word on sizes.
 SHRUNK = ("debug=default", "compare=true")
 
 
 def test_there_are_experiments():
     assert {"quadratic_zeros", "mnist_study", "hnn_study_mnist", "lstm_study_quadratic"} <= set(EXPERIMENTS)
+    assert EVALUATIONS == ["generalise"]
+
+
+@pytest.mark.parametrize("experiment", EVALUATIONS)
+def test_every_evaluation_smokes(command, run_folder, mnist_root, experiment):
+    """On two of its tasks; tests/tasks/test_suite_tasks.py has them all."""
+    shrunk = ("horizon=3", "num_problems=2", "suite_tasks=[digits_softmax, mnist_vae]", "optimizers=[adam, sgd]")
+    outcome = command("evaluate", f"experiment={experiment}", *shrunk, f"paths.data={mnist_root}", "paths.cache=kept")
+    assert outcome.code == 0, outcome.err
+    assert run_folder().name.endswith(f"_evaluate_{experiment}")
+    result = json.loads((run_folder() / "suite.json").read_text())
+    assert result["complete"] and [row["optimizer"] for row in result["rows"]] == ["adam", "sgd"] * 2
+    assert result["summary"]["adam"]["ratio_to_adam"]["num_tasks"] == 2
+    assert {"suite.csv", "suite_curves.png", "suite_ratios.png"} <= {p.name for p in run_folder().iterdir()}
+    kept = run_folder().parents[2] / "kept"
+    assert len(list(kept.glob("*.json"))) == len(list((kept / "suite").glob("*.json"))) == 4
+    assert "over tasks" in outcome.out
+
+
+@pytest.mark.parametrize("experiment", EVALUATIONS)
+def test_an_evaluation_has_its_own_horizons(command, experiment):
+    config = OmegaConf.create(command("evaluate", f"experiment={experiment}", "--cfg", "job").out)
+    assert config.horizon is None and config.num_problems >= 5 and config.tuning_problems >= 2
+    assert {"adam", "nesterov", "muon", "soap"} <= set(config.optimizers)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
