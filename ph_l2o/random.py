@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     BOOTSTRAP = 8
     PERTURBATION = 9
     MIXTURE = 10
+    HIDE_LOSS = 11
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ class Carry(NamedTuple):
 
 def start(optimizer: LearnedOptimizer, problem: Problem) -> Carry:
     """The carry at the start of an episode."""
-    return Carry(problem.params, optimizer.init(problem.params), problem.buffers)
+    state = optimizer.init(problem.params)
+    if problem.hidden is not None:
+        state = optimizer.hide_loss(state, problem.hidden)
+    return Carry(problem.params, state, problem.buffers)
 
 
 def value_and_gradient(

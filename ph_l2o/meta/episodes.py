@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ph_l2o.inner import Carry, start
 from ph_l2o.optimizers.base import LearnedOptimizer, map_state
-from ph_l2o.random import ProblemKeys
+from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import Problem, Task, rescaled
 
 
@@ -48,6 +48,8 @@ class EpisodeSource:
         num_problems: Problems of a batch, over all processes.
         horizons: Inner steps of the episodes, taken in turn.
         rescale: Random re-scaling of the parameters (Lv et al. 2017): log scale ~ U(-rescale, rescale); 0: none.
+        hide_loss: Share of the problems whose loss the optimizer never sees.
+        curriculum: Share of the training in which the longest horizon grows from the first to the last one.
         start: Makes the carry at an episode's start, as `Estimator.start`.
     """
 
@@ -59,29 +61,42 @@ class EpisodeSource:
         num_problems: int,
         horizons: Sequence[int],
         rescale: float = 0.0,
+        hide_loss: float = 0.0,
+        curriculum: float = 0.0,
         start: Callable[[LearnedOptimizer, Problem], Carry] = start,
     ):
         self.task, self.seed, self.num_problems = task, seed, num_problems
         self.horizons, self.rescale, self.start = tuple(horizons), rescale, start
+        self.hide_loss, self.curriculum = hide_loss, curriculum
 
     def problem(self, number: int, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:
         """The share of process `rank` in the problems of an episode."""
         share = self.num_problems // world_size
         keys = ProblemKeys(self.seed, "train", number, range(rank * share, (rank + 1) * share))
         problem = self.task.sample(keys, device=device, dtype=dtype)
-        return rescaled(problem, self.rescale) if self.rescale > 0 else problem
+        if self.rescale > 0:
+            problem = rescaled(problem, self.rescale)
+        if self.hide_loss > 0:
+            draws = [keys.generator(Purpose.HIDE_LOSS, i).random() < self.hide_loss for i in keys.indices]
+            problem.hidden = torch.tensor(draws, device=device)
+        return problem
 
-    def begin(self, number: int, optimizer: LearnedOptimizer, **where: Any) -> Episode:
+    def horizon(self, number: int, progress: float) -> int:
+        """Inner steps of an episode that begins after the share `progress` of the training."""
+        share = min(progress / self.curriculum, 1.0) if self.curriculum > 0 else 1.0
+        allowed = 1 + round(share * (len(self.horizons) - 1))
+        return self.horizons[number % allowed]
+
+    def begin(self, number: int, optimizer: LearnedOptimizer, horizon: int, **where: Any) -> Episode:
         """Episode `number` at its start."""
         problem = self.problem(number, **where)
-        horizon = self.horizons[number % len(self.horizons)]
         with torch.no_grad():
             carry = self.start(optimizer, problem)
         return Episode(number, horizon, 0, problem, carry)
 
     def restore(self, saved: dict[str, Any], optimizer: LearnedOptimizer, *, rank: int, **where: Any) -> Episode:
         """The episode that `save` wrote, on this process's share of its problems."""
-        episode = self.begin(saved["number"], optimizer, rank=rank, **where)
+        episode = self.begin(saved["number"], optimizer, saved["horizon"], rank=rank, **where)
         share = episode.problem.num_problems
         rows = slice(rank * share, (rank + 1) * share)
         leaves = iter(saved["state"])
@@ -102,6 +117,7 @@ def save(episode: Episode) -> dict[str, Any]:
     map_state(lambda x: leaves.append(x.detach()) or x, episode.carry.state)
     return {
         "number": episode.number,
+        "horizon": episode.horizon,
         "age": episode.age,
         "params": episode.carry.params.flat.detach(),
         "state": leaves,

@@ -108,12 +108,15 @@ class MetaLearner(pl.LightningModule):
             num_problems=settings.num_problems,
             horizons=settings.horizons,
             rescale=settings.rescale,
+            hide_loss=settings.hide_loss,
+            curriculum=settings.curriculum,
             start=estimator.start,
         )
-        self.episode: Episode | None = None
+        self.episodes: list[Episode | None] = [None] * settings.episodes  # outer steps take them in turn
         self.skipped_steps = 0  # outer steps without update, because something was not finite
         self._skipped_in_a_row = 0
-        self._saved_episode: dict[str, Any] | None = None
+        self._saved_episodes: list[dict[str, Any] | None] = [None] * settings.episodes
+        self._turn = self._windows = 0  # whose turn it was; windows so far
         self._next_episode = 0
         self._metrics: dict[str, float] = {}  # of the outer step
 
@@ -149,14 +152,21 @@ class MetaLearner(pl.LightningModule):
             "dtype": dtype,
         }
 
+    @property
+    def episode(self) -> Episode | None:
+        """The episode of the last window."""
+        return self.episodes[self._turn]
+
     def _current_episode(self) -> Episode:
-        if self._saved_episode is not None:
-            self.episode = self.source.restore(self._saved_episode, self.optimizer, **self._where())
-            self._saved_episode = None
-        if self.episode is None or self.episode.is_over:
-            self.episode = self.source.begin(self._next_episode, self.optimizer, **self._where())
-            self._next_episode += 1
-        return self.episode
+        turn, where = self._turn, self._where()
+        saved, self._saved_episodes[turn] = self._saved_episodes[turn], None
+        episode = self.episodes[turn] if saved is None else self.source.restore(saved, self.optimizer, **where)
+        if episode is None or episode.is_over:
+            number, self._next_episode = self._next_episode, self._next_episode + 1
+            horizon = self.source.horizon(number, self.global_step / self.meta.outer_steps)
+            episode = self.source.begin(number, self.optimizer, horizon, **where)
+        self.episodes[turn] = episode
+        return episode
 
     def _decide_on_compilation(self, episode: Episode) -> None:
         self._is_decided = True
@@ -199,6 +209,7 @@ class MetaLearner(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """Unroll one window; the outer loss that is returned has the meta-gradient as its gradient."""
         del batch, batch_idx
+        self._turn, self._windows = self._windows % self.meta.episodes, self._windows + 1
         episode, began = self._current_episode(), time.perf_counter()
         parameters = dict(self.optimizer.named_parameters())
         truncation = self.estimator.for_horizon(episode.horizon).truncation
@@ -252,7 +263,7 @@ class MetaLearner(pl.LightningModule):
     def _skip(self, optimizer: torch.optim.Optimizer) -> None:
         # Without gradients the outer optimizer leaves everything as it is; the episode starts anew.
         optimizer.zero_grad(set_to_none=True)
-        self.episode = None
+        self.episodes[self._turn] = None
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         log.warning(
@@ -321,14 +332,13 @@ class MetaLearner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration and the episode, over all processes."""
-        episode = None
-        if self.episode is not None and not self.episode.is_over:
-            episode = self._gather(save(self.episode))
+        under_way = [None if e is None or e.is_over else self._gather(save(e)) for e in self.episodes]
         checkpoint[_CHECKPOINT_KEY] = {
             "config": self.config,
             "seed": self.seed,
             "outer_step": self.global_step,
-            "episode": episode,
+            "episodes": under_way,
+            "windows": self._windows,
             "next_episode": self._next_episode,
             "skipped_steps": self.skipped_steps,
         }
@@ -352,5 +362,8 @@ class MetaLearner(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episode up again."""
         saved = checkpoint[_CHECKPOINT_KEY]
-        self._saved_episode, self.episode = saved["episode"], None
+        if len(saved["episodes"]) != self.meta.episodes:
+            raise ValueError(f"meta.episodes={self.meta.episodes}: the checkpoint has {len(saved['episodes'])} of them")
+        self._saved_episodes, self.episodes = list(saved["episodes"]), [None] * self.meta.episodes
+        self._windows = saved["windows"]
         self._next_episode, self.skipped_steps = saved["next_episode"], saved["skipped_steps"]

@@ -26,6 +26,11 @@ class MetaSettings:
         outer_steps: Updates of the learned optimizer, >= 1.
         num_problems: Problems of a batch, over all processes, >= 1.
         horizons: Inner steps of the episodes, taken in turn; each >= the estimator's truncation.
+        curriculum: Share of the outer steps, in [0, 1], in which the longest of the horizons that episodes take grows from
+            the first of `horizons` to the last; 0: all from the start.
+        episodes: Episodes that are under way at once, >= 1; outer steps take their windows in turn, so that windows in a
+            row are of unlike problems and ages.
+        hide_loss: Share of the problems, in [0, 1], whose loss the optimizer never sees; for one that can go without.
         rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
         objective: `mean_log_loss`, `mean_loss` or `final_loss`.
         outer_optimizer: `adam`, `adamw` or `sgd` of torch.optim, which updates the learned optimizer.
@@ -44,6 +49,9 @@ class MetaSettings:
     outer_steps: int = 600
     num_problems: int = 64
     horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
+    curriculum: float = 0.0
+    episodes: int = 1
+    hide_loss: float = 0.0
     rescale: float = 0.0
     objective: str = "mean_log_loss"
     outer_optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -59,6 +67,7 @@ class MetaSettings:
         for name, what in (
             ("outer_steps", "updates of the learned optimizer"),
             ("num_problems", "problems of a batch"),
+            ("episodes", "episodes that are under way at once"),
             ("val_every", "outer steps between validations"),
             ("val_problems", "problems of a validation"),
             ("val_horizon", "inner steps of a validation"),
@@ -82,6 +91,11 @@ class MetaSettings:
         if self.warmup_steps < 0 or self.rescale < 0:
             name = "warmup_steps" if self.warmup_steps < 0 else "rescale"
             raise ValueError(f"meta.{name}={getattr(self, name)}: must be >= 0")
+        for name in ("curriculum", "hide_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"meta.{name}={getattr(self, name)}: must be in [0, 1]")
+        if self.curriculum > 0 and list(self.horizons) != sorted(self.horizons):
+            raise ValueError(f"meta.horizons={list(self.horizons)}: must ascend where meta.curriculum > 0")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ValueError(f"meta.gradient_clip={self.gradient_clip}: must be > 0, or null for no clipping")
 

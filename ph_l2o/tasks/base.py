@@ -25,12 +25,14 @@ class Problem(ABC):
         buffers: What a step changes besides the parameters (BatchNorm's running statistics), tensors of shape
             `(B, *shape)`; empty for most.
         stochastic: Whether the loss depends on a mini-batch or noise.
+        hidden: Problems whose loss the optimizer never sees, booleans `(B,)`; None: it sees all.
     """
 
     keys: ProblemKeys
     params: Params
     buffers: Buffers = MappingProxyType({})
     stochastic: bool = False
+    hidden: Tensor | None = None
 
     @property
     def num_problems(self) -> int:

@@ -67,7 +67,7 @@ def test_two_processes_have_the_meta_gradient_of_one(runs):
 
 
 def test_the_checkpoint_holds_the_problems_of_all_processes(runs):
-    one, two = (last(folder)[0]["ph_l2o"]["episode"] for folder in runs)
+    one, two = (last(folder)[0]["ph_l2o"]["episodes"][0] for folder in runs)
     if one is None:
         assert two is None
     else:
@@ -96,7 +96,7 @@ def test_particles_of_several_processes(tmp_path):
     for folder, strategy in zip(folders, ("cpu", "ddp_cpu"), strict=True):
         done = train(folder, *PERSISTENT, f"strategy={strategy}", "meta.outer_steps=3")
         assert done.returncode == 0, done.stderr
-    one, two = (last(folder)[0]["ph_l2o"]["episode"] for folder in folders)
+    one, two = (last(folder)[0]["ph_l2o"]["episodes"][0] for folder in folders)
     assert one["age"] == two["age"] == 5 and len(two["params"]) == 4  # problems of both
     for a, b in zip([one["params"], *one["state"]], [two["params"], *two["state"]], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)

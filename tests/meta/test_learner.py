@@ -87,7 +87,7 @@ def test_resume_continues_bitwise(tmp_path, killed_at, estimator):
     assert whole["global_step"] == resumed["global_step"] == 12
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
-    a, b = whole["ph_l2o"]["episode"], resumed["ph_l2o"]["episode"]
+    a, b = whole["ph_l2o"]["episodes"][0], resumed["ph_l2o"]["episodes"][0]
     assert (a is None) == (b is None) == isinstance(estimator, Full)  # its every window ends an episode
     if a is not None:
         assert a["number"] == b["number"] and a["age"] == b["age"] and torch.equal(a["params"], b["params"])
@@ -238,12 +238,12 @@ def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
     trained = meta_train(made, Quadratic(3), estimator=Truncated(3), output_dir=tmp_path, **SMALL)
     rebuilt, config = load_optimizer(tmp_path / "checkpoints" / "best.ckpt")
     assert config["optimizer"] == {"_target_": "ph_l2o.optimizers.port_hamiltonian.PortHamiltonian", **RECIPE}
-    assert isinstance(rebuilt, PortHamiltonian) and rebuilt.tank == 2.0
+    assert isinstance(rebuilt, PortHamiltonian) and rebuilt.budget == 50.0
     for name, value in trained.state_dict().items():
         assert torch.equal(value, rebuilt.state_dict()[name])
 
 
-RECIPE = {"hidden_size": 5, "tank": 2.0}
+RECIPE = {"hidden_size": 5, "budget": 50.0}
 
 
 def test_meta_train_in_float64():

@@ -66,10 +66,10 @@ def test_weights_metrics_and_carry_of_one_process(name, one, two):
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-8)
     a, b = (torch.load(f / "checkpoints" / "last.ckpt")["ph_l2o"] for f in (two / name, folder))
-    assert a["next_episode"] == b["next_episode"] and (a["episode"] is None) == (b["episode"] is None)
-    if a["episode"] is not None:
+    assert a["next_episode"] == b["next_episode"] and (a["episodes"][0] is None) == (b["episodes"][0] is None)
+    if a["episodes"][0] is not None:
         for key in ("params", "state"):
-            torch.testing.assert_close(a["episode"][key], b["episode"][key], rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(a["episodes"][0][key], b["episodes"][0][key], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", sharing.SCALARS)
@@ -84,7 +84,7 @@ def test_the_sum_of_draws_after_a_resume(two, tmp_path):
     """Each process makes that of the others' problems anew; one process has it in the checkpoint."""
     sharing.train(sharing.RESUMED, tmp_path)
     last = torch.load(tmp_path / sharing.RESUMED / "checkpoints" / "last.ckpt")
-    assert last["ph_l2o"]["episode"]["age"] == sharing.K  # so there is a draw before the next one
+    assert last["ph_l2o"]["episodes"][0]["age"] == sharing.K  # so there is a draw before the next one
     alone = sharing.resume(tmp_path)["weights"]
     for rank in (0, 1):
         assert torch.equal(torch.load(two / f"{rank}.pt")[sharing.RESUMED]["weights"], alone)
