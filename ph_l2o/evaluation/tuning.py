@@ -43,6 +43,8 @@ _CLASSES = {
     "rmsprop": "RMSprop",
     "adam": "Adam",
     "adamw": "AdamW",
+    "muon": "Muon",
+    "soap": "SOAP",
 }
 BASELINES: tuple[str, ...] = tuple(_CLASSES)
 
@@ -90,7 +92,7 @@ def baseline(name: str) -> Any:
     """
     if name not in _CLASSES:
         raise ValueError(f"optimizer={name}: no baseline has this name; {nearest(name, BASELINES)}")
-    return getattr(importlib.import_module("ph_l2o.optimizers.classical"), _CLASSES[name])
+    return getattr(importlib.import_module("ph_l2o.optimizers"), _CLASSES[name])
 
 
 def default_num_problems(task: Task, num_test_problems: int) -> int:

@@ -22,8 +22,8 @@ _LOWEST_LOGIT = -40.0
 _DECAYS = ("momentum", "alpha", "beta1", "beta2")
 
 
-def _decades(low: float, high: float) -> tuple[float, ...]:
-    """From 10^low to 10^high, two values a decade."""
+def decades(low: float, high: float) -> tuple[float, ...]:
+    """From 10^low to 10^high, two values a decade: learning rates to try."""
     return tuple(10 ** (low + 0.5 * k) for k in range(round(2 * (high - low)) + 1))
 
 
@@ -127,7 +127,7 @@ class SGD(ClassicalOptimizer):
         weight_decay: Factor of ½‖θ‖² in the loss, >= 0.
     """
 
-    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-2.5, 1)}
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": decades(-2.5, 1)}
 
     def __init__(self, *, lr: float = 0.1, weight_decay: float = 0.0):
         super().__init__(lr=lr, weight_decay=weight_decay)
@@ -165,7 +165,7 @@ class Momentum(ClassicalOptimizer):
     Reference: Polyak 1964, "Some methods of speeding up the convergence of iteration methods".
     """
 
-    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-2.5, 1), "momentum": (0.9, 0.95)}
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": decades(-2.5, 1), "momentum": (0.9, 0.95)}
 
     def __init__(self, *, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -227,7 +227,7 @@ class RMSprop(ClassicalOptimizer):
     Reference: Tieleman and Hinton 2012, "Lecture 6.5: RMSprop".
     """
 
-    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-4, -0.5)}
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": decades(-4, -0.5)}
 
     def __init__(self, *, lr: float = 0.01, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
@@ -276,7 +276,7 @@ class Adam(ClassicalOptimizer):
     Reference: Kingma and Ba 2015, "Adam: a method for stochastic optimization" (arXiv 1412.6980).
     """
 
-    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": _decades(-3.5, 0.5), "beta2": (0.9, 0.999)}
+    grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": decades(-3.5, 0.5), "beta2": (0.9, 0.999)}
 
     def __init__(
         self,
@@ -302,10 +302,7 @@ class Adam(ClassicalOptimizer):
         step = state.step + 1
         first = torch.lerp(grad, state.first, h["beta1"])
         second = torch.lerp(grad * grad, state.second, h["beta2"])
-        rate = h["lr"] / (1 - h["beta1"] ** step[:, None])
-        spread = (1 - h["beta2"] ** step[:, None]).sqrt()
-        denominator = _root(second) / spread + h["eps"]
-        return params.like(flat - rate * first / denominator), AdamState(step, first, second)
+        return params.like(flat - adam_step(first, second, step[:, None], h)), AdamState(step, first, second)
 
     def _decay(self, params: Params, grads: Params, h: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Parameters and gradient after weight decay."""
@@ -338,6 +335,20 @@ class AdamW(Adam):
 
     def _decay(self, params: Params, grads: Params, h: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return params.flat * (1 - h["lr"] * h["weight_decay"]), grads.flat
+
+
+def adam_step(first: Tensor, second: Tensor, step: Tensor, h: dict[str, Tensor]) -> Tensor:
+    """Adam's step lr m̂ / (√v̂ + eps), to be subtracted.
+
+    Args:
+        first: Average of the gradient m, `(B, …)`.
+        second: Average of the squared gradient v, as `first`.
+        step: Number of gradients in the averages, >= 1, `(B, 1)`.
+        h: `lr`, `beta1`, `beta2` and `eps`, each of shape `()` or `(B, 1)`.
+    """
+    rate = h["lr"] / (1 - h["beta1"] ** step)
+    spread = (1 - h["beta2"] ** step).sqrt()
+    return rate * first / (_root(second) / spread + h["eps"])
 
 
 def _decayed(grads: Params, params: Params, weight_decay: Tensor) -> Tensor:
