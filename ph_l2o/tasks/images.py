@@ -2,111 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.base import Buffers, Task
+from ph_l2o.random import ProblemKeys
+from ph_l2o.tasks.base import Buffers
 from ph_l2o.tasks.batched import NORMS
 from ph_l2o.tasks.describe import described
+from ph_l2o.tasks.image_task import ImageBatch, ImageTask, ImageTaskProblem
 from ph_l2o.tasks.logistic import negative_log_likelihood
 from ph_l2o.tasks.mlp import MLP, MixedActivation, checked_activations, checked_sizes
-from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
 
-_FINAL = 2**62  # first number of the seeds for final batches, beyond those of all inner steps
 _TEST_ELEMENTS = 2**23  # input numbers of a chunk of test images, over all problems: 32 MiB in float32
-
-
-class ImageBatch(NamedTuple):
-    """A mini-batch for each problem.
-
-    Attributes:
-        inputs: Pixels in [0, 1], `(B, batch, C, H, W)`.
-        labels: `(B, batch)`.
-        seeds: Of what each problem's module draws itself; empty where it draws nothing.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    seeds: tuple[int, ...]
-
-
-class ImageTask(Task):
-    """Networks on the images of a data set; a subclass says which networks and which loss.
-
-    The training images are split between meta-training, validation and test (`ph_l2o.data.split_indices`); the data
-    set's own test images are never trained on.
-
-    Args:
-        dataset: `mnist`, `fashion_mnist` or `cifar10`.
-        batch_size: Images of a mini-batch, >= 1.
-        split: `default` (a third, a sixth and half of the training images), or `study` (halves; validation shares
-            the training half).
-        image_size: Width and height that the images are averaged down to, a divisor of their own; None keeps them.
-        init_scale: Factor of the initial weights, tensors with two axes or more; a number, or (low, high) for a
-            log-uniform draw for each problem; > 0.
-        data_dir: Folder of the data sets.
-
-    Raises:
-        ValueError: If an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        dataset: str,
-        *,
-        batch_size: int,
-        split: str,
-        image_size: int | None,
-        init_scale: float | Sequence[float],
-        data_dir: str | Path,
-    ):
-        if dataset not in DATASETS:
-            raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
-        if split not in ("default", "study"):
-            raise ValueError(f"task.split={split}: must be default or study")
-        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
-            raise ValueError(f"task.image_size={image_size}: must be a whole number >= 1, or null for that of the data")
-        self.dataset, self.batch_size, self.split, self.image_size = dataset, batch_size, split, image_size
-        self.init_scale = checked_init_scale(init_scale)
-        self._data_dir = str(data_dir)
-
-    @cached_property
-    def _data(self) -> ImageData:
-        return load_images(self.dataset, self._data_dir)
-
-    def prepare(self) -> None:
-        """Find, fetch and verify the data."""
-        _ = self.image_shape
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """`(C, H, W)` of what the networks see."""
-        channels, height, width = self._data.train_images.shape[1:]
-        if self.image_size is None:
-            return channels, height, width
-        if height % self.image_size or width != height:
-            raise ValueError(f"task.image_size={self.image_size}: must be a divisor of {height}, that of the data")
-        return channels, self.image_size, self.image_size
-
-    def images(self, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Images `(N, C, H, W)` in uint8 and labels `(N,)` of a split, or of `held_out`, on the device."""
-        data, size = self._data, None if self.image_size is None else self.image_shape[1]
-        if split == "held_out":
-            return _on_device(data.test_images, data.test_labels, None, "", size, torch.device(device))
-        return _on_device(data.train_images, data.train_labels, split, self.split, size, torch.device(device))
 
 
 class ImageClassification(ImageTask):
@@ -189,46 +102,6 @@ class ImageClassification(ImageTask):
         return ImageProblem(self, keys, device=device, dtype=dtype)
 
 
-class ImageTaskProblem(ModuleProblem):
-    """B networks with mini-batches of their own; a subclass adds the loss."""
-
-    stochastic = True
-
-    def __init__(
-        self,
-        task: ImageTask,
-        keys: ProblemKeys,
-        factory: Callable[[], nn.Module],
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ):
-        super().__init__(keys, factory, device=device, dtype=dtype)
-        self.scale_weights(task.init_scale)
-        self._images, self._labels = task.images(keys.split, self._device)
-        self._batch_size, self._dtype = task.batch_size, dtype
-
-    def batches(self, first: int, count: int) -> Iterator[ImageBatch]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[ImageBatch]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[ImageBatch]:
-        words = self.keys.words(purpose, first, count, self._batch_size)
-        rows = torch.from_numpy(integers(words, len(self._images))).to(self._device)
-        for step, chosen in enumerate(rows, start=first):
-            seeds = ()
-            if self.draws_randomly:
-                number = 1 + step + _FINAL * (purpose is Purpose.FINAL_BATCH)
-                seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, number) for i in self.keys.indices)
-            yield ImageBatch(self._pixels(chosen), self._labels[chosen], seeds)
-
-    def _pixels(self, rows: Tensor) -> Tensor:
-        chosen = self._images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
-        return chosen.view(*rows.shape, *self._images.shape[1:])
-
-
 class ImageProblem(ImageTaskProblem):
     """B classifiers."""
 
@@ -273,17 +146,3 @@ class ImageProblem(ImageTaskProblem):
         guesses = torch.cat(predicted, 1)
         accuracy = [multiclass_accuracy(row, labels, num_classes=logits.shape[-1], average="micro") for row in guesses]
         return {"test_loss": loss / len(labels), "accuracy": torch.stack(accuracy).to(loss)}
-
-
-@functools.lru_cache(maxsize=64)
-def _on_device(
-    images: Tensor, labels: Tensor, split: str | None, scheme: str, size: int | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Part of a data set, shared by all tasks on it; smaller images in whole grey values."""
-    if split is not None:
-        rows = split_indices(len(images), split, scheme)  # type: ignore[arg-type]
-        images, labels = images[rows], labels[rows]
-    if size is not None and size < images.shape[-1]:
-        small = [F.avg_pool2d(part.float(), images.shape[-1] // size).round() for part in images.split(10_000)]
-        images = torch.cat([part.to(torch.uint8) for part in small])
-    return images.to(device), labels.to(device)

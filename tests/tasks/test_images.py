@@ -35,7 +35,7 @@ def make_data(channels: int = 1, classes: int = 4) -> ImageData:
 @pytest.fixture
 def fake(monkeypatch) -> ImageData:
     data = make_data()
-    monkeypatch.setattr("ph_l2o.tasks.images.load_images", lambda name, root: data)
+    monkeypatch.setattr("ph_l2o.tasks.image_task.load_images", lambda name, root: data)
     return data
 
 
@@ -160,7 +160,7 @@ def test_final_batches_are_fresh(fake):
 def test_splits_share_no_image(monkeypatch):
     data = make_data()
     numbered = data._replace(train_labels=torch.arange(120))  # a label tells which image it is
-    monkeypatch.setattr("ph_l2o.tasks.images.load_images", lambda name, root: numbered)
+    monkeypatch.setattr("ph_l2o.tasks.image_task.load_images", lambda name, root: numbered)
 
     def seen(split: str, scheme: str) -> set[int]:
         problem = ImageClassification(batch_size=200, split=scheme).sample(keys(split=split))  # type: ignore[arg-type]
@@ -297,7 +297,7 @@ def test_data_is_loaded_once_and_late(monkeypatch):
         calls.append(arguments)
         return data
 
-    monkeypatch.setattr("ph_l2o.tasks.images.load_images", load)
+    monkeypatch.setattr("ph_l2o.tasks.image_task.load_images", load)
     task = ImageClassification("cifar10", data_dir="somewhere", hidden_sizes=(5,), batch_size=4)
     json.dumps(task.spec())
     assert calls == []
