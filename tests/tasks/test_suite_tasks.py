@@ -12,7 +12,7 @@ from ph_l2o.inner import value_and_gradient
 from ph_l2o.random import SPLITS, ProblemKeys
 from ph_l2o.tasks import ImageClassification
 from ph_l2o.tasks.suite import VAE, CharacterText, Contrastive, ImageFit, Poisson, Tabular, rows
-from ph_l2o.tasks.suite.tabular import hinge, huber, ranking
+from ph_l2o.tasks.suite.tabular import hinge, huber, ranking, smoothed
 
 FILE = OmegaConf.load(Path(cli.conf_dir()) / "suite" / "generalise.yaml")
 SYNTHETIC = {"poisson", "matrix_factorisation", "graph_communities", "deep_linear"}  # no finite data
@@ -105,6 +105,8 @@ def test_losses_by_hand():
     smooth = rows.cross_entropy(logits, labels, 0.1)
     expected = torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=0.1)
     torch.testing.assert_close(smooth[0], expected)
+    best = torch.tensor([[[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]]]).log()
+    torch.testing.assert_close(smoothed(best, labels), torch.zeros(1), rtol=0, atol=1e-6)
 
 
 def test_derivatives_of_the_physics_are_those_of_the_network():

@@ -38,7 +38,7 @@ class Contrastive(Tabular):
         *,
         width: int = 64,
         batch_size: int = 64,
-        noise: float = 1.0,
+        noise: float = 0.5,
         temperature: float = 0.2,
         name: str = "contrastive",
     ):

@@ -33,7 +33,7 @@ class DeepLinear(Task):
     """
 
     def __init__(
-        self, dim: int = 16, *, depth: int = 6, batch_size: int = 32, noise: float = 0.2, name: str = "deep_linear"
+        self, dim: int = 16, *, depth: int = 6, batch_size: int = 32, noise: float = 0.05, name: str = "deep_linear"
     ):
         self.dim, self.depth = at_least("dim", dim, 1, "units"), at_least("depth", depth, 1, "layers")
         self.batch_size = at_least("batch_size", batch_size, 1, "inputs of a mini-batch")
