@@ -52,7 +52,8 @@ def test_python_blocks_run(path, tmp_path, monkeypatch, mnist_root):
 
 
 EXTENDING = ROOT / "docs" / "extending.md"
-FILES = re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", EXTENDING.read_text(), re.M | re.S)
+_NAMED_FILE = r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```"
+FILES = re.findall(_NAMED_FILE, EXTENDING.read_text(), re.M | re.S)
 COMMANDS = [line for line in EXTENDING.read_text().splitlines() if line.startswith("python train.py")]
 
 
@@ -70,9 +71,9 @@ def typed(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     before, handlers, modules = dict(os.environ), list(logging.getLogger().handlers), set(sys.modules)
 
-    def run(*words: str) -> None:
+    def run(*words: str, command: str = "train") -> None:
         monkeypatch.setattr(sys, "argv", list(words))
-        cli.train()
+        getattr(cli, command)()
 
     yield run
     GlobalHydra.instance().clear()
@@ -97,6 +98,17 @@ def test_extending_runs_as_written(line, typed, tmp_path, mnist_root):
     assert '"kind": "learned"' in result.read_text()
 
 
+def test_a_suite_of_ones_own_runs_as_written(typed, tmp_path):
+    ((name, content),) = re.findall(_NAMED_FILE, (ROOT / "docs" / "comparison.md").read_text(), re.M | re.S)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(content)
+    (words,) = re.findall(r"# .*:  python (.*)", content)
+    line = shlex.split(words.replace("best.ckpt", "sgd"))
+    typed(*line, "horizon=4", "num_problems=2", command="evaluate")
+    (result,) = tmp_path.glob("runs/20*/*_evaluate_mine/suite.json")
+    assert '"complete": true' in result.read_text()
+
+
 @pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)
 def test_links_and_named_files_exist(path):
     text = path.read_text()
@@ -111,9 +123,9 @@ def test_links_and_named_files_exist(path):
 def test_named_options_exist(path):
     """`task=…`, `optimizer=…` and the other groups name options that exist, or that the same text makes."""
     text = path.read_text()
-    own = {Path(name).stem for name, _ in FILES}
+    own = {Path(name).stem for name in re.findall(r"^`(my_[\w./]+)`:$", text, re.M)} | {Path(n).stem for n, _ in FILES}
     for group, names in re.findall(
-        r"\b(task|optimizer|experiment|debug|strategy|logger|hparams_search|estimator)=([a-z][\w,]*)", text
+        r"\b(task|suite|optimizer|experiment|debug|strategy|logger|hparams_search|estimator)=([a-z][\w,]*)", text
     ):
         for name in names.split(","):
             exists = (ROOT / "conf" / group / f"{name}.yaml").exists()
