@@ -53,8 +53,8 @@ class SOAP(ClassicalOptimizer):
     (`matrix_shapes`). A side longer than `max_preconditioner_dim` is not rotated (Q = I). Vectors, scalars, and
     matrices of which both sides are too long get Adam; if there is nothing else, this is Adam from the first step on.
 
-    Two things differ from the authors' code: eps is added to √V̂, as torch's Adam does it, not to √V, and beta1 is 0.9 in
-    place of 0.95, which was better over 100 steps.
+    Two things differ from the authors' code: eps is added to √V̂, as torch's Adam does it, not to √V, and beta1 is 0.9,
+    not 0.95, which came out better after 100 steps on MNIST.
 
     Bases count as constants in meta-gradients: the derivative of eigenvectors is infinite where eigenvalues meet.
     A step without new bases costs no decomposition. To know that, `update` looks at the step counter (on a GPU it waits
