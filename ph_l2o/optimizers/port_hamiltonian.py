@@ -48,12 +48,14 @@ DECAYS = (0.9, 0.99)  # of the gradient's averages
 SECOND_DECAY = 0.95  # of the squared gradient's average
 LOSS_DECAYS = (0.9, 0.99)
 TINY = 1e-20  # beside squares of gradients in their unit
-_LEAST = 1e-36  # of a loss, of a gradient's unit
+LOG_GAIN_RANGE = (-30.0, 8.0)
+_LEAST, _MOST = 1e-36, 1e36  # of units
 _LEAST_PHI = 1e-4
-_LEAST_R = 1e-12  # of r²; its square root is differentiated
+_LEAST_R = 1e-12  # up to it r² is 0, since its square root is differentiated
+_LOG_LENGTH = 40.0  # of L, so that neither L nor 1 / L overflows in products
 _JUMP = 1e3  # the gradient's unit changes by at most this in a step
 _MEMORY = 1000.0  # steps over which the reference of the gradient is averaged
-_LOG_GAIN_RANGE = (-30.0, 8.0)
+_MOST_REFERENCE = 1e22  # with which the gradient's unit still falls; it bounds what the averages become in that unit
 
 
 class PortHamiltonianState(NamedTuple):
@@ -130,6 +132,7 @@ class Energies(NamedTuple):
     kinetic: Tensor
     pull: Tensor  # ½κ‖θ‖²
     r_squared: Tensor
+    fit: Tensor  # of θ: 1, or less where rounding has put it outside of the ball
 
 
 class PortHamiltonian(LearnedOptimizer):
@@ -193,6 +196,10 @@ class PortHamiltonian(LearnedOptimizer):
         stiffness = 2 * self.budget / (self.radius**2 * torch.maximum(square, size))
         return self.budget + 0.5 * stiffness * square, stiffness
 
+    def settle(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+        """`settle` of this module, which a variant of the energy may replace."""
+        return settle(spent, square, seen, state)
+
     def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
         """See `LearnedOptimizer.hide_loss`."""
         return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
@@ -213,13 +220,13 @@ class PortHamiltonian(LearnedOptimizer):
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
         floor = (1 - ports.rho) * (sums[:, controller.SECOND] / sizes + TINY)
-        gain = ports.log_gain.clamp(*_LOG_GAIN_RANGE).exp()
+        gain = ports.log_gain.clamp(*LOG_GAIN_RANGE).exp()
         root, base, rho, mix = layout.expand(torch.stack([gain.sqrt(), floor, ports.rho, ports.mix], 1)).unbind(1)
         scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
         push = scale * torch.lerp(grad, averages[:, 0], mix)
 
         squares = layout.dot(push, push)
-        before = settle(squares.sum(1), sums[:, controller.THETA].sum(1), seen, state)
+        before = self.settle(squares.sum(1), sums[:, controller.THETA].sum(1), seen, state)
         root_length, bound = before.length.sqrt(), gain * floor.rsqrt()
         keep = damped(ports.keep, bound, before, seen, state)
         spring = torch.where(seen.fine, state.stiffness * root_length, 0.0)[:, None]
@@ -230,7 +237,7 @@ class PortHamiltonian(LearnedOptimizer):
         force = torch.where(seen.fine, trust / root_length, 0.0)[:, None]
         momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
         move = torch.where(seen.fine, root_length, 0.0)[:, None]
-        new = torch.addcmul(flat, scale * momentum, move)
+        new = torch.addcmul(flat * before.fit[:, None], scale * momentum, move)
 
         kinetic = 0.5 * _dot(momentum, momentum)
         energy = paid(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
@@ -245,19 +252,20 @@ def observe(largest: Tensor, loss: Tensor | None, state: PortHamiltonianState) -
     else:
         uses_loss = state.uses_loss * (loss.detach() >= 0)
     fine = torch.isfinite(largest) & torch.isfinite(loss.detach())
-    loss, largest = torch.where(fine, loss, 0.0), torch.where(fine, largest, 0.0)
     uses_loss = torch.where(fine, uses_loss, state.uses_loss)
+    loss, largest = torch.where(fine & (uses_loss > 0), loss, 0.0), torch.where(fine, largest, 0.0)
     first = state.step == 0
     step = state.step + fine
     # The unit moves where the gradient leaves [unit / 1000, unit], but not so far that old squares overflow.
     old = torch.where(first, largest, state.gradient_unit).clamp_min(_LEAST)
-    lower = (largest > 0) & (largest * _JUMP < old) & (state.second_mean < 1)
+    small = (state.second_mean < 1) & (state.reference < _MOST_REFERENCE)
+    lower = (largest > 0) & (largest * _JUMP < old) & small
     unit = torch.where(largest > old, torch.minimum(largest, old * _JUMP), torch.where(lower, old / _JUMP, old))
-    clip = torch.where(largest > unit, unit / largest.clamp_min(_LEAST), 1.0)
+    unit = unit.clamp_min(_LEAST)
     decays = constant((*DECAYS, SECOND_DECAY, *LOSS_DECAYS), step)
     weights = fine[:, None] * (1 - decays) / (1 - decays ** step.clamp_min(1)[:, None])
     return Seen(
-        fine, uses_loss, step, unit, clip / unit, old / unit, weights, loss,
+        fine, uses_loss, step, unit, 1 / torch.maximum(unit, largest), old / unit, weights, loss,
         torch.where(first, loss, state.loss_start),
         torch.lerp(state.loss_fast, loss, weights[:, 3]),
         torch.lerp(state.loss_slow, loss, weights[:, 4]),
@@ -275,17 +283,21 @@ def settle(spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianStat
     """Units and energies before a step, for Σ h² and ‖θ‖² of each problem."""
     uses = seen.uses_loss > 0
     now = torch.where(uses, seen.loss, spent * seen.gradient_unit)
-    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp_min(_LEAST)
-    length = (unit.log() - seen.gradient_unit.log()).clamp(-60, 60).exp()
+    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp(_LEAST, _MOST)
+    length = (unit.log() - seen.gradient_unit.log()).clamp(-_LOG_LENGTH, _LOG_LENGTH).exp()
     phi = torch.where(uses, (seen.loss / unit).clamp_min(_LEAST_PHI), 1.0)
     pull = 0.5 * state.stiffness * square
-    room = (state.energy - pull).clamp_min(0)
+    fit = torch.where(seen.fine & (pull > state.energy), (state.energy / pull).sqrt(), 1.0).detach()
+    pull = torch.minimum(pull, state.energy)
+    room = state.energy - pull
     # π in the new unit, as far as the account pays.
-    rescale = torch.where(seen.fine & (state.step > 0), state.loss_unit / unit, 1.0)
+    rescale = torch.where(state.step > 0, state.loss_unit / unit, 1.0)
     rescale = torch.minimum(rescale, room / state.kinetic.clamp_min(_LEAST_R))
+    rescale = torch.where(seen.fine, rescale, 1.0)
     kinetic = state.kinetic * rescale
-    r_squared = torch.minimum(phi.clamp_max(1), room - kinetic).clamp_min(_LEAST_R)
-    return Energies(unit, length, phi, (rescale + _LEAST).sqrt(), kinetic, pull, r_squared)
+    r_squared = torch.minimum(phi.clamp_max(1), room - kinetic)
+    r_squared = torch.where(r_squared > _LEAST_R, r_squared, 0.0)
+    return Energies(unit, length, phi, _root(rescale, _LEAST), kinetic, pull, r_squared, fit)
 
 
 def damped(keep: Tensor, bound: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState) -> Tensor:
@@ -298,7 +310,7 @@ def solve(product: Tensor, square: Tensor, before: Energies) -> tuple[Tensor, Te
     """r⁺ / √φ, and Σ 2c² / a, for Σ h b / a and Σ h² / a."""
     half = 0.5 / before.phi
     share = half / before.length * square
-    trust = (before.r_squared / before.phi).sqrt() + half * before.length.rsqrt() * product
+    trust = _root(before.r_squared / before.phi, 0.01 * _LEAST_R) + half * before.length.rsqrt() * product
     return trust / (1 + share), share
 
 
@@ -307,7 +319,7 @@ def paid(
 ) -> Tensor:
     """The account after a step: the share 1/k of what the step released is gone."""
     released = before.r_squared + before.kinetic + before.pull - (trust * trust * before.phi + kinetic + pull)
-    return state.energy - seen.fine * released.clamp_min(0) / seen.step.clamp_min(1)
+    return (state.energy - seen.fine * released.clamp_min(0) / seen.step.clamp_min(1)).clamp_min(0)
 
 
 def remember(
@@ -337,7 +349,7 @@ def remember(
         loss_unit=unless_skipped(before.loss_unit, state.loss_unit),
         uses_loss=seen.uses_loss,
         energy=energy,
-        kinetic=kinetic,
+        kinetic=unless_skipped(kinetic, state.kinetic),
         trust=unless_skipped(trust, state.trust),
         share=unless_skipped(share, state.share),
         skipped=state.skipped + ~seen.fine,
@@ -365,4 +377,9 @@ def _sums(flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a[:, None], b[:, :, None]).view(-1)
+    return (a * b).sum(1)  # a matrix product may be of less precision than the numbers have
+
+
+def _root(x: Tensor, least: float) -> Tensor:
+    """√x, and 0 up to `least`, where its slope is too steep."""
+    return torch.where(x > least, x.clamp_min(least).sqrt(), 0.0)
