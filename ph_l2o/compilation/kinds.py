@@ -52,6 +52,11 @@ class Structure:
         self.buffers = tuple(carry.buffers)
         self.layout = carry.params.layout
 
+    @property
+    def packs_numbers(self) -> bool:
+        """Whether the last of the smooth pieces has the numbers for each problem as its rows."""
+        return bool(self._numbers)
+
     def apart(self, carry: Carry) -> Pieces:
         """The carry's tensors."""
         leaves = pytree.tree_leaves(carry.state)

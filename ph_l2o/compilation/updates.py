@@ -37,13 +37,15 @@ class CompiledUpdates:
 
     Args:
         order: Order of the meta-gradient, 1 or 2, as for `Truncated`.
+        amplification: As for `Truncated`.
+        eager: Nothing is compiled after all: the same windows, with the update as it is.
     """
 
     whole: ClassVar[bool] = False
 
-    def __init__(self, order: int):
-        self.order = order
-        self.kinds: UpdateKinds[Differentiable] = UpdateKinds(_compiled)
+    def __init__(self, order: int, amplification: float | None = None, *, eager: bool = False):
+        self.order, self.amplification, self.eager = order, amplification, eager
+        self.kinds = UpdateKinds(_compiled)
 
     def window(
         self,
@@ -56,11 +58,16 @@ class CompiledUpdates:
     ) -> Estimate:
         """See `CompiledSteps.window`."""
         flat, carry = join(phi), carry.detach()
-        padding, buffers = self.kinds.padding(optimizer, carry), carry.buffers
+        buffers = carry.buffers
+        padding = Plain(carry.params.layout) if self.eager else self.kinds.padding(optimizer, carry)
         carry = padding.spread(carry)
         structure = Structure(carry)
         pieces = structure.apart(carry)
-        update = self.kinds.of(optimizer, phi, padding, structure, pieces)
+        update = (
+            _Eager(_function(optimizer, phi, padding.example(structure, pieces)), 3 + len(pieces.smooth))
+            if self.eager
+            else self.kinds.of(optimizer, phi, padding, structure, pieces)
+        )
         done: list[_Done] = []
         *before, at_end = batches
         for batch in before:
@@ -80,21 +87,32 @@ class CompiledUpdates:
         outer, weights = value_and_weights(objective, after)
         zeros = [torch.zeros_like(x) for x in pieces.smooth[1:]]
         cotangents = [padding.spread_row(weights[-1][:, None] * slope.flat), *zeros]
-        total = self._backward(update, done, cotangents, weights, padding)
+        total = self._backward(update, done, cotangents, weights, padding, packed=structure.packs_numbers)
         return Estimate(outer, split(total, phi), carry, after)
 
     def _backward(
-        self, update: Differentiable, done: list[_Done], cotangents: list[Tensor], weights: Tensor, padding: Plain
+        self,
+        update: Differentiable | _Eager,
+        done: list[_Done],
+        cotangents: list[Tensor],
+        weights: Tensor,
+        padding: Plain,
+        *,
+        packed: bool,
     ) -> Tensor:
         total: Tensor | None = None
+        put_in = cotangents[0].norm(dim=1)
         while done:
             step = done.pop()  # what it kept is freed as soon as it is used
             with torch.no_grad():
+                if self.amplification is not None:
+                    cotangents = _limited(cotangents, self.amplification * put_in, packed=packed)
                 of_phi, direct, *of_state, of_gradient, of_loss = update.backward(step.kept, cotangents)
                 total = of_phi if total is None else total.add_(of_phi)
             if not done:
                 break
             weight = weights[len(done) - 1]
+            put_in = put_in + weight.abs() * step.gradient.detach().norm(dim=1)
             if self.order == 2:
                 slopes = (of_loss + weight, padding.gather_row(of_gradient))
                 (through,) = torch.autograd.grad((step.loss, step.gradient), step.at, slopes)
@@ -105,7 +123,49 @@ class CompiledUpdates:
         return total
 
 
-def _compiled(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Differentiable:
+def _limited(cotangents: list[Tensor], most: Tensor, *, packed: bool) -> list[Tensor]:
+    """Each problem's cotangents, scaled down so that those of its parameters have at most this norm.
+
+    With `packed` the problems are the columns of the last tensor, see `Structure`.
+    """
+    norm = cotangents[0].norm(dim=1)
+    factor = torch.where(norm > most, most / norm, 1.0)
+    if bool((factor == 1).all()):
+        return cotangents
+    factor = torch.where(torch.isfinite(norm), factor, 0.0)
+    *rows, last = cotangents
+    if not packed:
+        rows.append(last)
+    scaled = [x * factor.view(-1, *[1] * (x.dim() - 1)) for x in rows]
+    if packed:
+        scaled.append(last * factor)
+    return [torch.where(torch.isfinite(x), x, 0.0) for x in scaled]
+
+
+class _Eager:
+    """An update that keeps its graph, with the two calls of a `Differentiable`."""
+
+    def __init__(self, function: Callable[[list[Tensor], list[Tensor]], Any], num_inputs: int):
+        self._function, self._count = function, num_inputs
+
+    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensors]:
+        """New state, and the graph."""
+        inputs = [x.detach().requires_grad_() for x in tensors[: self._count]]
+        with torch.enable_grad():
+            smooth, rest = self._function(inputs, tensors[self._count :])
+        return [x.detach() for x in smooth], [x.detach() for x in rest], [*inputs, *smooth]
+
+    def backward(self, kept: Tensors, cotangents: list[Tensor]) -> list[Tensor]:
+        """Cotangents of the inputs."""
+        inputs, smooth = kept[: self._count], kept[self._count :]
+        pairs = [(x, c) for x, c in zip(smooth, cotangents, strict=True) if x.requires_grad]
+        found = torch.autograd.grad([x for x, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def _function(
+    optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example
+) -> Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
     """The update with all meta-parameters in one vector; gradient and loss are the last of its inputs."""
     structure, num_rest = example.structure, len(example.pieces.rest)
 
@@ -118,7 +178,12 @@ def _compiled(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: E
         after = structure.apart(Carry(new, state, {}))
         return after.smooth, after.rest
 
+    return function
+
+
+def _compiled(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Differentiable:
     theta = example.pieces.smooth[0]  # an example of a gradient too
     inputs = [join(phi), *example.pieces.smooth, theta, theta[:, 0].contiguous()]
     constants = [*example.pieces.rest, *example.constants]
+    function = _function(optimizer, phi, example)
     return compile_differentiable(function, inputs, constants, any_sizes=example.any_sizes)

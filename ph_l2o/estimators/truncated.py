@@ -24,24 +24,35 @@ class Truncated(Estimator):
     that of the surrogate Σ_t w_t ⟨g_t, θ_t(φ)⟩, which needs no second backward pass. Both are biased for horizons
     longer than the window (Wu et al. 2018, "Understanding short-horizon bias in stochastic meta-optimization").
 
+    Where the inner loop is chaotic, derivatives over many of its steps grow beyond all bounds, and say nothing about
+    the outer loss (Metz et al. 2019, "Understanding and correcting pathologies in the training of learned optimizers").
+    `amplification` bounds them: on the way back, the derivative in a problem's parameters is scaled down to at most
+    this many times the sum of the norms that its losses so far have put in. What does not grow is not changed.
+
     Args:
         truncation: Inner steps of a window, >= 1.
         order: 1 or 2.
+        amplification: Bound, > 0, or None.
     """
 
     has_compiled_form: ClassVar[bool] = True
 
-    def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2):
+    def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2, amplification: float | None = None):
         super().__init__(truncation)
+        if amplification is not None and amplification <= 0:
+            raise ValueError(f"estimator.amplification={amplification}: must be > 0, or null for no bound")
+        self.amplification = amplification
         if order not in (1, 2):
             raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
         self.order: Literal[1, 2] = order
 
     def compile_steps(self, *, whole: bool = True) -> None:
         """See `Estimator.compile_steps`."""
-        from ph_l2o.compilation import CompiledSteps, CompiledUpdates
+        from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
 
-        self.compiled = CompiledSteps(self.order) if whole else CompiledUpdates(self.order)
+        if whole and self.amplification is not None:
+            raise CompileError("with estimator.amplification cannot be compiled whole")
+        self.compiled = CompiledSteps(self.order) if whole else CompiledUpdates(self.order, self.amplification)
 
     def __call__(
         self,
@@ -53,9 +64,14 @@ class Truncated(Estimator):
         objective: Objective,
     ) -> Estimate:
         """See `Estimator.__call__`."""
-        if self.compiled is not None:
+        by_steps = self.compiled
+        if by_steps is None and self.amplification is not None:
+            from ph_l2o.compilation import CompiledUpdates
+
+            by_steps = CompiledUpdates(self.order, self.amplification, eager=True)
+        if by_steps is not None:
             batches = problem.batches(first, self.truncation + 1)
-            return self.compiled.window(optimizer, phi, problem, carry, batches, objective)
+            return by_steps.window(optimizer, phi, problem, carry, batches, objective)
         phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
         unroll = _second_order if self.order == 2 else _first_order
         with torch.enable_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -46,6 +46,17 @@ def relative_score(losses: Tensor) -> Tensor:
 
 class NonFiniteError(RuntimeError):
     """Meta-training cannot go on, because losses or gradients are not finite."""
+
+
+class _Window(NamedTuple):
+    """What one window gives to an outer step."""
+
+    outer_loss: Tensor
+    gradient: list[Tensor]
+    is_fine: bool  # whether all is finite, in all processes
+    diverged: float  # share of the problems
+    horizon: int
+    task_steps: int
 
 
 class _Surrogate(torch.autograd.Function):
@@ -114,6 +125,7 @@ class MetaLearner(pl.LightningModule):
         )
         self.episodes: list[Episode | None] = [None] * settings.episodes  # outer steps take them in turn
         self.skipped_steps = 0  # outer steps without update, because something was not finite
+        self.windows_left_out = 0  # of outer steps with several windows
         self._skipped_in_a_row = 0
         self._saved_episodes: list[dict[str, Any] | None] = [None] * settings.episodes
         self._turn = self._windows = 0  # whose turn it was; windows so far
@@ -207,29 +219,61 @@ class MetaLearner(pl.LightningModule):
             self.estimator.stop_compiling()
 
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """Unroll one window; the outer loss that is returned has the meta-gradient as its gradient."""
+        """Unroll the windows of an outer step; the loss that is returned has the meta-gradient as its gradient."""
         del batch, batch_idx
+        began, count = time.perf_counter(), self.meta.windows
+        windows = [self._window() for _ in range(count)]
+        fine = [w for w in windows if w.is_fine] or windows[:1]  # a step without any is skipped as a whole
+        if len(fine) < count and fine[0].is_fine:
+            self._leave_out(count - len(fine))
+        self._metrics = {
+            "outer_loss": sum(float(w.outer_loss) for w in fine) / len(fine),
+            "diverged_frac": sum(w.diverged for w in windows) / count,
+            "unroll_length": sum(w.horizon for w in windows) / count,
+            "task_steps_per_s": sum(w.task_steps for w in windows) / (time.perf_counter() - began),
+        }
+        gradients = [torch.stack(parts).mean(0) for parts in zip(*(w.gradient for w in fine), strict=True)]
+        outer_loss = torch.stack([w.outer_loss for w in fine]).mean()
+        return _Surrogate.apply(
+            outer_loss, 1.0 if fine[0].is_fine else math.nan, gradients, *self.optimizer.parameters()
+        )
+
+    def _window(self) -> _Window:
         self._turn, self._windows = self._windows % self.meta.episodes, self._windows + 1
-        episode, began = self._current_episode(), time.perf_counter()
-        parameters = dict(self.optimizer.named_parameters())
+        episode = self._current_episode()
         truncation = self.estimator.for_horizon(episode.horizon).truncation
         estimate = self._estimate(episode)
         episode.carry, episode.age = estimate.carry, episode.age + truncation
-        seconds = time.perf_counter() - began
+        gradient = [estimate.gradient[name] for name, _ in self.optimizer.named_parameters()]
         diverged = ~torch.isfinite(estimate.losses).all(0)
         broken = diverged.any() | ~torch.isfinite(estimate.carry.params.flat).all()
-        # All processes must skip a step alike, whatever they exchange for the gradient.
+        if self.meta.windows > 1:
+            gradient = self._clipped(gradient)
+            broken = broken | ~torch.stack([torch.isfinite(g).all() for g in gradient]).all()
+        # All processes must leave a window out alike, whatever they exchange for the gradient.
         numbers = torch.stack([estimate.outer_loss, diverged.to(estimate.outer_loss).mean(), broken])
         numbers = mean_over_processes(numbers)
-        outer_loss, diverged_frac, broken = numbers.tolist()
-        self._metrics = {
-            "outer_loss": outer_loss,
-            "diverged_frac": diverged_frac,
-            "unroll_length": float(episode.horizon),
-            "task_steps_per_s": truncation * self.meta.num_problems / seconds,
-        }
-        gradients = [estimate.gradient[name] for name in parameters]
-        return _Surrogate.apply(numbers[0], math.nan if broken > 0 else 1.0, gradients, *parameters.values())
+        is_fine = numbers[2].item() == 0
+        if not is_fine:
+            self.episodes[self._turn] = None  # it starts anew
+        steps = truncation * self.meta.num_problems
+        return _Window(numbers[0], gradient, is_fine, numbers[1].item(), episode.horizon, steps)
+
+    def _clipped(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The gradient of all processes; one window of several must not outweigh the others."""
+        flat = torch.cat([g.flatten() for g in gradient])
+        if not self.estimator.averages_processes:
+            flat = mean_over_processes(flat)
+        if self.meta.gradient_clip is not None:
+            flat = flat * (self.meta.gradient_clip / (flat.norm() + _EPS)).clamp_max(1)
+        return [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradient]), gradient, strict=True)]
+
+    def _leave_out(self, count: int) -> None:
+        self.windows_left_out += count
+        log.warning(
+            "outer step %d: %d of %d windows without a finite meta-gradient left out, their episodes restarted "
+            "(%d windows so far)", self.global_step + 1, count, self.meta.windows, self.windows_left_out,
+        )  # fmt: skip
 
     def _log_step(self, metrics: dict[str, float]) -> None:
         """Log an outer step; Lightning's own `log_dict` takes as long as a compiled window of a small problem."""

@@ -26,10 +26,12 @@ class MetaSettings:
         outer_steps: Updates of the learned optimizer, >= 1.
         num_problems: Problems of a batch, over all processes, >= 1.
         horizons: Inner steps of the episodes, taken in turn; each >= the estimator's truncation.
-        curriculum: Share of the outer steps, in [0, 1], in which the longest of the horizons that episodes take grows from
-            the first of `horizons` to the last; 0: all from the start.
-        episodes: Episodes that are under way at once, >= 1; outer steps take their windows in turn, so that windows in a
-            row are of unlike problems and ages.
+        curriculum: Share of the outer steps, in [0, 1], in which the longest of the horizons that episodes take grows
+            from the first of `horizons` to the last; 0: all from the start.
+        episodes: Episodes that are under way at once, >= 1; outer steps take their windows in turn, so that windows
+            in a row are of unlike problems and ages.
+        windows: Windows, of the episodes in turn, whose meta-gradients an outer step averages, >= 1. Of several, each
+            is clipped by `gradient_clip` by itself, so that none outweighs the others.
         hide_loss: Share of the problems, in [0, 1], whose loss the optimizer never sees; for one that can go without.
         rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
         objective: `mean_log_loss`, `mean_loss` or `final_loss`.
@@ -51,6 +53,7 @@ class MetaSettings:
     horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
     curriculum: float = 0.0
     episodes: int = 1
+    windows: int = 1
     hide_loss: float = 0.0
     rescale: float = 0.0
     objective: str = "mean_log_loss"
@@ -68,6 +71,7 @@ class MetaSettings:
             ("outer_steps", "updates of the learned optimizer"),
             ("num_problems", "problems of a batch"),
             ("episodes", "episodes that are under way at once"),
+            ("windows", "windows of an outer step"),
             ("val_every", "outer steps between validations"),
             ("val_problems", "problems of a validation"),
             ("val_horizon", "inner steps of a validation"),

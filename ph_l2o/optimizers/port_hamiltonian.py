@@ -37,7 +37,7 @@ import math
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ph_l2o import segments
 from ph_l2o.optimizers import controller
@@ -140,14 +140,15 @@ class PortHamiltonian(LearnedOptimizer):
 
     The step scale is s² = gain / √(ρ v + (1 - ρ) v̄) with v the average of the squared gradient, v̄ its mean over the
     tensor and ρ ∈ (0, 1), from one step size for a tensor (ρ = 0) to Adam's (ρ → 1). gain = lr · (v̄ₐ / ref)^{lean / 2}
-    follows the gradient's size v̄ₐ relative to its past, from normalised steps (lean = 0) to gradient descent (lean = 1).
-    The controller gives lr, mix, D, lean and ρ for each tensor in each step.
+    follows the gradient's size v̄ₐ relative to its past, from normalised steps (lean = 0) to gradient descent (1). The
+    controller gives lr, mix, D, lean and ρ for each tensor in each step. lr is proportional to powers of two natural
+    lengths besides, see `Controller`.
 
     The loss may be missing (None) or hidden; then U is an average of Σ h², the decrease that steps predict.
 
     Args:
         hidden_size: Width of the controller's two hidden layers, >= 1.
-        init_lr: Learning rate before meta-training, > 0.
+        init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
         budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
         radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N) · √(1 + 1 / radius²), > 0.
 
@@ -157,7 +158,7 @@ class PortHamiltonian(LearnedOptimizer):
 
     takes_padding: ClassVar[bool] = True
 
-    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.02, budget: float = 100.0, radius: float = 1000.0):
+    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.05, budget: float = 100.0, radius: float = 1000.0):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
@@ -165,19 +166,7 @@ class PortHamiltonian(LearnedOptimizer):
             if not 0 < value < math.inf:
                 raise ValueError(f"optimizer.{name}={value}: must be > 0 and finite")
         self.budget, self.radius = budget, radius
-        self.controller = nn.Sequential(
-            nn.Linear(controller.NUM_FEATURES, hidden_size),
-            nn.Tanh(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.Tanh(),
-            nn.Linear(hidden_size, controller.NUM_PORTS),
-        )
-        # A small last layer: meta-training starts at a sane static optimizer.
-        last = self.controller[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.mul_(0.05)
-            last.bias.copy_(torch.tensor([math.log(init_lr), 0.0, 1.5, 0.0, 2.0]))
+        self.controller = controller.Controller(hidden_size, init_lr)
 
     def init(self, params: Params) -> PortHamiltonianState:
         """Nothing seen yet; see `LearnedOptimizer.init`."""
@@ -265,7 +254,7 @@ def observe(largest: Tensor, loss: Tensor | None, state: PortHamiltonianState) -
     decays = constant((*DECAYS, SECOND_DECAY, *LOSS_DECAYS), step)
     weights = fine[:, None] * (1 - decays) / (1 - decays ** step.clamp_min(1)[:, None])
     return Seen(
-        fine, uses_loss, step, unit, 1 / torch.maximum(unit, largest), old / unit, weights, loss,
+        fine, uses_loss, step, unit, (largest > 0) / torch.maximum(unit, largest), old / unit, weights, loss,
         torch.where(first, loss, state.loss_start),
         torch.lerp(state.loss_fast, loss, weights[:, 3]),
         torch.lerp(state.loss_slow, loss, weights[:, 4]),

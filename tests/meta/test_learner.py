@@ -234,7 +234,7 @@ def test_meta_train_learns_adams_learning_rate():
 
 
 def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
-    made = PortHamiltonian(hidden_size=5, tank=2.0)
+    made = PortHamiltonian(hidden_size=5, budget=50.0)
     trained = meta_train(made, Quadratic(3), estimator=Truncated(3), output_dir=tmp_path, **SMALL)
     rebuilt, config = load_optimizer(tmp_path / "checkpoints" / "best.ckpt")
     assert config["optimizer"] == {"_target_": "ph_l2o.optimizers.port_hamiltonian.PortHamiltonian", **RECIPE}
