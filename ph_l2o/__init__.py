@@ -17,12 +17,13 @@ __all__ = [
     "inner",
     "meta",
     "meta_train",
+    "optim",
     "optimizers",
     "tasks",
 ]
 
 if TYPE_CHECKING:
-    from ph_l2o import data, estimators, evaluation, inner, meta, optimizers, tasks
+    from ph_l2o import data, estimators, evaluation, inner, meta, optim, optimizers, tasks
     from ph_l2o.meta import meta_train
 
 

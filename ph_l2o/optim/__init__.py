@@ -1,0 +1,53 @@
+"""Trained optimizers where `torch.optim.AdamW` would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ph_l2o.optim.generic import Learned
+from ph_l2o.optim.port_hamiltonian import PortHamiltonian
+from ph_l2o.optim.shell import DropIn
+from ph_l2o.optim.weights import WeightsError, load_weights, save_weights
+from ph_l2o.optimizers import PortHamiltonian as _PortHamiltonian
+from ph_l2o.optimizers.base import LearnedOptimizer
+
+__all__ = ["DropIn", "Learned", "PortHamiltonian", "WeightsError", "from_learned", "load", "save_weights"]
+
+
+def load(path: str | Path) -> Callable[..., DropIn]:
+    """What makes drop-in optimizers of a file's weights: `load("best.ckpt")(model.parameters())`.
+
+    Args:
+        path: A `.ckpt` of a training or a `.safetensors`; `default` for the weights in this package.
+
+    Returns:
+        See `from_learned`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        WeightsError: If the file is damaged, or not of an optimizer of this version.
+    """
+    return from_learned(load_weights(path))
+
+
+def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
+    """What makes drop-in optimizers of an optimizer, as `meta_train` returns it.
+
+    Returns:
+        A function of the parameters and of options: those of `PortHamiltonian` (without `pretrained`) for an optimizer
+        of that class, of `Learned` for others.
+
+    Example:
+        >>> import torch
+        >>> from ph_l2o.optimizers import LSTM
+        >>> optimizer = from_learned(LSTM())(torch.nn.Linear(2, 1).parameters(), lr=0.5)
+    """
+
+    def make(params: Any, **options: Any) -> DropIn:
+        if isinstance(optimizer, _PortHamiltonian):
+            return PortHamiltonian(params, pretrained=optimizer, **options)
+        return Learned(params, optimizer, **options)
+
+    return make

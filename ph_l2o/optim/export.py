@@ -1,0 +1,68 @@
+"""Write the weights of a checkpoint as `.safetensors`.
+
+python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt ph_l2o/optim/weights/default.safetensors
+python -m ph_l2o.optim.export untrained ph_l2o/optim/weights/default.safetensors    # as meta-training starts, seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ph_l2o.commands.checkpoint import CheckpointError, load_optimizer
+from ph_l2o.optim.weights import save_weights
+from ph_l2o.optimizers import PortHamiltonian
+from ph_l2o.optimizers.base import LearnedOptimizer
+
+_SETTINGS = ("outer_steps", "horizons", "num_problems", "learning_rate", "rescale", "hide_loss")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the file; 1 if that is not possible."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a checkpoint of train.py, or `untrained`")
+    parser.add_argument("target", help="the file to write, *.safetensors")
+    arguments = parser.parse_args(argv)
+    try:
+        optimizer, trained_on = _source(arguments.source)
+        path = save_weights(optimizer, arguments.target, trained_on=trained_on)
+    except (OSError, ValueError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{path}: {type(optimizer).__name__}, {path.stat().st_size / 1000:.1f} kB")
+    return 0
+
+
+def _source(source: str) -> tuple[LearnedOptimizer, Any]:
+    if source == "untrained":
+        torch.manual_seed(0)
+        return PortHamiltonian(), "nothing"
+    optimizer, config = load_optimizer(source)
+    meta = config.get("meta") or {}
+    trained_on = {
+        "tasks": sorted(set(_targets(config.get("task")))),
+        "estimator": next(_targets(config.get("estimator")), None),
+        "seed": config.get("seed"),
+        **{name: meta[name] for name in _SETTINGS if name in meta},
+    }
+    return optimizer, trained_on
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Classes in a configuration, without their arguments: these can be folders of the machine."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

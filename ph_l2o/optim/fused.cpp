@@ -1,0 +1,132 @@
+// The passes of ph_l2o/optim/kernels.py; see there for what the numbers and sums are.
+#include <cmath>
+#include <cstdint>
+
+namespace {
+
+// Sums are of the coordinates' type within a block of this length, and of type double beyond it.
+constexpr int64_t kBlock = 2048;
+
+struct Part {
+  enum { kGrad, kTheta, kFast, kSlow, kSecond, kMomentum, kPointers };
+};
+
+template <typename T>
+inline T scale_of(T second, T floor) {
+  return std::sqrt(T(1) / std::sqrt(second + floor));
+}
+
+template <typename T>
+void absorb(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
+  const T* __restrict theta = static_cast<const T*>(p[Part::kTheta]);
+  T* __restrict fast = static_cast<T*>(p[Part::kFast]);
+  T* __restrict slow = static_cast<T*>(p[Part::kSlow]);
+  T* __restrict second = static_cast<T*>(p[Part::kSecond]);
+  const T* __restrict momentum = static_cast<const T*>(p[Part::kMomentum]);
+  const T factor = T(unit), of_fast = T(number[0]), of_slow = T(number[1]), of_second = T(number[2]);
+  const T rest = T(1 - number[2]);
+  for (int64_t first = 0; first < size; first += kBlock) {
+    const int64_t end = first + kBlock < size ? first + kBlock : size;
+    T gg = 0, ff = 0, ss = 0, pp = 0, tt = 0, v = 0, gf = 0, gs = 0, gp = 0;
+#pragma omp simd reduction(+ : gg, ff, ss, pp, tt, v, gf, gs, gp)
+    for (int64_t i = first; i < end; ++i) {
+      const T g = factor * grad[i], pi = momentum[i], th = theta[i];
+      const T f = fast[i] + of_fast * (g - fast[i]);
+      const T s = slow[i] + of_slow * (g - slow[i]);
+      const T sq = rest * second[i] + of_second * g * g;
+      fast[i] = f;
+      slow[i] = s;
+      second[i] = sq;
+      gg += g * g;
+      ff += f * f;
+      ss += s * s;
+      pp += pi * pi;
+      tt += th * th;
+      v += sq;
+      gf += g * f;
+      gs += g * s;
+      gp += g * pi;
+    }
+    const T sums[] = {gg, ff, ss, pp, tt, v, gf, gs, gp};
+    for (int k = 0; k < 9; ++k) out[k] += sums[k];
+  }
+}
+
+template <typename T>
+void predict(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
+  const T* __restrict theta = static_cast<const T*>(p[Part::kTheta]);
+  const T* __restrict fast = static_cast<const T*>(p[Part::kFast]);
+  const T* __restrict second = static_cast<const T*>(p[Part::kSecond]);
+  const T* __restrict momentum = static_cast<const T*>(p[Part::kMomentum]);
+  const T factor = T(unit), floor = T(number[0]), mix = T(number[1]);
+  for (int64_t first = 0; first < size; first += kBlock) {
+    const int64_t end = first + kBlock < size ? first + kBlock : size;
+    T hh = 0, hp = 0, ht = 0;
+#pragma omp simd reduction(+ : hh, hp, ht)
+    for (int64_t i = first; i < end; ++i) {
+      const T q = scale_of(second[i], floor);
+      const T g = factor * grad[i];
+      const T h = q * (g + mix * (fast[i] - g));
+      hh += h * h;
+      hp += h * momentum[i];
+      ht += h * (q * theta[i]);
+    }
+    out[0] += hh;
+    out[1] += hp;
+    out[2] += ht;
+  }
+}
+
+template <typename T>
+void move(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
+  T* __restrict theta = static_cast<T*>(p[Part::kTheta]);
+  const T* __restrict fast = static_cast<const T*>(p[Part::kFast]);
+  const T* __restrict second = static_cast<const T*>(p[Part::kSecond]);
+  T* __restrict momentum = static_cast<T*>(p[Part::kMomentum]);
+  const T factor = T(unit), floor = T(number[0]), mix = T(number[1]);
+  const T keep = T(number[2]), force = T(number[3]), spring = T(number[4]), rate = T(number[5]);
+  for (int64_t first = 0; first < size; first += kBlock) {
+    const int64_t end = first + kBlock < size ? first + kBlock : size;
+    T pp = 0, tt = 0;
+#pragma omp simd reduction(+ : pp, tt)
+    for (int64_t i = first; i < end; ++i) {
+      const T q = scale_of(second[i], floor);
+      const T g = factor * grad[i];
+      const T push = g + mix * (fast[i] - g);
+      const T pi = keep * momentum[i] - (force * q) * push - (spring * q) * theta[i];
+      const T th = theta[i] + (rate * q) * pi;
+      momentum[i] = pi;
+      theta[i] = th;
+      pp += pi * pi;
+      tt += th * th;
+    }
+    out[0] += pp;
+    out[1] += tt;
+  }
+}
+
+template <typename Pass>
+void over_parts(Pass pass, int64_t count, const int64_t* places, const int64_t* owners, void* const* pointers,
+                const int64_t* sizes, double unit, const double* numbers, int64_t columns, double* out, int64_t sums) {
+  for (int64_t k = 0; k < count; ++k)
+    pass(sizes[k], pointers + k * Part::kPointers, unit, numbers + owners[k] * columns, out + places[k] * sums);
+}
+
+}  // namespace
+
+#define PASS(name, suffix, type, columns, sums)                                                                  \
+  extern "C" void name##_##suffix(int64_t count, const int64_t* places, const int64_t* owners,                   \
+                                  void* const* pointers, const int64_t* sizes, double unit, const double* numbers, \
+                                  double* out) {                                                                 \
+    over_parts(name<type>, count, places, owners, pointers, sizes, unit, numbers, columns, out, sums);           \
+  }
+
+PASS(absorb, f32, float, 3, 9)
+PASS(absorb, f64, double, 3, 9)
+PASS(predict, f32, float, 2, 3)
+PASS(predict, f64, double, 2, 3)
+PASS(move, f32, float, 6, 2)
+PASS(move, f64, double, 6, 2)

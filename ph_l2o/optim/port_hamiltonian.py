@@ -1,0 +1,236 @@
+"""The trained port-Hamiltonian optimizer as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ph_l2o.optim import in_place, weights
+from ph_l2o.optim.kernels import Plain, Slot
+from ph_l2o.optim.shell import DropIn, flat
+from ph_l2o.optimizers import port_hamiltonian as scheme
+from ph_l2o.optimizers.base import LearnedOptimizer
+
+ACCOUNT = "account"  # its key in `state`
+_DECAYS = "decays"  # stiffness, beside the common one, of the springs whose energy is in the account
+_COORDINATES = ("averages", "second", "momentum")  # of the pure optimizer's state; here each parameter's
+
+
+class PortHamiltonian(DropIn):
+    """A learned optimizer with an energy that cannot grow; there is no learning rate to tune.
+
+    It goes where `torch.optim.AdamW` goes. `step()` needs no loss; with `step(loss=loss)` or `step(closure)` it is
+    usually faster. Once a loss is missing or negative, losses are not used any more. A step with a gradient or loss
+    that is not finite is skipped and counted, `optimizer.skipped`.
+
+    ‖θ‖ over all parameters never exceeds `optimizer.radius()`, whatever the gradients are. A parameter without gradient
+    takes no part in a step; its energy stays in the account. A group that is added later begins at rest. The energy of
+    its springs is added to the account, as is that of springs which a larger `weight_decay` makes stiffer, and the
+    radius grows by it.
+
+    Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter.
+    On a GPU a step waits for it three times, for a few numbers of each tensor.
+
+    Args:
+        params: Parameters, named parameters or groups of either; a group can have its own `lr` and `weight_decay`.
+        lr: Factor of the squared step scale, >= 0; for schedules, 1 is what was trained. At 0 no parameter moves.
+        weight_decay: Stiffness of a spring that ties the parameters to 0, in units of the loss, >= 0: the energy
+            ½ · weight_decay · ‖θ‖² beside a loss of 1.
+        pretrained: `default`, the weights in this package, or the path of a `.ckpt` of a training or of a
+            `.safetensors`, or an optimizer of `ph_l2o.optimizers`.
+        compile: Whether to compile the loops over coordinates, with the C++ compiler that this needs; on the CPU.
+        reduce_loss: Whether to average the loss over processes where torch.distributed is initialised, so that all
+            take the same step. All must then give one. False where each trains parameters of its own.
+        process_group: The processes that share the parameters; None for all.
+
+    Raises:
+        ValueError: If an argument is out of range, or as `torch.optim.AdamW` does.
+        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
+        FileNotFoundError: If there is no file of that name.
+        WeightsError: If the weights are damaged or another optimizer's.
+        CompilerError: If there is no C++ compiler and `compile` is set.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = PortHamiltonian(model.parameters())
+        >>> loss = model(torch.ones(8, 3)).square().mean()
+        >>> loss.backward()
+        >>> _ = optimizer.step(loss=loss)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        weight_decay: float = 0.0,
+        pretrained: str | Path | LearnedOptimizer = "default",
+        compile: bool = False,
+        *,
+        reduce_loss: bool = True,
+        process_group: Any = None,
+    ):
+        learned = pretrained if isinstance(pretrained, LearnedOptimizer) else weights.load_weights(pretrained)
+        if not isinstance(learned, scheme.PortHamiltonian):
+            raise weights.WeightsError(
+                f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian; use ph_l2o.optim.load"
+            )
+        self._learned = copy.deepcopy(learned).to("cpu", torch.float64).requires_grad_(False).eval()
+        self._compile, self._kernels = compile, _kernels(compile)
+        self._report: in_place.Report | None = None
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(params, defaults, reduce_loss=reduce_loss, process_group=process_group)
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped, because the loss or the gradient was not finite."""
+        return int(self._numbers().skipped.item())
+
+    def radius(self) -> float:
+        """What ‖θ‖ over all parameters will never exceed from now on, but for parameters that are changed otherwise.
+
+        Before the first step it is not known yet: NaN.
+        """
+        return self._numbers().radius().item()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What happened in the last step, as plain numbers.
+
+        `energy` is the account, which never grows; of it `kinetic`, `spring` and r² are in use, and `tank` is left.
+        `trust` is r⁺ / √φ, by which the force of the step differs from the gradient's; `steps` and `skipped` count.
+        `tensors` has for each tensor's name, or number if names were not given: the learning rate `lr`, the damping D
+        (`damping`), the share of the averaged gradient (`mix`), how far each coordinate has a step size of its own
+        (`rho`), and how far the step follows the gradient's size (`lean`).
+        """
+        return in_place.diagnostics(self._numbers(), self._report)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied.
+
+        Raises:
+            ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
+        """
+        loading = self._loading = dict[Tensor | str, dict[str, Any]]()
+        check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(self._checked(given)))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
+            self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickle; see `torch.optim.Optimizer`."""
+        names = ("_learned", "_compile", "reduce_loss", "process_group")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
+        super().__setstate__(state)
+        self._report = None
+        if "_compile" in state:
+            self._kernels = _kernels(self._compile)
+        if self._loading:
+            self.state.clear()
+            self.state.update(self._loading)  # type: ignore[arg-type]
+
+    _loading: dict[Tensor | str, dict[str, Any]] | None = None
+
+    def _checked(self, given: dict[str, Any]) -> dict[Tensor | str, dict[str, Any]]:
+        """Copies of what is loaded, by parameter."""
+        saved = given["state"]
+        if saved and ACCOUNT not in saved:
+            raise ValueError("the loaded state has no account of energy: it is of another optimizer than PortHamiltonian")
+        groups = zip(self.param_groups, given["param_groups"], strict=False)
+        for ours, theirs in groups:
+            names, loaded = ours.get("param_names", []), theirs.get("param_names", [])
+            if names != loaded and sorted(names) == sorted(loaded):
+                raise ValueError(f"the loaded state has its parameters in another order: {', '.join(loaded)}")
+        keys = [key for group in given["param_groups"] for key in group["params"]]
+        found: dict[Tensor | str, dict[str, Any]] = {}
+        for key, (name, p, _) in zip(keys, self._params(), strict=False):
+            if key not in saved:
+                continue
+            shape = tuple(saved[key]["momentum"].shape)
+            if shape != tuple(p.shape):
+                raise ValueError(
+                    f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
+                    "another model, or its parameters are in another order"
+                )
+            found[p] = {
+                name: x if name == "step" else in_place.remembered(x, p) for name, x in saved[key].items()
+            }
+        if ACCOUNT in saved:
+            found[ACCOUNT] = {name: x.clone() for name, x in saved[ACCOUNT].items()}
+        return found
+
+    def _numbers(self) -> scheme.PortHamiltonianState:
+        """The account, as far as it lies in `state`."""
+        shown = {name: x.cpu() for name, x in self.state.get(ACCOUNT, {}).items() if name != _DECAYS}  # type: ignore[call-overload]
+        return in_place.new_numbers()._replace(**shown)
+
+    def _take_step(self, loss: Tensor | None) -> None:
+        slots, kernels = [], self._kernels
+        changed: list[tuple[Tensor, Tensor]] = []
+        for name, p, group in self._params():
+            if not p.numel():
+                continue
+            memory = self.state.get(p)
+            if p.grad is not None and not memory:
+                memory = self.state[p] = in_place.new_memory(p)
+            dtype = in_place.dtype_of(p)
+            theta, grad = flat(p, dtype), None if p.grad is None else flat(p.grad, dtype)
+            if grad is not None:
+                changed.append((p, theta))
+            if p.device.type != "cpu":
+                kernels = Plain
+            lr, decay = float(group["lr"]), float(group["weight_decay"])
+            slots.append(Slot(name, tuple(p.shape), theta, grad, memory, lr, decay))
+        if not changed:
+            return
+        numbers = self._opened(slots)
+        numbers, report = in_place.step(self._learned, slots, loss, numbers, kernels)
+        self._publish(numbers, slots)
+        if report is None:
+            return
+        self._report = report
+        for p, theta in changed:
+            if theta.data_ptr() != p.data_ptr():
+                p.copy_(theta.view(p.shape))
+        torch.autograd.graph.increment_version([p for p, _ in changed])  # compiled loops don't tell autograd
+
+    def _opened(self, slots: list[Slot]) -> scheme.PortHamiltonianState:
+        """The account, with the energy of springs that are new in it or have become stiffer."""
+        numbers, known = self._numbers(), self.state.get(ACCOUNT, {}).get(_DECAYS, [])  # type: ignore[call-overload]
+        known = [float(x) for x in known]
+        decays = [slot.weight_decay for slot in slots]
+        if known == decays:
+            return numbers
+        squares = [torch.tensor([in_place.square(slot.theta)], dtype=torch.float64) for slot in slots]
+        if not known:
+            size = torch.tensor(float(sum(slot.theta.numel() for slot in slots)), dtype=torch.float64)
+            energy, stiffness = self._learned.account(torch.stack(squares).sum(0), size)
+        else:
+            energy, stiffness = numbers.energy, numbers.stiffness
+            energy = energy + 0.5 * stiffness * sum(squares[len(known) :], torch.zeros_like(energy))
+        known += [0.0] * (len(slots) - len(known))
+        for square, before, now in zip(squares, known, decays, strict=True):
+            energy = energy + 0.5 * max(0.0, now - before) * square
+        return numbers._replace(energy=energy, stiffness=stiffness)
+
+    def _publish(self, numbers: scheme.PortHamiltonianState, slots: list[Slot]) -> None:
+        """Keep the account in `state`, so that it goes where the rest of the state goes."""
+        shown = {name: x for name, x in numbers._asdict().items() if name not in _COORDINATES}
+        decays = torch.tensor([slot.weight_decay for slot in slots], dtype=torch.float64)
+        self.state[ACCOUNT] = {**shown, _DECAYS: decays}  # type: ignore[index]
+
+
+def _kernels(compile: bool) -> in_place.Kernels:
+    if not compile:
+        return Plain
+    from ph_l2o.optim.fused import Fused, load_library
+
+    load_library()
+    return Fused

@@ -1,0 +1,129 @@
+"""What the drop-in optimizers share: `torch.optim.Optimizer`'s contract, and the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+Loss = Tensor | float | None
+
+
+class DropIn(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` whose step may use the loss.
+
+    Args:
+        params: As for `torch.optim.AdamW`.
+        defaults: Options of the groups; `lr` is one of them.
+        reduce_loss: Whether the loss is averaged over `process_group`, where torch.distributed is initialised.
+        process_group: The processes that share the parameters; None for all.
+
+    Raises:
+        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
+        ValueError: If an option is out of range, and as `torch.optim.Optimizer` does.
+    """
+
+    def __init__(self, params: Any, defaults: dict[str, Any], *, reduce_loss: bool, process_group: Any):
+        self.reduce_loss, self.process_group = reduce_loss, process_group
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer.add_param_group`."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for name in ("lr", "weight_decay"):
+                check_option(name, group.get(name, 0.0))
+            for p in group["params"]:
+                _check_param(p, type(self).__name__)
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Loss = None) -> Any:
+        """Take a step.
+
+        Args:
+            closure: Computes the loss and its gradients anew; it runs once, and what it returns is the loss.
+            loss: The loss at the current parameters, one number; the step only looks at it.
+
+        Returns:
+            The loss as it came, or None if there is none.
+
+        Raises:
+            TypeError: If there are both, or a gradient is sparse.
+            ValueError: If the loss is not one real number.
+        """
+        if closure is not None:
+            if loss is not None:
+                raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            value = self._shared(loss)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None and p.grad.is_sparse:
+                        raise TypeError(
+                            f"{type(self).__name__} needs dense gradients, and one of shape {tuple(p.shape)} is "
+                            "sparse; set sparse=False where it comes from"
+                        )
+            self._take_step(value)
+        return loss
+
+    def _take_step(self, loss: Tensor | None) -> None:
+        """Change the parameters, for a loss of shape `(1,)`, float64 on the CPU."""
+        raise NotImplementedError
+
+    def _shared(self, loss: Loss) -> Tensor | None:
+        """The loss as `_take_step` takes it, averaged over processes."""
+        if loss is None:
+            return None
+        given = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
+        if given.numel() != 1 or given.is_complex():
+            raise ValueError(f"loss of shape {tuple(given.shape)}, {given.dtype}: must be one real number")
+        value = given.reshape(1).to(torch.float64)
+        if self.reduce_loss and dist.is_available() and dist.is_initialized():
+            group = self.process_group
+            if dist.get_backend(group) == "nccl":
+                value = value.to(self.param_groups[0]["params"][0].device)
+            value = value.clone()
+            dist.all_reduce(value, group=group)
+            value = value / dist.get_world_size(group)
+        return value.cpu()
+
+    def _params(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
+        """Name, parameter and group of each tensor, in order."""
+        number = 0
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for k, p in enumerate(group["params"]):
+                yield (names[k] if names else str(number)), p, group
+                number += 1
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raise ValueError unless it is a finite number >= 0."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} of shape {tuple(value.shape)}: must be one number")
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name}={value}: must be >= 0 and finite")
+
+
+def flat(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A flat view, or a copy where type or strides ask for one."""
+    if x.dtype == dtype and x.is_contiguous():
+        return x.view(-1)
+    return x.to(dtype).reshape(-1)
+
+
+def _check_param(p: Tensor, name: str) -> None:
+    if p.is_complex():
+        raise TypeError(f"{name} needs real parameters, and one is {p.dtype}; optimize torch.view_as_real of it")
+    is_shard = hasattr(p, "placements") and hasattr(p, "device_mesh")  # a DTensor, without an import of seconds
+    if is_shard or getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
+        raise TypeError(f"{name} needs whole parameters, and one is sharded (FSDP or DTensor); use DDP, or AdamW")
