@@ -385,6 +385,7 @@ class MetaLearner(pl.LightningModule):
             "windows": self._windows,
             "next_episode": self._next_episode,
             "skipped_steps": self.skipped_steps,
+            "windows_left_out": self.windows_left_out,
         }
 
     def _gather(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -409,5 +410,5 @@ class MetaLearner(pl.LightningModule):
         if len(saved["episodes"]) != self.meta.episodes:
             raise ValueError(f"meta.episodes={self.meta.episodes}: the checkpoint has {len(saved['episodes'])} of them")
         self._saved_episodes, self.episodes = list(saved["episodes"]), [None] * self.meta.episodes
-        self._windows = saved["windows"]
+        self._windows, self.windows_left_out = saved["windows"], saved["windows_left_out"]
         self._next_episode, self.skipped_steps = saved["next_episode"], saved["skipped_steps"]

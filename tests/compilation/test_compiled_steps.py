@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
-from ph_l2o.inner import run
+from ph_l2o.inner import run, start
 from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
 from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks import ImageClassification, ModuleProblem, Problem, Quadratic, rescaled
+from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, rescaled
 from ph_l2o.tasks.base import Buffers
 
 K = 3
@@ -230,3 +230,16 @@ def test_updates_alone_do_not_mind_random_numbers(mnist_root):
     model = functools.partial(nn.Sequential, nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     task = ImageClassification(model=model, batch_size=4, data_dir=mnist_root)
     assert_like_eager(Adam(lr=0.05).double(), lambda e: task.sample(keys(e), dtype=torch.float64), whole=False)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_updates_bound_what_grows_as_eager_ones_do():
+    optimizer = OPTIMIZERS["port_hamiltonian"]().double()
+    phi = dict(optimizer.named_parameters())
+    problem = Landscape("rosenbrock", dim=4).sample(ProblemKeys(0, "train", 0, range(2)), dtype=torch.float64)
+    eager, compiled = Truncated(4, amplification=0.3), Truncated(4, amplification=0.3)
+    compiled.compile_steps(whole=False)
+    carry = start(optimizer, problem)
+    a, b = (e(optimizer, phi, problem, carry, 0, OBJECTIVES["mean_log_loss"]) for e in (eager, compiled))
+    for name in phi:
+        torch.testing.assert_close(b.gradient[name], a.gradient[name], rtol=1e-8, atol=1e-12)
