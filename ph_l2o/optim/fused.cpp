@@ -16,6 +16,20 @@ inline T scale_of(T second, T floor) {
   return std::sqrt(T(1) / std::sqrt(second + floor));
 }
 
+// The largest absolute value, or NaN if anything is not finite.
+template <typename T>
+void largest(int64_t size, void* const* p, double, const double*, double* out) {
+  const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
+  T most = 0, none = 0;
+#pragma omp simd reduction(max : most) reduction(+ : none)
+  for (int64_t i = 0; i < size; ++i) {
+    const T g = std::abs(grad[i]);
+    most = g > most ? g : most;
+    none += g * T(0);
+  }
+  *out = double(most + none);
+}
+
 template <typename T>
 void absorb(int64_t size, void* const* p, double unit, const double* number, double* out) {
   const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
@@ -108,25 +122,35 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
   }
 }
 
-template <typename Pass>
-void over_parts(Pass pass, int64_t count, const int64_t* places, const int64_t* owners, void* const* pointers,
-                const int64_t* sizes, double unit, const double* numbers, int64_t columns, double* out, int64_t sums) {
-  for (int64_t k = 0; k < count; ++k)
+template <typename T>
+using Pass = void (*)(int64_t, void* const*, double, const double*, double*);
+
+template <typename T>
+void over_parts(Pass<T> pass, bool backwards, int64_t count, const int64_t* places, const int64_t* owners,
+                void* const* pointers, const int64_t* sizes, double unit, const double* numbers, int64_t columns,
+                double* out, int64_t sums) {
+  // Each pass begins with what the last one ended with, which is still in the cache.
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t k = backwards ? count - 1 - n : n;
     pass(sizes[k], pointers + k * Part::kPointers, unit, numbers + owners[k] * columns, out + places[k] * sums);
+  }
 }
 
 }  // namespace
 
-#define PASS(name, suffix, type, columns, sums)                                                                  \
-  extern "C" void name##_##suffix(int64_t count, const int64_t* places, const int64_t* owners,                   \
-                                  void* const* pointers, const int64_t* sizes, double unit, const double* numbers, \
-                                  double* out) {                                                                 \
-    over_parts(name<type>, count, places, owners, pointers, sizes, unit, numbers, columns, out, sums);           \
+#define PASS(name, suffix, type, columns, sums, backwards)                                                    \
+  extern "C" void name##_##suffix(int64_t count, const int64_t* places, const int64_t* owners,                \
+                                  void* const* pointers, const int64_t* sizes, double unit,                   \
+                                  const double* numbers, double* out) {                                       \
+    over_parts<type>(name<type>, backwards, count, places, owners, pointers, sizes, unit, numbers, columns,   \
+                     out, sums);                                                                              \
   }
 
-PASS(absorb, f32, float, 3, 9)
-PASS(absorb, f64, double, 3, 9)
-PASS(predict, f32, float, 2, 3)
-PASS(predict, f64, double, 2, 3)
-PASS(move, f32, float, 6, 2)
-PASS(move, f64, double, 6, 2)
+PASS(largest, f32, float, 1, 1, false)
+PASS(largest, f64, double, 1, 1, false)
+PASS(absorb, f32, float, 3, 9, false)
+PASS(absorb, f64, double, 3, 9, false)
+PASS(predict, f32, float, 2, 3, true)
+PASS(predict, f64, double, 2, 3, true)
+PASS(move, f32, float, 6, 2, false)
+PASS(move, f64, double, 6, 2, false)

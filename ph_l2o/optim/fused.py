@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from ph_l2o.optim.kernels import AVERAGES, Slot, over_tensors
+from ph_l2o.optim.kernels import Numbers, Slot, over_tensors
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math",
@@ -59,17 +59,24 @@ class Fused:
                 for dtype, suffix in _NAMES.items() for first in range(threads)]  # fmt: skip
         self.jobs = [(suffix, *self._arguments(chosen, ranges)) for suffix, chosen in jobs if chosen]
 
-    def absorb(self, factor: float, weights: Tensor) -> Tensor:
+    def largest(self) -> float:
+        """See `Plain.largest`."""
+        return float(self._run("largest", 1.0, np.zeros((len(self.slots), 1)), 1).max())  # NaN, if any is
+
+    def absorb(self, factor: float, weights: Numbers) -> Numbers:
         """See `Plain.absorb`."""
-        return self._run("absorb", factor, weights, 9)
+        return self._over_tensors(self._run("absorb", factor, weights, 9))
 
-    def predict(self, factor: float, numbers: Tensor) -> Tensor:
+    def predict(self, factor: float, numbers: Numbers) -> Numbers:
         """See `Plain.predict`."""
-        return self._run("predict", factor, numbers, 3)
+        return self._over_tensors(self._run("predict", factor, numbers, 3))
 
-    def move(self, factor: float, predicted: Tensor, numbers: Tensor) -> Tensor:
+    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
         """See `Plain.move`."""
-        return self._run("move", factor, torch.cat([predicted, numbers], 1), 2)
+        return self._over_tensors(self._run("move", factor, np.concatenate([predicted, numbers], 1), 2))
+
+    def _over_tensors(self, sums: Numbers) -> Numbers:
+        return over_tensors(sums, self.owners, len(self.slots))
 
     def _arguments(self, chosen: list[int], ranges: list[tuple[int, int, int]]) -> tuple[Any, ...]:
         """Count; where results go, which numbers are meant, pointers, sizes."""
@@ -77,9 +84,8 @@ class Fused:
         for n in chosen:
             k, first, _ = ranges[n]
             slot, skipped = self.slots[k], first * self.slots[k].theta.element_size()
-            assert slot.memory is not None and slot.grad is not None
-            buffers = (slot.grad, slot.theta, *(slot.memory[name] for name in AVERAGES))
-            pointers += [x.data_ptr() + skipped for x in buffers]
+            assert slot.grad is not None
+            pointers += [x.data_ptr() + skipped for x in (slot.grad, slot.theta, *slot.flats)]
         count = len(chosen)
         integers = ctypes.c_int64 * count
         return (
@@ -87,9 +93,9 @@ class Fused:
             (ctypes.c_void_p * len(pointers))(*pointers), integers(*(ranges[n][2] for n in chosen)),
         )  # fmt: skip
 
-    def _run(self, name: str, factor: float, numbers: Tensor, columns: int) -> Tensor:
-        out = torch.zeros(len(self.owners), columns, dtype=torch.float64)
-        last = (ctypes.c_double(factor), ctypes.c_void_p(numbers.data_ptr()), ctypes.c_void_p(out.data_ptr()))
+    def _run(self, name: str, factor: float, numbers: Numbers, columns: int) -> Numbers:
+        out, numbers = np.zeros((len(self.owners), columns)), np.ascontiguousarray(numbers)
+        last = (ctypes.c_double(factor), ctypes.c_void_p(numbers.ctypes.data), ctypes.c_void_p(out.ctypes.data))
 
         def work(job: tuple[Any, ...]) -> None:
             suffix, *first = job
@@ -99,7 +105,7 @@ class Fused:
             work(self.jobs[0])
         else:  # ctypes lets other threads run meanwhile
             list(_pool(torch.get_num_threads()).map(work, self.jobs))
-        return over_tensors(out, self.owners, len(self.slots))
+        return out
 
 
 @functools.lru_cache(maxsize=1)
@@ -117,7 +123,7 @@ def load_library() -> ctypes.CDLL:
     names = (os.environ.get("CXX"), "c++", "g++", "clang++")
     compiler = next((found for name in names if name and (found := shutil.which(name))), None)
     if compiler is None:
-        raise CompilerError("compile=True needs a C++ compiler, and none was found; install g++ or clang++, or leave it")
+        raise CompilerError("compile=True: there is no C++ compiler; install g++ or clang++, or leave it at False")
     key = "\n".join([SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _processor()])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     target = _folder() / f"fused_{name}.so"
@@ -136,7 +142,9 @@ def _build(compiler: str, target: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-            raise CompilerError(f"compile=True: {compiler} failed ({lines[0]}); leave it, or set CXX to another compiler")
+            raise CompilerError(
+                f"compile=True: {compiler} failed ({lines[0]}); set CXX to another, or leave it at False"
+            )
         os.replace(made, target)  # whole, or not at all, if several processes compile at once
 
 

@@ -65,7 +65,7 @@ class Learned(DropIn):
             self.state[MEMORY] = {k: x.to(self._device(), copy=True) for k, x in memory.items()}  # type: ignore[index]
 
     def _take_step(self, loss: Tensor | None) -> None:
-        entries = [(p, group) for _, p, group in self._params() if p.numel()]
+        entries = [(p, group) for _, p, group in self.named() if p.numel()]
         if all(p.grad is None for p, _ in entries):
             return
         params, state = self._start()
@@ -88,7 +88,7 @@ class Learned(DropIn):
     @torch.no_grad()
     def _start(self) -> tuple[Params, Any]:
         """The parameters as a row, and the state before the first step."""
-        named = [(name, p) for name, p, _ in self._params() if p.numel()]
+        named = [(name, p) for name, p, _ in self.named() if p.numel()]
         layout = Layout(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
         dtype = torch.float64 if any(p.dtype == torch.float64 for _, p in named) else torch.float32
         params = Params(torch.cat([flat(p, dtype) for _, p in named])[None], layout)

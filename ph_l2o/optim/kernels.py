@@ -1,17 +1,21 @@
 """The three passes over all coordinates of a step, in place, by plain operations.
 
-Passes take and return numbers for each tensor, float64 on the CPU; what they mean is in `ph_l2o/optim/in_place.py`.
+Passes take and return numbers for each tensor, float64; what they mean is in `ph_l2o/optim/in_place.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
+Numbers = NDArray[np.float64]
 AVERAGES = ("fast", "slow", "second", "momentum")
 _LENGTH = 2**17  # coordinates of a batch on a CPU, so that what one operation leaves is in the cache for the next
 
@@ -25,8 +29,9 @@ class Slot:
         shape: Shape of the parameter.
         theta: Parameters, flat.
         grad: Gradient, flat, of the same type; None if the tensor takes no part.
-        memory: `fast` and `slow`, averages of the gradient in its unit, `second`, v, and `momentum`, π, of the
-            parameter's shape; `step`, the number of steps in it. None for a tensor that never took part.
+        memory: `fast` and `slow`, averages of the gradient, `second`, v, and `momentum`, π, of the parameter's shape;
+            `step`, the number of steps in it. None for a tensor that never took part.
+        flats: The four tensors of the memory, flat; empty without one.
         lr: Factor of the squared step scale.
         weight_decay: Stiffness of its spring beside the common one.
     """
@@ -36,34 +41,9 @@ class Slot:
     theta: Tensor
     grad: Tensor | None
     memory: dict[str, Any] | None
+    flats: tuple[Tensor, ...]
     lr: float
     weight_decay: float
-
-
-class _Part(NamedTuple):
-    grad: Tensor
-    theta: Tensor
-    fast: Tensor
-    slow: Tensor
-    second: Tensor
-    momentum: Tensor
-
-
-class _Batch:
-    """Parts of tensors, and what `predict` leaves to `move`."""
-
-    def __init__(self, parts: list[_Part], owners: list[int]):
-        self.owners = owners
-        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = map(list, zip(*parts, strict=True))
-        self.scale: list[Tensor] = []
-
-    def scaled(self, factor: float) -> list[Tensor]:
-        """factor · grad."""
-        return torch._foreach_mul(self.grad, factor)  # type: ignore[return-value]
-
-    def of(self, column: list[float]) -> list[float]:
-        """A number of each tensor, for each part."""
-        return [column[k] for k in self.owners]
 
 
 class Plain:
@@ -75,25 +55,28 @@ class Plain:
 
     def __init__(self, slots: Sequence[Slot]):
         self.count = len(slots)
-        self.batches = list[_Batch]()
-        parts, owners, filled, kind = list[_Part](), list[int](), 0, None
+        plans = list[_Plan]()
         for k, slot in enumerate(slots):
             length = _LENGTH if slot.theta.device.type == "cpu" else slot.theta.numel()
             for part in _parts(slot, length):
-                size, now = part.theta.numel(), (slot.theta.device, slot.theta.dtype)
-                if parts and (now != kind or filled + size > length):
-                    self.batches.append(_Batch(parts, owners))
-                    parts, owners, filled = [], [], 0
-                parts.append(part)
-                owners.append(k)
-                filled, kind = filled + size, now
-        self.batches.append(_Batch(parts, owners))
+                if not plans or not plans[-1].takes(part[0], length):
+                    plans.append(_Plan(part[0]))
+                plans[-1].add(k, part)
+        self.mixed = len({(plan.device, plan.dtype) for plan in plans}) > 1
+        self.batches = _with_buffers(plans)
 
-    def absorb(self, factor: float, weights: Tensor) -> Tensor:
+    def largest(self) -> float:
+        """Largest absolute value of the gradient; NaN if any is."""
+        extremes = [x for batch in self.batches for grad in batch.grad for x in grad.aminmax()]
+        if self.mixed:
+            extremes = [x.to("cpu", torch.float64) for x in extremes]
+        return torch.stack(extremes).abs().amax().item()
+
+    def absorb(self, factor: float, weights: Numbers) -> Numbers:
         """Take in factor · grad: g.
 
         Args:
-            factor: From the gradient to the gradient in its unit.
+            factor: From the gradient to what is remembered of it; at 1 an operation is saved.
             weights: Of g in both averages and of g² in v, `(T, 3)`.
 
         Returns:
@@ -102,18 +85,21 @@ class Plain:
         of_fast, of_slow, of_second = weights.T.tolist()
         dot, found = torch.dot, list[Tensor]()
         for batch in self.batches:
-            grads, second = batch.scaled(factor), batch.of(of_second)
-            torch._foreach_lerp_(batch.fast, grads, batch.of(of_fast))
-            torch._foreach_lerp_(batch.slow, grads, batch.of(of_slow))
-            torch._foreach_mul_(batch.second, [1 - w for w in second])
-            torch._foreach_addcmul_(batch.second, grads, grads, second)
+            grads = batch.grad if factor == 1 else batch.scaled(factor)
+            second = batch.of(of_second)
+            foreach._foreach_lerp_(batch.fast, grads, batch.of(of_fast))
+            foreach._foreach_lerp_(batch.slow, grads, batch.of(of_slow))
+            foreach._foreach_mul_(batch.second, [1 - w for w in second])
+            foreach._foreach_addcmul_(batch.second, grads, grads, second)
             columns = (grads, batch.fast, batch.slow, batch.momentum, batch.theta, batch.second)
             for g, fast, slow, pi, theta, v in zip(*columns, strict=True):
-                found += [dot(x, x) for x in (g, fast, slow, pi, theta)]
-                found += [v.sum(), dot(g, fast), dot(g, slow), dot(g, pi)]
-        return self._sums(found, 9)
+                found += [
+                    dot(g, g), dot(fast, fast), dot(slow, slow), dot(pi, pi), dot(theta, theta), v.sum(),
+                    dot(g, fast), dot(g, slow), dot(g, pi),
+                ]  # fmt: skip
+        return self._sums(found, 9, self.batches)
 
-    def predict(self, factor: float, numbers: Tensor) -> Tensor:
+    def predict(self, factor: float, numbers: Numbers) -> Numbers:
         """Find the scale q = (v + floor)^(-1/4), and ĝ between g and its average.
 
         Args:
@@ -125,18 +111,20 @@ class Plain:
         """
         floor, mix = numbers.T.tolist()
         dot, found = torch.dot, list[Tensor]()
-        for batch in self.batches:
-            batch.scale = torch._foreach_add(batch.second, batch.of(floor))  # type: ignore[assignment]
-            torch._foreach_rsqrt_(batch.scale)
-            torch._foreach_sqrt_(batch.scale)
-            pushes, pulls = batch.scaled(factor), torch._foreach_mul(batch.theta, batch.scale)
-            torch._foreach_lerp_(pushes, batch.fast, batch.of(mix))
-            torch._foreach_mul_(pushes, batch.scale)
-            for push, pi, pull in zip(pushes, batch.momentum, pulls, strict=True):
-                found += [dot(push, push), dot(push, pi), dot(push, pull)]
-        return self._sums(found, 3)
+        for batch in reversed(self.batches):  # what the last pass ended with is still in the cache
+            if len(batch.scales) == 1:
+                torch.add(batch.second[0], floor[batch.owners[0]], out=batch.scale)
+            else:
+                foreach._foreach_copy_(batch.scales, batch.second)
+                foreach._foreach_add_(batch.scales, batch.of(floor))
+            batch.scale.rsqrt_().sqrt_()
+            pushes = batch.pushes(factor, mix)
+            batch.scratch.mul_(batch.scale)
+            for push, pi, scale, theta in zip(pushes, batch.momentum, batch.scales, batch.theta, strict=True):
+                found += [dot(push, push), dot(push, pi), dot(push.mul_(scale), theta)]
+        return self._sums(found, 3, reversed(self.batches))
 
-    def move(self, factor: float, predicted: Tensor, numbers: Tensor) -> Tensor:
+    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
         """π ← keep π - q (force ĝ + spring θ), θ ← θ + rate q π.
 
         Args:
@@ -148,38 +136,103 @@ class Plain:
             Sums `(T, 2)` of π² and θ² afterwards.
         """
         mix = predicted[:, 1].tolist()
-        keep, force, spring, rate = (numbers * numbers.new_tensor([1, -1, -1, 1])).T.tolist()
+        keep, force, spring, rate = (numbers * (1, -1, -1, 1)).T.tolist()
         dot, found = torch.dot, list[Tensor]()
         for batch in self.batches:
-            pushes = batch.scaled(factor)
-            torch._foreach_lerp_(pushes, batch.fast, batch.of(mix))
-            torch._foreach_mul_(batch.momentum, batch.of(keep))
-            torch._foreach_addcmul_(batch.momentum, batch.scale, pushes, batch.of(force))
-            torch._foreach_addcmul_(batch.momentum, batch.scale, batch.theta, batch.of(spring))
-            torch._foreach_addcmul_(batch.theta, batch.scale, batch.momentum, batch.of(rate))
-            batch.scale = []
+            pushes = batch.pushes(factor, mix)
+            foreach._foreach_mul_(batch.momentum, batch.of(keep))
+            foreach._foreach_addcmul_(batch.momentum, batch.scales, pushes, batch.of(force))
+            foreach._foreach_addcmul_(batch.momentum, batch.scales, batch.theta, batch.of(spring))
+            foreach._foreach_addcmul_(batch.theta, batch.scales, batch.momentum, batch.of(rate))
             for pi, theta in zip(batch.momentum, batch.theta, strict=True):
                 found += [dot(pi, pi), dot(theta, theta)]
-        return self._sums(found, 2)
+        return self._sums(found, 2, self.batches)
 
-    def _sums(self, found: list[Tensor], columns: int) -> Tensor:
-        """Sums over parts, to sums over tensors."""
-        if len({(batch.theta[0].device, batch.theta[0].dtype) for batch in self.batches}) > 1:
+    def _sums(self, found: list[Tensor], columns: int, batches: Iterable[_Batch]) -> Numbers:
+        """Sums over parts, in the order of the batches, to sums over tensors."""
+        if self.mixed:
             found = [x.to("cpu", torch.float64) for x in found]
-        sums = torch.stack(found).to("cpu", torch.float64).view(-1, columns)
-        return over_tensors(sums, [k for batch in self.batches for k in batch.owners], self.count)
+        sums = torch.stack(found).to("cpu", torch.float64).view(-1, columns).numpy()
+        return over_tensors(sums, [k for batch in batches for k in batch.owners], self.count)
 
 
-def over_tensors(sums: Tensor, owners: list[int], count: int) -> Tensor:
+class _Plan:
+    """Parts that will be a batch: of one device and type, and few enough for the cache."""
+
+    def __init__(self, like: Tensor):
+        self.device, self.dtype, self.length = like.device, like.dtype, 0
+        self.owners, self.parts = list[int](), list[tuple[Tensor, ...]]()
+
+    def takes(self, x: Tensor, length: int) -> bool:
+        return self.length + x.numel() <= length and x.device == self.device and x.dtype == self.dtype
+
+    def add(self, owner: int, part: tuple[Tensor, ...]) -> None:
+        self.owners.append(owner)
+        self.parts.append(part)
+        self.length += part[0].numel()
+
+
+class _Batch:
+    """Flat parts of tensors, with a scratch that batches share, and a buffer that `predict` leaves to `move`."""
+
+    def __init__(self, plan: _Plan, scratch: Tensor, scale: Tensor):
+        self.owners, self.scratch, self.scale = plan.owners, scratch, scale
+        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = map(
+            list, zip(*plan.parts, strict=True)
+        )
+        sizes = [x.numel() for x in self.theta]
+        self.views, self.scales = list(scratch.split(sizes)), list(scale.split(sizes))
+
+    def of(self, column: list[float]) -> list[float]:
+        """A number of each tensor, for each part."""
+        return [column[k] for k in self.owners]
+
+    def scaled(self, factor: float) -> list[Tensor]:
+        """The gradient times `factor`, in the scratch."""
+        if len(self.views) == 1:
+            torch.mul(self.grad[0], factor, out=self.scratch)
+        else:
+            foreach._foreach_copy_(self.views, self.grad)
+            if factor != 1:
+                self.scratch.mul_(factor)
+        return self.views
+
+    def pushes(self, factor: float, mix: list[float]) -> list[Tensor]:
+        """ĝ, in the scratch."""
+        if factor == 1 and len(self.views) == 1:
+            torch.lerp(self.grad[0], self.fast[0], mix[self.owners[0]], out=self.scratch)
+        else:
+            foreach._foreach_lerp_(self.scaled(factor), self.fast, self.of(mix))
+        return self.views
+
+
+def _with_buffers(plans: list[_Plan]) -> list[_Batch]:
+    """One allocation for each device and type: of many, a CPU's allocator returns memory only to fault it in again."""
+    buffers: dict[Any, list[Tensor]] = {}
+    for kind in {(plan.device, plan.dtype) for plan in plans}:
+        lengths = [plan.length for plan in plans if (plan.device, plan.dtype) == kind]
+        buffer = torch.empty(max(lengths) + sum(lengths), device=kind[0], dtype=kind[1])
+        buffers[kind] = list(buffer.split([max(lengths), *lengths]))
+    batches = []
+    for plan in plans:
+        scratch, *_ = own = buffers[plan.device, plan.dtype]
+        batches.append(_Batch(plan, scratch[: plan.length], own.pop(1)))
+    return batches
+
+
+def over_tensors(sums: Numbers, owners: list[int], count: int) -> Numbers:
     """Add the sums of parts, `(P, k)`, to those of tensors, `(T, k)`; `owners` are the tensors of the parts."""
-    if len(sums) == count:
+    if owners == list(range(count)):
         return sums
-    return sums.new_zeros(count, sums.shape[1]).index_add_(0, torch.tensor(owners), sums)
+    found = np.zeros((count, sums.shape[1]))
+    np.add.at(found, owners, sums)
+    return found
 
 
-def _parts(slot: Slot, length: int) -> list[_Part]:
-    assert slot.memory is not None and slot.grad is not None
-    columns = [slot.grad, slot.theta, *(slot.memory[name].view(-1) for name in AVERAGES)]
+def _parts(slot: Slot, length: int) -> list[tuple[Tensor, ...]]:
+    """Gradient, θ and what is remembered, in parts of at most `length` coordinates."""
+    assert slot.grad is not None
+    columns = (slot.grad, slot.theta, *slot.flats)
     if slot.theta.numel() <= length:
-        return [_Part(*columns)]
-    return [_Part(*row) for row in zip(*(x.split(length) for x in columns), strict=True)]
+        return [columns]
+    return list(zip(*(x.split(length) for x in columns), strict=True))

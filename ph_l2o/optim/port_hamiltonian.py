@@ -9,15 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ph_l2o.optim import in_place, weights
-from ph_l2o.optim.kernels import Plain, Slot
+from ph_l2o.optim import account, in_place, weights
+from ph_l2o.optim.kernels import AVERAGES, Plain, Slot
 from ph_l2o.optim.shell import DropIn, flat
 from ph_l2o.optimizers import port_hamiltonian as scheme
 from ph_l2o.optimizers.base import LearnedOptimizer
-
-ACCOUNT = "account"  # its key in `state`
-_DECAYS = "decays"  # stiffness, beside the common one, of the springs whose energy is in the account
-_COORDINATES = ("averages", "second", "momentum")  # of the pure optimizer's state; here each parameter's
 
 
 class PortHamiltonian(DropIn):
@@ -81,20 +77,21 @@ class PortHamiltonian(DropIn):
         self._learned = copy.deepcopy(learned).to("cpu", torch.float64).requires_grad_(False).eval()
         self._compile, self._kernels = compile, _kernels(compile)
         self._report: in_place.Report | None = None
+        self._flats = dict[Tensor, tuple[list[Tensor], tuple[Tensor, ...]]]()
         defaults = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, defaults, reduce_loss=reduce_loss, process_group=process_group)
 
     @property
     def skipped(self) -> int:
         """Steps skipped, because the loss or the gradient was not finite."""
-        return int(self._numbers().skipped.item())
+        return int(account.numbers(self._account()).skipped.item())
 
     def radius(self) -> float:
         """What ‖θ‖ over all parameters will never exceed from now on, but for parameters that are changed otherwise.
 
         Before the first step it is not known yet: NaN.
         """
-        return self._numbers().radius().item()
+        return account.numbers(self._account()).radius().item()
 
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
@@ -105,7 +102,7 @@ class PortHamiltonian(DropIn):
         (`damping`), the share of the averaged gradient (`mix`), how far each coordinate has a step size of its own
         (`rho`), and how far the step follows the gradient's size (`lean`).
         """
-        return in_place.diagnostics(self._numbers(), self._report)
+        return in_place.diagnostics(account.numbers(self._account()), self._report)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied.
@@ -114,7 +111,7 @@ class PortHamiltonian(DropIn):
             ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
         """
         loading = self._loading = dict[Tensor | str, dict[str, Any]]()
-        check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(self._checked(given)))
+        check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(account.checked(self, given)))
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -129,7 +126,7 @@ class PortHamiltonian(DropIn):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
         super().__setstate__(state)
-        self._report = None
+        self._report, self._flats = None, {}
         if "_compile" in state:
             self._kernels = _kernels(self._compile)
         if self._loading:
@@ -138,43 +135,13 @@ class PortHamiltonian(DropIn):
 
     _loading: dict[Tensor | str, dict[str, Any]] | None = None
 
-    def _checked(self, given: dict[str, Any]) -> dict[Tensor | str, dict[str, Any]]:
-        """Copies of what is loaded, by parameter."""
-        saved = given["state"]
-        if saved and ACCOUNT not in saved:
-            raise ValueError("the loaded state has no account of energy: it is of another optimizer than PortHamiltonian")
-        groups = zip(self.param_groups, given["param_groups"], strict=False)
-        for ours, theirs in groups:
-            names, loaded = ours.get("param_names", []), theirs.get("param_names", [])
-            if names != loaded and sorted(names) == sorted(loaded):
-                raise ValueError(f"the loaded state has its parameters in another order: {', '.join(loaded)}")
-        keys = [key for group in given["param_groups"] for key in group["params"]]
-        found: dict[Tensor | str, dict[str, Any]] = {}
-        for key, (name, p, _) in zip(keys, self._params(), strict=False):
-            if key not in saved:
-                continue
-            shape = tuple(saved[key]["momentum"].shape)
-            if shape != tuple(p.shape):
-                raise ValueError(
-                    f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
-                    "another model, or its parameters are in another order"
-                )
-            found[p] = {
-                name: x if name == "step" else in_place.remembered(x, p) for name, x in saved[key].items()
-            }
-        if ACCOUNT in saved:
-            found[ACCOUNT] = {name: x.clone() for name, x in saved[ACCOUNT].items()}
-        return found
-
-    def _numbers(self) -> scheme.PortHamiltonianState:
-        """The account, as far as it lies in `state`."""
-        shown = {name: x.cpu() for name, x in self.state.get(ACCOUNT, {}).items() if name != _DECAYS}  # type: ignore[call-overload]
-        return in_place.new_numbers()._replace(**shown)
+    def _account(self) -> dict[str, Tensor]:
+        return self.state.get(account.KEY, {})  # type: ignore[call-overload]
 
     def _take_step(self, loss: Tensor | None) -> None:
         slots, kernels = [], self._kernels
         changed: list[tuple[Tensor, Tensor]] = []
-        for name, p, group in self._params():
+        for name, p, group in self.named():
             if not p.numel():
                 continue
             memory = self.state.get(p)
@@ -187,12 +154,13 @@ class PortHamiltonian(DropIn):
             if p.device.type != "cpu":
                 kernels = Plain
             lr, decay = float(group["lr"]), float(group["weight_decay"])
-            slots.append(Slot(name, tuple(p.shape), theta, grad, memory, lr, decay))
+            flats = self._flat_memory(p, memory) if memory else ()
+            slots.append(Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay))
         if not changed:
             return
-        numbers = self._opened(slots)
+        numbers = account.opened(self._account(), slots, self._learned)
         numbers, report = in_place.step(self._learned, slots, loss, numbers, kernels)
-        self._publish(numbers, slots)
+        self.state[account.KEY] = account.shown(numbers, slots)  # type: ignore[index]
         if report is None:
             return
         self._report = report
@@ -201,30 +169,14 @@ class PortHamiltonian(DropIn):
                 p.copy_(theta.view(p.shape))
         torch.autograd.graph.increment_version([p for p, _ in changed])  # compiled loops don't tell autograd
 
-    def _opened(self, slots: list[Slot]) -> scheme.PortHamiltonianState:
-        """The account, with the energy of springs that are new in it or have become stiffer."""
-        numbers, known = self._numbers(), self.state.get(ACCOUNT, {}).get(_DECAYS, [])  # type: ignore[call-overload]
-        known = [float(x) for x in known]
-        decays = [slot.weight_decay for slot in slots]
-        if known == decays:
-            return numbers
-        squares = [torch.tensor([in_place.square(slot.theta)], dtype=torch.float64) for slot in slots]
-        if not known:
-            size = torch.tensor(float(sum(slot.theta.numel() for slot in slots)), dtype=torch.float64)
-            energy, stiffness = self._learned.account(torch.stack(squares).sum(0), size)
-        else:
-            energy, stiffness = numbers.energy, numbers.stiffness
-            energy = energy + 0.5 * stiffness * sum(squares[len(known) :], torch.zeros_like(energy))
-        known += [0.0] * (len(slots) - len(known))
-        for square, before, now in zip(squares, known, decays, strict=True):
-            energy = energy + 0.5 * max(0.0, now - before) * square
-        return numbers._replace(energy=energy, stiffness=stiffness)
-
-    def _publish(self, numbers: scheme.PortHamiltonianState, slots: list[Slot]) -> None:
-        """Keep the account in `state`, so that it goes where the rest of the state goes."""
-        shown = {name: x for name, x in numbers._asdict().items() if name not in _COORDINATES}
-        decays = torch.tensor([slot.weight_decay for slot in slots], dtype=torch.float64)
-        self.state[ACCOUNT] = {**shown, _DECAYS: decays}  # type: ignore[index]
+    def _flat_memory(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Flat views of what is remembered, made anew if something has put other tensors there."""
+        now = [memory[name] for name in AVERAGES]
+        before, flats = self._flats.get(p, ((), ()))
+        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
+            flats = tuple(x.view(-1) for x in now)
+            self._flats[p] = now, flats
+        return flats
 
 
 def _kernels(compile: bool) -> in_place.Kernels:

@@ -96,7 +96,7 @@ class DropIn(torch.optim.Optimizer):
             value = value / dist.get_world_size(group)
         return value.cpu()
 
-    def _params(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
+    def named(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
         """Name, parameter and group of each tensor, in order."""
         number = 0
         for group in self.param_groups:

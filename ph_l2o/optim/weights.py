@@ -126,4 +126,6 @@ def _construct(path: Path, recipe: dict[str, Any]) -> LearnedOptimizer:
     try:
         return known[target](**arguments)
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: {target} of this version of ph_l2o doesn't take its arguments ({error})") from error
+        raise WeightsError(
+            f"{path}: {target} of this version of ph_l2o doesn't take its arguments ({error})"
+        ) from error
