@@ -131,14 +131,14 @@ def step(
     stiffness = state.stiffness.item()
     stiff = 1 + np.array([slot.weight_decay for slot in active]) / stiffness
     rest_pull = _rest_pull(resting, stiffness)
-    square = stiff @ absorbed[:, controller.THETA] + 2 * rest_pull / stiffness
+    square = float(stiff @ absorbed[:, controller.THETA]) + 2 * rest_pull / stiffness
     before = learned.settle(_number(float(squares.sum())), _number(square), seen, state)
     root_length, rescale = math.sqrt(before.length.item()), before.rescale.item()
     bound = torch.from_numpy(gain / np.sqrt(floor) * stiff)[None]
     damped = scheme.damped(torch.from_numpy(keep)[None], bound, before, seen, state)[0].numpy()
     spring = stiffness * root_length * stiff
     products = rescale * of_push * with_momentum - spring * root_squared * with_theta
-    trust, share = scheme.solve(_number(damped @ products), _number(damped @ squares), before)
+    trust, share = scheme.solve(_number(float(damped @ products)), _number(float(damped @ squares)), before)
 
     fit = before.fit.item()
     if fit != 1:  # θ ← fit θ + …, where the spring acts on what θ was

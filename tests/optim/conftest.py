@@ -1,0 +1,52 @@
+"""A learned optimizer whose ports differ from tensor to tensor, and networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from ph_l2o.optimizers import PortHamiltonian as Learned
+
+
+@pytest.fixture
+def learned() -> Learned:
+    torch.manual_seed(7)
+    made = Learned(hidden_size=8)
+    with torch.no_grad():
+        for p in made.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return made
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(100 + seed)
+    x = torch.randn(16, 4)
+    return x, x.sum(1, keepdim=True).sin()
+
+
+def loss_of(model: nn.Module, seed: int = 0) -> torch.Tensor:
+    x, y = batch(seed)
+    return (model(x) - y).square().mean()
+
+
+def train(model, optimizer, steps: int = 5, first: int = 0, with_loss: bool = True) -> list[float]:
+    losses = []
+    for k in range(first, first + steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, k)
+        loss.backward()
+        if with_loss:
+            optimizer.step(loss=loss)
+        else:
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()

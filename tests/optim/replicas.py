@@ -1,0 +1,64 @@
+"""A process of a DDP training with the drop-in; `python replicas.py RANK FOLDER`, of two."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from ph_l2o.optim import PortHamiltonian, from_learned
+from ph_l2o.optimizers import PortHamiltonian as Learned
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    learned = Learned(hidden_size=4)
+    found = {}
+    for how in ("loss", "no loss", "own loss"):
+        torch.manual_seed(1)
+        model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)))
+        options = {"reduce_loss": False} if how == "own loss" else {}
+        optimizer = from_learned(learned)(model.parameters(), **options)
+        data = torch.Generator().manual_seed(100 + rank)
+        for k in range(50):
+            x = torch.randn(8, 3, generator=data)
+            loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if k == 20 and rank == 1:
+                loss = loss * torch.nan  # one process alone cannot skip
+            optimizer.step(loss=None if how == "no loss" else loss)
+        found[how] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.skipped)
+    alone = [torch.ones(2, requires_grad=True)]
+    alone[0].grad = torch.ones(2)
+    mine = [dist.new_group([k]) for k in range(2)][rank]
+    optimizer = PortHamiltonian(alone, pretrained=learned, process_group=mine)
+    optimizer.step(loss=1.0 + rank)
+    found["group of one"] = optimizer.state["account"]["loss_unit"]
+    dist.destroy_process_group()
+    if rank == 0:
+        found["sharded"] = refuse_sharded(folder)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def refuse_sharded(folder: Path) -> str:
+    """What is said of a DTensor."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/one", rank=0, world_size=1)
+    try:
+        sharded = distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        PortHamiltonian([nn.Parameter(sharded)])
+    except TypeError as error:
+        return str(error)
+    finally:
+        dist.destroy_process_group()
+    return "nothing"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

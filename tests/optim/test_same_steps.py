@@ -1,0 +1,200 @@
+"""The steps in place are those of the pure `update`, plain and compiled, and its guarantees hold in them."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from ph_l2o.optim import PortHamiltonian, fused, kernels
+from ph_l2o.optimizers import PortHamiltonian as Learned
+from ph_l2o.params import Params
+
+SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+COMPILE = [False, pytest.param(True, marks=needs_compiler)]
+
+
+def attack(steps: int, kind: str, dtype=torch.float64):
+    """Start, and gradients, losses and their noise for each step."""
+    torch.manual_seed(3)
+    start = [torch.randn(s, dtype=dtype) for s in SHAPES]
+    gradients, losses = [], []
+    for k in range(steps):
+        size = {"usual": 1.0, "tiny": 1e-9, "sizes": 10.0 ** ((5 * k) % 23 - 11)}[kind]
+        gradients.append([size * torch.randn(s, dtype=dtype) for s in SHAPES])
+        losses.append(torch.tensor(abs(3 - 0.05 * k), dtype=dtype))
+    return start, gradients, losses
+
+
+def pure(learned, start, dtype):
+    params = Params.from_tensors({str(k): x[None].clone() for k, x in enumerate(start)})
+    learned = copy.deepcopy(learned).to(dtype)
+    return learned, params, learned.init(params)
+
+
+@pytest.mark.parametrize("compile", COMPILE)
+@pytest.mark.parametrize("kind", ["usual", "tiny", "sizes"])
+@pytest.mark.parametrize("loss_kind", ["given", "missing", "lost", "negative"])
+@torch.no_grad()
+def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch):
+    monkeypatch.setattr(kernels, "_LENGTH", 250)  # several parts of a tensor, several tensors in a batch
+    start, gradients, losses = attack(40, kind)
+    tensors = [x.clone().requires_grad_() for x in start]
+    optimizer = PortHamiltonian(tensors, pretrained=learned, compile=compile)
+    reference, params, state = pure(learned, start, torch.float64)
+    for k, (grads, loss) in enumerate(zip(gradients, losses, strict=True)):
+        if loss_kind == "missing" or (loss_kind == "lost" and k >= 20):
+            loss = None
+        elif loss_kind == "negative" and k == 20:
+            loss = -loss
+        if k == 5:
+            grads[1][3] = torch.nan
+        if k == 11:
+            grads[3].fill_(torch.inf)
+        if k == 15 and loss is not None:
+            loss = loss * torch.nan
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = g.clone()
+        before = [p.clone() for p in tensors]
+        assert optimizer.step(loss=loss) is loss
+        old = params
+        packed = Params.from_tensors({str(i): g[None] for i, g in enumerate(grads)})
+        params, state = reference.update(params, packed, None if loss is None else loss[None], state)
+        for i, p in enumerate(tensors):
+            moved, expected = p - before[i], params[str(i)][0] - old[str(i)][0]
+            # Moves that are small beside θ are rounded with it.
+            assert (moved - expected).abs().max() <= 1e-9 * expected.abs().max() + 1e-14 * p.abs().max()
+            assert torch.equal(p.grad, grads[i]) or k in (5, 11)
+    account = optimizer.state["account"]
+    for name in ("energy", "kinetic", "trust", "loss_unit", "gradient_unit", "skipped", "uses_loss", "step"):
+        torch.testing.assert_close(account[name], getattr(state, name), rtol=1e-9, atol=1e-12)
+    assert optimizer.skipped == (3 if loss_kind in ("given", "negative", "lost") else 2)
+
+
+@pytest.mark.parametrize("compile", COMPILE)
+@torch.no_grad()
+def test_float32_stays_near_the_pure_update(learned, compile):
+    start, gradients, losses = attack(20, "usual", torch.float32)
+    tensors = [x.clone().requires_grad_() for x in start]
+    optimizer = PortHamiltonian(tensors, pretrained=learned, compile=compile)
+    reference, params, state = pure(learned, start, torch.float32)
+    for grads, loss in zip(gradients, losses, strict=True):
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = g.clone()
+        optimizer.step(loss=loss)
+        packed = Params.from_tensors({str(i): g[None] for i, g in enumerate(grads)})
+        params, state = reference.update(params, packed, loss[None], state)
+    for i, p in enumerate(tensors):
+        torch.testing.assert_close(p, params[str(i)][0], rtol=1e-4, atol=1e-5)
+    assert optimizer.state[tensors[0]]["momentum"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("compile", COMPILE)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@torch.no_grad()
+def test_energy_and_radius_hold_under_attack(compile, weight_decay):
+    torch.manual_seed(5)
+    learned = Learned(hidden_size=4, budget=3.0, radius=2.0)
+    for p in learned.parameters():
+        p += torch.randn_like(p)
+    tensors = [torch.randn(6, 3).requires_grad_(), torch.randn(5).requires_grad_()]
+    groups = [{"params": tensors[:1], "weight_decay": 2 * weight_decay}, {"params": tensors[1:]}]
+    optimizer = PortHamiltonian(groups, lr=30.0, weight_decay=weight_decay, pretrained=learned, compile=compile)
+    before = radius = torch.inf
+    for k in range(300):
+        for p in tensors:
+            p.grad = torch.randn_like(p) * 10.0 ** torch.randint(-8, 9, ()).item()
+        if k % 7 == 3:
+            tensors[1].grad = None
+        optimizer.step(loss=10 ** (3 * torch.randn(())))
+        found = optimizer.diagnostics()
+        assert found["energy"] <= before
+        in_use = found["kinetic"] + found["spring"]
+        assert in_use <= found["energy"] * (1 + 1e-5)
+        momentum = [optimizer.state[p]["momentum"] for p in tensors if p in optimizer.state]
+        assert found["kinetic"] == pytest.approx(0.5 * sum(m.square().sum().item() for m in momentum), rel=1e-4)
+        assert sum(p.square().sum() for p in tensors).sqrt() <= optimizer.radius() * (1 + 1e-5)
+        assert optimizer.radius() <= radius
+        before, radius = found["energy"], optimizer.radius()
+    assert optimizer.skipped == 0 and found["tank"] >= -1e-5 * found["energy"]
+
+
+@pytest.mark.parametrize("compile", COMPILE)
+@torch.no_grad()
+def test_lr_of_zero_moves_nothing(learned, compile):
+    tensors = [torch.randn(5).requires_grad_(), torch.randn(3).requires_grad_()]
+    groups = [{"params": tensors[:1]}, {"params": tensors[1:], "lr": 0.0}]
+    optimizer = PortHamiltonian(groups, weight_decay=0.5, pretrained=learned, compile=compile)
+    for k in range(6):
+        for p in tensors:
+            p.grad = torch.randn_like(p)
+        if k == 3:
+            optimizer.param_groups[0]["lr"] = 0.0
+            now = tensors[0].clone()
+        start = tensors[1].clone()
+        optimizer.step(loss=1.0)
+        assert torch.equal(tensors[1], start)
+    assert torch.equal(tensors[0], now)
+
+
+@torch.no_grad()
+def test_lr_scales_the_square_of_the_step(learned):
+    moved = []
+    for lr in (1.0, 0.25):
+        p = torch.ones(4, requires_grad=True)
+        p.grad = torch.tensor([1.0, -2.0, 3.0, 0.5])
+        optimizer = PortHamiltonian([p], lr=lr, pretrained=learned)
+        optimizer.step(loss=1.0)
+        moved.append((p - 1) / optimizer.diagnostics()["trust"])  # which is smaller after a larger step
+    torch.testing.assert_close(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-6)
+
+
+@torch.no_grad()
+def test_weight_decay_pulls_to_zero(learned):
+    sizes = []
+    for decay in (0.0, 1.0):
+        p = torch.ones(10, requires_grad=True)
+        optimizer = PortHamiltonian([p], weight_decay=decay, pretrained=learned)
+        for k in range(100):
+            p.grad = 1e-2 * torch.randn(10, generator=torch.Generator().manual_seed(k))
+            optimizer.step(loss=1.0)
+        sizes.append(p.norm().item())
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_without_a_compiler_one_clear_line(monkeypatch, learned, tmp_path):
+    fused.load_library.cache_clear()
+    monkeypatch.setattr(fused.shutil, "which", lambda _: None)
+    with pytest.raises(fused.CompilerError, match="there is no C\\+\\+ compiler"):
+        PortHamiltonian([torch.ones(1, requires_grad=True)], pretrained=learned, compile=True)
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    failing.chmod(0o700)
+    monkeypatch.setattr(fused.shutil, "which", lambda _: str(failing))
+    monkeypatch.setenv("PH_L2O_CACHE", str(tmp_path))
+    with pytest.raises(fused.CompilerError, match="failing failed \\(broken\\)"):
+        PortHamiltonian([torch.ones(1, requires_grad=True)], pretrained=learned, compile=True)
+    fused.load_library.cache_clear()
+
+
+@needs_compiler
+@torch.no_grad()
+def test_several_threads_take_the_same_step(learned, monkeypatch):
+    monkeypatch.setattr(fused, "_LENGTH", 7)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            torch.manual_seed(0)
+            tensors = [torch.randn(50).requires_grad_(), torch.randn(9, dtype=torch.float64).requires_grad_()]
+            optimizer = PortHamiltonian(tensors, pretrained=learned, compile=True)
+            for _ in range(3):
+                for p in tensors:
+                    p.grad = torch.randn_like(p)
+                optimizer.step(loss=1.0)
+        finally:
+            torch.set_num_threads(1)
+        found.append([p.detach().clone() for p in tensors])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,103 @@
+"""Weights in files: what is shipped, what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ph_l2o
+from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.optim import Learned, WeightsError, export, load, save_weights, weights
+from ph_l2o.optim import PortHamiltonian as DropIn
+from ph_l2o.optimizers import LSTM, PortHamiltonian
+from ph_l2o.tasks import Quadratic
+
+
+def one() -> list[torch.Tensor]:
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.randn(3)
+    return [p]
+
+
+def test_default_weights_are_small_and_fit_this_version():
+    path = weights.FOLDER / "default.safetensors"
+    assert path.stat().st_size < 200_000
+    assert isinstance(weights.load_weights("default"), PortHamiltonian)
+    about = weights.describe(path)
+    assert about["recipe"]["_target_"].endswith("PortHamiltonian") and about["trained_on"]
+    assert "/" not in json.dumps(about), "a folder of the machine on which it was trained"
+    ph_l2o.optim.PortHamiltonian(one()).step()
+
+
+@pytest.mark.parametrize(
+    "made", [PortHamiltonian(hidden_size=5, radius=7.0), LSTM(hidden_size=3)], ids=["ours", "lstm"]
+)
+def test_round_trip(tmp_path, made):
+    path = save_weights(made, tmp_path / "mine.safetensors", trained_on=["nothing"])
+    again = weights.load_weights(path)
+    assert type(again) is type(made) and again.recipe == made.recipe and not again.training
+    for name, x in made.state_dict().items():
+        assert torch.equal(again.state_dict()[name], x)
+    assert weights.describe(path)["trained_on"] == ["nothing"]
+    optimizer = load(path)(one(), lr=0.5)
+    assert isinstance(optimizer, DropIn if isinstance(made, PortHamiltonian) else Learned)
+    optimizer.step()
+
+
+def test_checkpoint_and_export(tmp_path, capsys):
+    small = {"num_problems": 2, "horizons": (20,), "val_every": 1, "val_problems": 2, "val_horizon": 3}
+    start = PortHamiltonian(hidden_size=4)
+    trained = ph_l2o.meta_train(start, Quadratic(dim=3), outer_steps=1, output_dir=tmp_path, compile=False, **small)
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    for source in (path, str(path)):
+        load(source)(one()).step(loss=1.0)
+    DropIn(one(), pretrained=path).step()
+    target = tmp_path / "out" / "weights.safetensors"
+    assert export.main([str(path), str(target)]) == 0
+    assert "PortHamiltonian" in capsys.readouterr().out
+    expected, found = load_optimizer(path)[0].state_dict(), weights.load_weights(target).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in trained.state_dict())
+    assert export.main([str(tmp_path / "none.ckpt"), str(target)]) == 1
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert export.main(["untrained", str(tmp_path / "weights.bin")]) == 1
+    assert "must end in .safetensors" in capsys.readouterr().err
+
+
+def test_files_that_are_refused(tmp_path):
+    good = save_weights(PortHamiltonian(hidden_size=4), tmp_path / "good.safetensors")
+    tensors, recipe = load_file(good), PortHamiltonian(hidden_size=4).recipe
+
+    def written(recipe: object, tensors: dict) -> str:
+        path = tmp_path / "bad.safetensors"
+        save_file(tensors, path, {"recipe": json.dumps(recipe)})
+        return str(path)
+
+    with pytest.raises(FileNotFoundError, match=r"pretrained=none.ckpt: no such file"):
+        load("none.ckpt")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(good.read_bytes()[:500])
+    with pytest.raises(WeightsError, match="damaged"):
+        load(damaged)
+    (tmp_path / "damaged.ckpt").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="damaged"):
+        load(tmp_path / "damaged.ckpt")
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match="not written by ph_l2o"):
+        load(tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match=r"is of os.system, which this version"):
+        load(written({"_target_": "os.system", "command": "true"}, tensors))
+    with pytest.raises(WeightsError, match="doesn't take its arguments"):
+        load(written({**recipe, "depth": 3}, tensors))
+    with pytest.raises(WeightsError, match="don't fit"):
+        load(written({**recipe, "hidden_size": 5}, tensors))
+    with pytest.raises(WeightsError, match="not finite"):
+        load(written(recipe, {name: x * torch.nan for name, x in tensors.items()}))
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
+    class Own(PortHamiltonian):
+        pass
+
+    with pytest.raises(ValueError, match="Own: can't be rebuilt"):
+        save_weights(Own(), tmp_path / "own.safetensors")
