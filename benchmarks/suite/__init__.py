@@ -6,6 +6,7 @@ GROUPS = (
     "scaling",
     "memory",
     "optimizer_step",
+    "drop_in",
     "data_loading",
     "tuning",
     "start_up",
