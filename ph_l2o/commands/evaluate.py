@@ -16,6 +16,7 @@ from ph_l2o.suggestions import did_you_mean
 log = logging.getLogger(__name__)
 
 LEARNED = ("port_hamiltonian", "lstm", "hnn")
+SHIPPED = ("port_hamiltonian",)  # of which weights are in this package
 
 
 def run_evaluation(cfg: DictConfig) -> None:
@@ -93,6 +94,10 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
 
     if entry in BASELINES:
         return entry, entry
+    if entry in SHIPPED:
+        from ph_l2o.optim.weights import load_weights
+
+        return entry, load_weights("default")
     if entry in LEARNED:
         raise ConfigError(
             f"optimizers=[…, {entry}]: no weights are shipped with this version; train some with "
