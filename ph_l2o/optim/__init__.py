@@ -46,7 +46,7 @@ def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
     """
 
     def make(params: Any, **options: Any) -> DropIn:
-        if isinstance(optimizer, _PortHamiltonian):
+        if type(optimizer) is _PortHamiltonian:  # a subclass may take other steps
             return PortHamiltonian(params, pretrained=optimizer, **options)
         return Learned(params, optimizer, **options)
 

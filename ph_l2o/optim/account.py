@@ -5,51 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ph_l2o.optim import in_place
 from ph_l2o.optim.kernels import Slot
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian as Learned
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState
+from ph_l2o.optim.numbers import State
 
 if TYPE_CHECKING:
     from ph_l2o.optim.port_hamiltonian import PortHamiltonian
 
 KEY = "account"  # of the account, among the parameters in `state`
 _DECAYS = "decays"  # stiffness, beside the common one, of the springs whose energy is in the account
-_COORDINATES = ("averages", "second", "momentum")  # of the pure optimizer's state; here each parameter's
 
 
-def numbers(account: Mapping[str, Tensor]) -> PortHamiltonianState:
+def numbers(account: Mapping[str, Any]) -> State:
     """The numbers of a step; of an account that is empty, those before the first one."""
-    found = {name: x.cpu() for name, x in account.items() if name != _DECAYS}
-    return in_place.new_numbers()._replace(**found)
+    return State(**{name: x for name, x in account.items() if name != _DECAYS})
 
 
-def shown(numbers: PortHamiltonianState, slots: Sequence[Slot]) -> dict[str, Tensor]:
-    """The account as it lies in `state`."""
-    found = {name: x for name, x in numbers._asdict().items() if name not in _COORDINATES}
-    return {**found, _DECAYS: torch.tensor([slot.weight_decay for slot in slots], dtype=torch.float64)}
+def shown(state: State, slots: Sequence[Slot]) -> dict[str, Any]:
+    """The account as it lies in `state` of the drop-in: plain numbers."""
+    return {**state.as_dict(), _DECAYS: [slot.weight_decay for slot in slots]}
 
 
-def opened(account: Mapping[str, Tensor], slots: Sequence[Slot], learned: Learned) -> PortHamiltonianState:
+def opened(account: Mapping[str, Any], slots: Sequence[Slot], budget: float, radius: float) -> State:
     """The numbers, with the energy of springs that are new in the account or have become stiffer."""
-    found = numbers(account)
-    known = account[_DECAYS].tolist() if account else []
+    state, known = numbers(account), list(account.get(_DECAYS, []))
     decays = [slot.weight_decay for slot in slots]
     if known == decays:
-        return found
-    squares = torch.tensor([in_place.square(slot.theta) for slot in slots], dtype=torch.float64)
+        return state
+    squares = [in_place.square(slot.theta) for slot in slots]
     if not known:
-        size = torch.tensor(float(sum(slot.theta.numel() for slot in slots)), dtype=torch.float64)
-        energy, stiffness = learned.account(squares.sum()[None], size)
-    else:
-        energy, stiffness = found.energy, found.stiffness
-        energy = energy + 0.5 * stiffness * squares[len(known) :].sum()
-    before = torch.tensor(known + [0.0] * (len(slots) - len(known)), dtype=torch.float64)
-    stiffer = (torch.tensor(decays, dtype=torch.float64) - before).clamp_min(0)
-    return found._replace(energy=energy + 0.5 * (stiffer * squares).sum(), stiffness=stiffness)
+        state.energy = budget
+        state.stiffness = 2 * budget / (radius**2 * max(sum(squares), sum(slot.theta.numel() for slot in slots)))
+    state.energy += 0.5 * state.stiffness * sum(squares[len(known) :])
+    known += [0.0] * (len(slots) - len(known))
+    for square, before, now in zip(squares, known, decays, strict=True):
+        state.energy += 0.5 * max(now - before, 0.0) * square
+    return state
 
 
 def checked(optimizer: PortHamiltonian, given: Mapping[str, Any]) -> dict[Tensor | str, dict[str, Any]]:
@@ -78,5 +71,5 @@ def checked(optimizer: PortHamiltonian, given: Mapping[str, Any]) -> dict[Tensor
             )
         found[p] = {k: x if k == "step" else in_place.remembered(x, p) for k, x in saved[key].items()}
     if KEY in saved:
-        found[KEY] = {name: x.clone() for name, x in saved[KEY].items()}
+        found[KEY] = dict(saved[KEY])
     return found

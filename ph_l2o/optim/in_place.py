@@ -1,7 +1,7 @@
 """One step of the port-Hamiltonian optimizer in place: the same step as its pure `update`, for B = 1.
 
-Three passes over the coordinates (`ph_l2o/optim/kernels.py`), and between them numbers for each tensor, by the same
-functions as in `update`. The numbers are float64 and on the CPU, whatever the parameters are. The step scale is written
+Three passes over the coordinates (`ph_l2o/optim/kernels.py`), and between them numbers for each tensor
+(`ph_l2o/optim/numbers.py`). The numbers are on the CPU, whatever the parameters are. The step scale is written
 s = root · q with q = (v + floor)^(-1/4), so that all else about it are factors of sums.
 
 What is remembered of the gradient is in units of S, which is 1 where the gradient is neither very small nor very large:
@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.optim import numbers
 from ph_l2o.optim.kernels import AVERAGES, Numbers, Slot
+from ph_l2o.optim.numbers import State
 from ph_l2o.optimizers import controller
 from ph_l2o.optimizers import port_hamiltonian as scheme
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian, PortHamiltonianState
 from ph_l2o.params import Layout
 
 _LEAST_RHO = 1e-20
@@ -74,24 +76,16 @@ def new_memory(param: Tensor) -> dict[str, Any]:
     return {"step": 0, **zeros}
 
 
-def new_numbers() -> PortHamiltonianState:
-    """The account before it is filled; the fields of coordinates are empty."""
-    none = torch.zeros(1, dtype=torch.float64)
-    numbers = PortHamiltonianState(*[none] * len(PortHamiltonianState._fields))
-    empty = none[:0]
-    return numbers._replace(averages=empty, second=empty, momentum=empty, uses_loss=none + 1)
-
-
 @torch.no_grad()
 def step(
-    learned: PortHamiltonian, slots: Sequence[Slot], loss: Tensor | None, state: PortHamiltonianState, kernels: Kernels
-) -> tuple[PortHamiltonianState, Report | None]:
+    network: numbers.Controller, slots: Sequence[Slot], loss: float | None, state: State, kernels: Kernels
+) -> tuple[State, Report | None]:
     """One step; θ and what the slots remember change in place.
 
     Args:
-        learned: The optimizer, in float64 on the CPU.
+        network: The controller.
         slots: All tensors, at least one of which has a gradient.
-        loss: Shape `(1,)`, float64 on the CPU, or None.
+        loss: The loss at θ, or None.
         state: Numbers before the step.
         kernels: The passes.
 
@@ -101,25 +95,22 @@ def step(
     active = [slot for slot in slots if slot.grad is not None]
     resting = [slot for slot in slots if slot.grad is None]
     passes = kernels(active)
-    seen = scheme.observe(_number(passes.largest()), loss, state)
-    if not seen.fine.item():
-        return state._replace(skipped=state.skipped + 1), None
-    gradient_unit = seen.gradient_unit.item()
-    unit, last_unit = _stored_unit(gradient_unit), _stored_unit(state.gradient_unit.item())
+    seen = numbers.observe(passes.largest(), loss, state)
+    if seen is None:
+        return replace(state, skipped=state.skipped + 1), None
+    unit, last_unit = _stored_unit(seen.gradient_unit), _stored_unit(state.gradient_unit)
     if unit != last_unit:
         _rescale(slots, last_unit / unit)
-    u, clip = gradient_unit / unit, seen.factor.item() * gradient_unit
+    u, clip = seen.gradient_unit / unit, seen.factor * seen.gradient_unit
     factor = (1.0 if clip > 1 - _ROUNDING else clip) / unit
 
-    absorbed = passes.absorb(factor, _weights(active)) / u**_POWERS
-    sums = torch.from_numpy(absorbed).T[None]
+    sums = passes.absorb(factor, _weights(active)) / u**_POWERS
     layout = Layout(tuple(slot.name for slot in active), tuple(slot.shape for slot in active))
-    sizes = layout.table(controller.sizes, sums)
-    second_mean, reference = scheme.compare_gradients(sums, sizes, seen, state)
-    ports = controller.ports(learned.controller, sums, sizes, second_mean, reference, seen, state, layout)
-    log_gain, mix, keep, rho, lean = torch.cat(ports).numpy()
+    sizes = np.array(layout.sizes)
+    mean, reference = numbers.compare_gradients(sums, sizes, seen, state)
+    log_gain, mix, keep, rho, lean = network.ports(sums, mean, reference, seen, state, layout)
     rho = np.maximum(rho, _LEAST_RHO)
-    floor = (1 - rho) * (absorbed[:, controller.SECOND] / layout.sizes + scheme.TINY)
+    floor = (1 - rho) * (sums[:, controller.SECOND] / sizes + scheme.TINY)
     gain = np.exp(log_gain.clip(*scheme.LOG_GAIN_RANGE)) * [slot.lr for slot in active]
     root_squared = gain / np.sqrt(rho)
     of_push, of_scale = np.sqrt(root_squared / u), np.sqrt(root_squared * u)  # h = of_push · q ĝ, s = of_scale · q
@@ -128,45 +119,56 @@ def step(
     squares, with_momentum, with_theta = passes.predict(factor, predicted).T
     squares = root_squared / u * squares
     # Each tensor's stiffness is `stiff` times that of the account.
-    stiffness = state.stiffness.item()
-    stiff = 1 + np.array([slot.weight_decay for slot in active]) / stiffness
-    rest_pull = _rest_pull(resting, stiffness)
-    square = float(stiff @ absorbed[:, controller.THETA]) + 2 * rest_pull / stiffness
-    before = learned.settle(_number(float(squares.sum())), _number(square), seen, state)
-    root_length, rescale = math.sqrt(before.length.item()), before.rescale.item()
-    bound = torch.from_numpy(gain / np.sqrt(floor) * stiff)[None]
-    damped = scheme.damped(torch.from_numpy(keep)[None], bound, before, seen, state)[0].numpy()
-    spring = stiffness * root_length * stiff
-    products = rescale * of_push * with_momentum - spring * root_squared * with_theta
-    trust, share = scheme.solve(_number(float(damped @ products)), _number(float(damped @ squares)), before)
+    stiff = 1 + np.array([slot.weight_decay for slot in active]) / state.stiffness
+    rest_pull = _rest_pull(resting, state.stiffness)
+    square = float(stiff @ sums[:, controller.THETA]) + 2 * rest_pull / state.stiffness
+    before = numbers.settle(float(squares.sum()), square, seen, state)
+    root_length = math.sqrt(before.length)
+    damped = keep / (1 + keep * (state.stiffness * before.length) * (gain / np.sqrt(floor)) * stiff)
+    spring = state.stiffness * root_length * stiff
+    products = before.rescale * of_push * with_momentum - spring * root_squared * with_theta
+    trust, share = numbers.solve(float(damped @ products), float(damped @ squares), before)
 
-    fit = before.fit.item()
-    if fit != 1:  # θ ← fit θ + …, where the spring acts on what θ was
+    if before.fit != 1:  # θ ← fit θ + …, where the spring acts on what θ was
         for slot in active:
-            slot.theta.mul_(fit)
-        spring = spring / fit if fit else 0 * spring
-    force = damped * of_push * (trust.item() / root_length)
-    moves = np.stack([damped * rescale, force, damped * of_scale * spring, of_scale * root_length], 1)
+            slot.theta.mul_(before.fit)
+        spring = spring / before.fit if before.fit else 0 * spring
+    force = damped * of_push * (trust / root_length)
+    moves = np.stack([damped * before.rescale, force, damped * of_scale * spring, of_scale * root_length], 1)
     momentum_square, theta_square = passes.move(factor, predicted, moves).T
-    kinetic = _number(0.5 * momentum_square.sum() + _rest_kinetic(resting, rescale))
-    pull = _number(0.5 * stiffness * (stiff @ theta_square) + rest_pull)
-    energy = scheme.paid(trust, kinetic, pull, before, seen, state)
+    kinetic = 0.5 * float(momentum_square.sum()) + _rest_kinetic(resting, before.rescale)
+    pull = 0.5 * state.stiffness * float(stiff @ theta_square) + rest_pull
+    after = State(
+        step=seen.step,
+        gradient_unit=seen.gradient_unit,
+        second_mean=mean,
+        reference=reference,
+        loss_start=seen.loss_start,
+        loss_fast=seen.loss_fast,
+        loss_slow=seen.loss_slow,
+        loss_unit=before.loss_unit,
+        uses_loss=float(seen.uses_loss),
+        energy=numbers.paid(trust, kinetic, pull, before, seen, state),
+        kinetic=kinetic,
+        stiffness=state.stiffness,
+        trust=trust,
+        share=share,
+        skipped=state.skipped,
+    )
     columns = {"lr": gain, "damping": 1 / keep - 1, "mix": mix, "rho": rho, "lean": lean}
-    report = Report(layout.names, columns, pull.item(), (trust * trust * before.phi).item())
-    return scheme.remember(state, seen, before, second_mean, reference, energy, kinetic, trust, share), report
+    return after, Report(layout.names, columns, pull, trust * trust * before.phi)
 
 
-def diagnostics(state: PortHamiltonianState, report: Report | None) -> dict[str, Any]:
+def diagnostics(state: State, report: Report | None) -> dict[str, Any]:
     """Plain numbers about the last step; see `ph_l2o.optim.PortHamiltonian.diagnostics`."""
     names = ("energy", "kinetic", "trust", "loss_unit", "gradient_unit")
-    found: dict[str, Any] = {name: getattr(state, name).item() for name in names}
-    found |= {"steps": int(state.step.item()), "skipped": int(state.skipped.item())}
-    found["uses_loss"] = bool(state.uses_loss.item())
-    found |= {"spring": 0.0, "tank": found["energy"], "tensors": {}}
+    found: dict[str, Any] = {name: getattr(state, name) for name in names}
+    found |= {"steps": int(state.step), "skipped": int(state.skipped), "uses_loss": state.uses_loss > 0}
+    found |= {"spring": 0.0, "tank": state.energy, "tensors": {}}
     if report is None:
         return found
     found["spring"] = report.spring
-    found["tank"] -= found["kinetic"] + report.spring + report.r_squared
+    found["tank"] -= state.kinetic + report.spring + report.r_squared
     lists = {key: column.tolist() for key, column in report.columns.items()}
     found["tensors"] = {name: {key: x[k] for key, x in lists.items()} for k, name in enumerate(report.names)}
     return found
@@ -218,8 +220,3 @@ def _rest_kinetic(resting: Sequence[Slot], rescale: float) -> float:
         if slot.memory is not None:
             kinetic += 0.5 * square(slot.flats[-1].mul_(rescale))
     return kinetic
-
-
-def _number(x: float) -> Tensor:
-    """As the functions of `ph_l2o.optimizers.port_hamiltonian` take it, `(1,)`."""
-    return torch.tensor([x], dtype=torch.float64)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ph_l2o.optim import account, in_place, weights
+from ph_l2o.optim import account, in_place, numbers, weights
 from ph_l2o.optim.kernels import AVERAGES, Plain, Slot
 from ph_l2o.optim.shell import DropIn, flat
 from ph_l2o.optimizers import port_hamiltonian as scheme
@@ -70,11 +69,12 @@ class PortHamiltonian(DropIn):
         process_group: Any = None,
     ):
         learned = pretrained if isinstance(pretrained, LearnedOptimizer) else weights.load_weights(pretrained)
-        if not isinstance(learned, scheme.PortHamiltonian):
+        if type(learned) is not scheme.PortHamiltonian:  # a subclass may take other steps
             raise weights.WeightsError(
                 f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian; use ph_l2o.optim.load"
             )
-        self._learned = copy.deepcopy(learned).to("cpu", torch.float64).requires_grad_(False).eval()
+        self._network = numbers.Controller(learned.controller)
+        self._budget = (learned.budget, learned.radius)
         self._compile, self._kernels = compile, _kernels(compile)
         self._report: in_place.Report | None = None
         self._flats = dict[Tensor, tuple[list[Tensor], tuple[Tensor, ...]]]()
@@ -84,14 +84,14 @@ class PortHamiltonian(DropIn):
     @property
     def skipped(self) -> int:
         """Steps skipped, because the loss or the gradient was not finite."""
-        return int(account.numbers(self._account()).skipped.item())
+        return int(account.numbers(self._account()).skipped)
 
     def radius(self) -> float:
         """What ‖θ‖ over all parameters will never exceed from now on, but for parameters that are changed otherwise.
 
         Before the first step it is not known yet: NaN.
         """
-        return account.numbers(self._account()).radius().item()
+        return account.numbers(self._account()).radius()
 
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
@@ -120,7 +120,7 @@ class PortHamiltonian(DropIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
-        names = ("_learned", "_compile", "reduce_loss", "process_group")
+        names = ("_network", "_budget", "_compile", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ class PortHamiltonian(DropIn):
 
     _loading: dict[Tensor | str, dict[str, Any]] | None = None
 
-    def _account(self) -> dict[str, Tensor]:
+    def _account(self) -> dict[str, Any]:
         return self.state.get(account.KEY, {})  # type: ignore[call-overload]
 
     def _take_step(self, loss: Tensor | None) -> None:
@@ -158,9 +158,10 @@ class PortHamiltonian(DropIn):
             slots.append(Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay))
         if not changed:
             return
-        numbers = account.opened(self._account(), slots, self._learned)
-        numbers, report = in_place.step(self._learned, slots, loss, numbers, kernels)
-        self.state[account.KEY] = account.shown(numbers, slots)  # type: ignore[index]
+        state = account.opened(self._account(), slots, *self._budget)
+        value = None if loss is None else loss.item()
+        state, report = in_place.step(self._network, slots, value, state, kernels)
+        self.state[account.KEY] = account.shown(state, slots)  # type: ignore[index]
         if report is None:
             return
         self._report = report
