@@ -69,7 +69,7 @@ def checked(optimizer: PortHamiltonian, given: Mapping[str, Any]) -> dict[Tensor
                 f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
                 "another model, or its parameters are in another order"
             )
-        found[p] = {k: x if k == "step" else in_place.remembered(x, p) for k, x in saved[key].items()}
+        found[p] = {k: in_place.remembered(x, p) if isinstance(x, Tensor) else x for k, x in saved[key].items()}
     if KEY in saved:
         found[KEY] = dict(saved[KEY])
     return found

@@ -42,28 +42,25 @@ void absorb(int64_t size, void* const* p, double unit, const double* number, dou
   const T rest = T(1 - number[2]);
   for (int64_t first = 0; first < size; first += kBlock) {
     const int64_t end = first + kBlock < size ? first + kBlock : size;
-    T gg = 0, ff = 0, ss = 0, pp = 0, tt = 0, v = 0, gf = 0, gs = 0, gp = 0;
-#pragma omp simd reduction(+ : gg, ff, ss, pp, tt, v, gf, gs, gp)
+    T gg = 0, ff = 0, ss = 0, tt = 0, gf = 0, gs = 0, gp = 0;
+#pragma omp simd reduction(+ : gg, ff, ss, tt, gf, gs, gp)
     for (int64_t i = first; i < end; ++i) {
       const T g = factor * grad[i], pi = momentum[i], th = theta[i];
       const T f = fast[i] + of_fast * (g - fast[i]);
       const T s = slow[i] + of_slow * (g - slow[i]);
-      const T sq = rest * second[i] + of_second * g * g;
       fast[i] = f;
       slow[i] = s;
-      second[i] = sq;
+      second[i] = rest * second[i] + of_second * g * g;
       gg += g * g;
       ff += f * f;
       ss += s * s;
-      pp += pi * pi;
       tt += th * th;
-      v += sq;
       gf += g * f;
       gs += g * s;
       gp += g * pi;
     }
-    const T sums[] = {gg, ff, ss, pp, tt, v, gf, gs, gp};
-    for (int k = 0; k < 9; ++k) out[k] += sums[k];
+    const T sums[] = {gg, ff, ss, tt, gf, gs, gp};
+    for (int k = 0; k < 7; ++k) out[k] += sums[k];
   }
 }
 
@@ -148,8 +145,8 @@ void over_parts(Pass<T> pass, bool backwards, int64_t count, const int64_t* plac
 
 PASS(largest, f32, float, 1, 1, false)
 PASS(largest, f64, double, 1, 1, false)
-PASS(absorb, f32, float, 3, 9, false)
-PASS(absorb, f64, double, 3, 9, false)
+PASS(absorb, f32, float, 3, 7, false)
+PASS(absorb, f64, double, 3, 7, false)
 PASS(predict, f32, float, 2, 3, true)
 PASS(predict, f64, double, 2, 3, true)
 PASS(move, f32, float, 6, 2, false)

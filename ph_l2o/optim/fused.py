@@ -65,7 +65,7 @@ class Fused:
 
     def absorb(self, factor: float, weights: Numbers) -> Numbers:
         """See `Plain.absorb`."""
-        return self._over_tensors(self._run("absorb", factor, weights, 9))
+        return self._over_tensors(self._run("absorb", factor, weights, 7))
 
     def predict(self, factor: float, numbers: Numbers) -> Numbers:
         """See `Plain.predict`."""

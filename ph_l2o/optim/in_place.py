@@ -73,7 +73,7 @@ def remembered(x: Tensor, param: Tensor) -> Tensor:
 def new_memory(param: Tensor) -> dict[str, Any]:
     """Nothing seen yet."""
     zeros = {name: torch.zeros(param.shape, dtype=dtype_of(param), device=param.device) for name in AVERAGES}
-    return {"step": 0, **zeros}
+    return {"step": 0, "second_sum": 0.0, "momentum_square": 0.0, **zeros}
 
 
 @torch.no_grad()
@@ -104,7 +104,8 @@ def step(
     u, clip = seen.gradient_unit / unit, seen.factor * seen.gradient_unit
     factor = (1.0 if clip > 1 - _ROUNDING else clip) / unit
 
-    sums = passes.absorb(factor, _weights(active)) / u**_POWERS
+    weights = _weights(active)
+    sums = _completed(active, passes.absorb(factor, weights), weights[:, -1]) / u**_POWERS
     layout = Layout(tuple(slot.name for slot in active), tuple(slot.shape for slot in active))
     sizes = np.array(layout.sizes)
     mean, reference = numbers.compare_gradients(sums, sizes, seen, state)
@@ -136,6 +137,9 @@ def step(
     force = damped * of_push * (trust / root_length)
     moves = np.stack([damped * before.rescale, force, damped * of_scale * spring, of_scale * root_length], 1)
     momentum_square, theta_square = passes.move(factor, predicted, moves).T
+    for slot, value in zip(active, momentum_square.tolist(), strict=True):
+        assert slot.memory is not None
+        slot.memory["momentum_square"] = value
     kinetic = 0.5 * float(momentum_square.sum()) + _rest_kinetic(resting, before.rescale)
     pull = 0.5 * state.stiffness * float(stiff @ theta_square) + rest_pull
     after = State(
@@ -199,6 +203,17 @@ def _weights(active: Sequence[Slot]) -> Numbers:
     return np.array(found)
 
 
+def _completed(active: Sequence[Slot], sums: Numbers, weights: Numbers) -> Numbers:
+    """Sums in the order that the controller has, with those that need no pass: ‖π‖² and Σ v; `(T, 9)`."""
+    memories = [slot.memory for slot in active if slot.memory is not None]
+    second = np.array([memory["second_sum"] for memory in memories])
+    second += weights * (sums[:, 0] - second)
+    for memory, value in zip(memories, second.tolist(), strict=True):
+        memory["second_sum"] = value
+    momentum = np.array([memory["momentum_square"] for memory in memories])
+    return np.column_stack([sums[:, :3], momentum, sums[:, 3], second, sums[:, 4:]])
+
+
 def _rescale(slots: Sequence[Slot], change: float) -> None:
     """Express what is remembered of the gradient in another unit."""
     for slot in slots:
@@ -206,6 +221,7 @@ def _rescale(slots: Sequence[Slot], change: float) -> None:
             slot.memory["fast"].mul_(change)
             slot.memory["slow"].mul_(change)
             slot.memory["second"].mul_(change).mul_(change)
+            slot.memory["second_sum"] *= change * change
 
 
 def _rest_pull(resting: Sequence[Slot], stiffness: float) -> float:
@@ -218,5 +234,7 @@ def _rest_kinetic(resting: Sequence[Slot], rescale: float) -> float:
     kinetic = 0.0
     for slot in resting:
         if slot.memory is not None:
-            kinetic += 0.5 * square(slot.flats[-1].mul_(rescale))
+            slot.flats[-1].mul_(rescale)
+            slot.memory["momentum_square"] *= rescale * rescale
+            kinetic += 0.5 * slot.memory["momentum_square"]
     return kinetic

@@ -30,7 +30,8 @@ class Slot:
         theta: Parameters, flat.
         grad: Gradient, flat, of the same type; None if the tensor takes no part.
         memory: `fast` and `slow`, averages of the gradient, `second`, v, and `momentum`, π, of the parameter's shape;
-            `step`, the number of steps in it. None for a tensor that never took part.
+            `step`, the number of steps in it; `second_sum`, Σ v, and `momentum_square`, ‖π‖². None for a tensor that
+            never took part.
         flats: The four tensors of the memory, flat; empty without one.
         lr: Factor of the squared step scale.
         weight_decay: Stiffness of its spring beside the common one.
@@ -80,7 +81,7 @@ class Plain:
             weights: Of g in both averages and of g² in v, `(T, 3)`.
 
         Returns:
-            Sums `(T, 9)`: squares of g, of both averages, π and θ; v; products of g with both averages and π.
+            Sums `(T, 7)`: squares of g, of both averages and of θ; products of g with both averages and π.
         """
         of_fast, of_slow, of_second = weights.T.tolist()
         dot, found = torch.dot, list[Tensor]()
@@ -91,13 +92,13 @@ class Plain:
             foreach._foreach_lerp_(batch.slow, grads, batch.of(of_slow))
             foreach._foreach_mul_(batch.second, [1 - w for w in second])
             foreach._foreach_addcmul_(batch.second, grads, grads, second)
-            columns = (grads, batch.fast, batch.slow, batch.momentum, batch.theta, batch.second)
-            for g, fast, slow, pi, theta, v in zip(*columns, strict=True):
+            columns = (grads, batch.fast, batch.slow, batch.momentum, batch.theta)
+            for g, fast, slow, pi, theta in zip(*columns, strict=True):
                 found += [
-                    dot(g, g), dot(fast, fast), dot(slow, slow), dot(pi, pi), dot(theta, theta), v.sum(),
+                    dot(g, g), dot(fast, fast), dot(slow, slow), dot(theta, theta),
                     dot(g, fast), dot(g, slow), dot(g, pi),
                 ]  # fmt: skip
-        return self._sums(found, 9, self.batches)
+        return self._sums(found, 7, self.batches)
 
     def predict(self, factor: float, numbers: Numbers) -> Numbers:
         """Find the scale q = (v + floor)^(-1/4), and ĝ between g and its average.

@@ -28,7 +28,7 @@ class PortHamiltonian(DropIn):
     radius grows by it.
 
     Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter.
-    On a GPU a step waits for it three times, for a few numbers of each tensor.
+    On a GPU a step waits for it four times, for a few numbers of each tensor.
 
     Args:
         params: Parameters, named parameters or groups of either; a group can have its own `lr` and `weight_decay`.

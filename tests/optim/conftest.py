@@ -1,10 +1,14 @@
 """A learned optimizer whose ports differ from tensor to tensor, and networks."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 from ph_l2o.optimizers import PortHamiltonian as Learned
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The steps in place are those of the pure `update`, plain and compiled, and its guarantees hold in them."""
 
 import copy
-import shutil
 
 import pytest
 import torch
@@ -9,9 +8,9 @@ import torch
 from ph_l2o.optim import PortHamiltonian, fused, kernels
 from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.params import Params
+from tests.optim.conftest import needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 COMPILE = [False, pytest.param(True, marks=needs_compiler)]
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import ph_l2o
@@ -93,6 +94,15 @@ def test_files_that_are_refused(tmp_path):
         load(written({**recipe, "hidden_size": 5}, tensors))
     with pytest.raises(WeightsError, match="not finite"):
         load(written(recipe, {name: x * torch.nan for name, x in tensors.items()}))
+
+
+def test_evaluate_knows_the_shipped_weights():
+    from ph_l2o.commands.evaluate import _entry
+
+    name, optimizer = _entry("port_hamiltonian", OmegaConf.create({"plugins": []}))
+    expected = weights.load_weights("default").state_dict()
+    assert name == "port_hamiltonian" and isinstance(optimizer, PortHamiltonian)
+    assert all(torch.equal(x, expected[key]) for key, x in optimizer.state_dict().items())
 
 
 def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
