@@ -48,6 +48,10 @@ def run_evaluation(cfg: DictConfig) -> None:
         from ph_l2o.commands.compare import compare_and_save
 
         compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
+        if cfg.diagnostics:
+            from ph_l2o.commands.diagnostics import diagnose_and_save
+
+            diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed)
 
 
 def _suite_name() -> str:
@@ -68,6 +72,8 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     has_suite = cfg.get("suite") is not None
     if cfg.suite_tasks is not None and not has_suite:
         raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")
+    if cfg.diagnostics and has_suite:
+        raise ConfigError("diagnostics=true: is for one task; set suite=null and task=… to it")
     check_counts(cfg, "", own_horizons=has_suite)
     if not cfg.optimizers:
         raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")

@@ -80,6 +80,14 @@ class LearnedOptimizer(nn.Module, ABC):
         del state, hidden
         raise ValueError(f"meta.hide_loss: {type(self).__name__} cannot go without the loss it sees; set it to 0")
 
+    def diagnose(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> dict[str, Tensor]:
+        """What the optimizer is about to do, to look inside: numbers `(B,)`, or `(B, T)` with one for each tensor.
+
+        Arguments are those of `update`. Empty for an optimizer that has nothing to show.
+        """
+        del params, grads, loss, state
+        return {}
+
     def forward(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
         """The same as `update`, so that `torch.func.functional_call` can swap the meta-parameters."""
         return self.update(params, grads, loss, state)

@@ -135,6 +135,20 @@ class Energies(NamedTuple):
     fit: Tensor  # of θ: 1, or less where rounding has put it outside of the ball
 
 
+class _Look(NamedTuple):
+    """What a step sees, and what the controller makes of it."""
+
+    seen: Seen
+    grad: Tensor
+    averages: Tensor
+    second: Tensor
+    sums: Tensor
+    sizes: Tensor
+    ports: controller.Ports
+    second_mean: Tensor
+    reference: Tensor
+
+
 class PortHamiltonian(LearnedOptimizer):
     """Port-Hamiltonian dynamics with a learned per-tensor controller; see the module's text.
 
@@ -193,19 +207,43 @@ class PortHamiltonian(LearnedOptimizer):
         """See `LearnedOptimizer.hide_loss`."""
         return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
 
+    def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> _Look:
+        seen = observe(grads.flat.detach().abs().amax(1), loss, state)
+        grad = torch.where(seen.fine[:, None], grads.flat, 0.0) * seen.factor[:, None]
+        averages, second = _averaged(state, seen, grad)
+        sums = _sums(params.flat, grad, averages, second, state.momentum, params.layout)
+        sizes = params.layout.table(controller.sizes, params.flat)
+        second_mean, reference = compare_gradients(sums, sizes, seen, state)
+        ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
+        return _Look(seen, grad, averages, second, sums, sizes, ports, second_mean, reference)
+
+    def diagnose(
+        self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
+    ) -> dict[str, Tensor]:
+        """See `LearnedOptimizer.diagnose`: the account and what is in use of it; the ports of each tensor."""
+        ports = self._look(params, grads, loss, state).ports
+        spring = 0.5 * state.stiffness * _dot(params.flat, params.flat)
+        return {
+            "energy": state.energy,
+            "kinetic": state.kinetic,
+            "spring": spring,
+            "tank": state.energy - state.kinetic - spring,
+            "trust": state.trust,
+            "skipped": state.skipped,
+            "lr": ports.log_gain.clamp(*LOG_GAIN_RANGE).exp(),
+            "damping": 1 / ports.keep - 1,
+            "mix": ports.mix,
+            "rho": ports.rho,
+            "lean": ports.lean,
+        }
+
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
     ) -> tuple[Params, PortHamiltonianState]:
         """One step of the scheme; see `LearnedOptimizer.update`. A loss of None is a missing one."""
         flat, layout = params.flat, params.layout
-        seen = observe(grads.flat.detach().abs().amax(1), loss, state)
-        grad = torch.where(seen.fine[:, None], grads.flat, 0.0) * seen.factor[:, None]
-        averages, second = _averaged(state, seen, grad)
-
-        sums = _sums(flat, grad, averages, second, state.momentum, layout)
-        sizes = layout.table(controller.sizes, flat)
-        second_mean, reference = compare_gradients(sums, sizes, seen, state)
-        ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, layout)
+        look = self._look(params, grads, loss, state)
+        seen, grad, averages, second, sums, sizes, ports = look[:7]
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
         floor = (1 - ports.rho) * (sums[:, controller.SECOND] / sizes + TINY)
@@ -230,7 +268,7 @@ class PortHamiltonian(LearnedOptimizer):
 
         kinetic = 0.5 * _dot(momentum, momentum)
         energy = paid(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
-        after = remember(state, seen, before, second_mean, reference, energy, kinetic, trust, share)
+        after = remember(state, seen, before, look.second_mean, look.reference, energy, kinetic, trust, share)
         return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
 
 
