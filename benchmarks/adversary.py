@@ -290,7 +290,7 @@ def by_attack(weights: int, steps: int, dtype: torch.dtype, kept: Path | None, c
             tensors = list(step([*tensors, normals[k], uniforms[k]]))
         done, seconds = done + count, seconds + time.perf_counter() - began
         if kept is not None and (done % (50 * CHUNK) == 0 and done < steps):
-            torch.save({"tensors": tensors, "done": done, "seconds": seconds}, kept)
+            torch.save({"tensors": [x.clone() for x in tensors], "done": done, "seconds": seconds}, kept)
             _measure.say(f"  {done:,} steps, {seconds:.0f} s")
     if kept is not None:
         kept.unlink(missing_ok=True)
