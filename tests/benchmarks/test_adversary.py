@@ -64,3 +64,20 @@ def test_violations_are_seen(what):
     found = adversary.looked(seen, flat, loss, old, state, 1e-12)
     count = {"account": found.account, "energy": found.exceeded, "ball": found.outside, "parameters": found.broken}
     assert int(count[what]) == 1
+
+
+def test_a_stopped_attack_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(adversary, "CHUNK", 1)
+    path, run = tmp_path / "kept.pt", (12, 90, torch.float32)
+    whole = adversary.by_attack(*run, None, False)
+
+    def stop(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adversary._measure, "say", stop)
+    with pytest.raises(KeyboardInterrupt):
+        adversary.by_attack(*run, path, False)
+    assert path.exists()
+    resumed = adversary.by_attack(*run, path, False)
+    assert not path.exists()
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
