@@ -178,13 +178,13 @@ def test_particles(kind, noise, whole, mnist_root):
 
 
 def assert_carries_equal(found, expected) -> None:
-    torch.testing.assert_close(found.params.flat, expected.params.flat, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.params.flat, expected.params.flat, rtol=1e-9, atol=1e-9)
     for x, y in zip(found.state, expected.state, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
     tensors: Mapping[str, Tensor] = found.buffers
     assert set(tensors) == set(expected.buffers)
     for name, x in tensors.items():
-        torch.testing.assert_close(x, expected.buffers[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(x, expected.buffers[name], rtol=1e-9, atol=1e-9)
 
 
 def test_by_inductor():
