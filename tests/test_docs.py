@@ -26,7 +26,6 @@ SIZES = {
     "horizons": "(20,)",
 }
 _FENCE = r"```{language}\n(.*?)^```"
-COMING_LATER = "ph_l2o.optim."  # shown as a plan, marked as such
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -44,7 +43,7 @@ def test_python_blocks_run(path, tmp_path, monkeypatch, mnist_root):
     """All blocks of a file, in order, as one session in an empty folder; sizes are made small."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(mnist_root)
-    found = [code for code in blocks(path, "python") if COMING_LATER not in code]
+    found = blocks(path, "python")
     assert found
     session: dict = {}
     for code in found:

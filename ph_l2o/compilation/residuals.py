@@ -68,7 +68,7 @@ def drop_sizes(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
         if not isinstance(size, torch.SymInt):
             continue
         if size.node.expr.is_number:
-            _put_number(node, int(size.node.expr))
+            _put_number(node, int(str(size.node.expr)))
             continue
         of, axis = _axis_of(size, placeholders)
         with backward.graph.inserting_after(placeholders[-1]):

@@ -51,6 +51,10 @@ def test_an_optimizer_without_diagnostics():
 
 def test_the_callback_logs_numbers(tmp_path):
     fit(learner(), tmp_path, callbacks=[Diagnose(horizon=20)])
-    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()) if row.get("diagnostics/lr_start")]
+    rows = [
+        row
+        for row in csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
+        if row.get("diagnostics/lr_start")
+    ]
     assert len(rows) == 3  # one for each validation
     assert float(rows[0]["diagnostics/energy_start"]) >= float(rows[0]["diagnostics/energy_end"]) > 0
