@@ -106,10 +106,13 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     steps = np.arange(len(found.loss))
     axes[0].plot(steps, np.median(found.loss, 1), color="black")
     axes[0].set(title="loss", yscale="log" if (found.loss > 0).all() else "linear")
-    for name in ("energy", "tank", "kinetic", "spring"):
-        if name in found.numbers:
-            axes[1].plot(steps, np.median(found.numbers[name], 1), label=name)
-    axes[1].set(title="energies, in units of the loss", yscale="symlog")
+    energies = {name: np.median(found.numbers[name], 1) for name in ("kinetic", "spring") if name in found.numbers}
+    if "energy" in found.numbers:
+        account = np.median(found.numbers["energy"], 1)
+        energies = {f"gone of {account[0]:.3g}": account[0] - account} | energies
+    for name, values in energies.items():
+        axes[1].plot(steps, np.where(values > 0, values, np.nan), label=name)
+    axes[1].set(title="energies, in units of the loss", yscale="log")
     axes[1].legend(fontsize=8)
     if "trust" in found.numbers:
         axes[2].plot(steps, np.median(found.numbers["trust"], 1), color="black", linewidth=0.8)

@@ -93,5 +93,5 @@ def test_task_specific_files_name_real_choices():
 def test_specific_defaults_apply_from_the_general_to_the_specific():
     assert composed("task=mnist", "optimizer=adam").meta.num_problems == 4  # of the task
     assert composed("task=mnist", "optimizer=adam").meta.learning_rate == 0.02  # of the optimizer
-    assert composed("task=mnist", "optimizer=port_hamiltonian").meta.horizons == [100]  # of both
+    assert composed("task=mnist", "optimizer=port_hamiltonian").meta.rescale == 0.7  # of both
     assert composed("task=mnist", "optimizer=adam", "meta.learning_rate=0.1").meta.learning_rate == 0.1  # typed
