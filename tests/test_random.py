@@ -70,6 +70,8 @@ def test_purposes_keep_their_numbers():
         "FINAL_BATCH": 7,
         "BOOTSTRAP": 8,
         "PERTURBATION": 9,
+        "MIXTURE": 10,
+        "HIDE_LOSS": 11,
     }
 
 

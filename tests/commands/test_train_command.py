@@ -123,7 +123,7 @@ def test_multirun_has_a_folder_for_each_job_and_a_summary(command, tmp_path):
 def test_help_says_what_a_newcomer_needs(command, name):
     outcome = command(name, "--help")
     assert outcome.code == 0
-    for text in ("Examples", f"python {name}.py", "task: cifar10", "Results go to runs/"):
+    for text in ("Examples", f"python {name}.py", "task: autoencoder", "Results go to runs/"):
         assert text in outcome.out
 
 
