@@ -1,10 +1,10 @@
-"""How far does the shipped optimizer carry in size? ReLU networks with one hidden layer on MNIST, 1e3 to 1e7 weights.
+"""How far does the shipped optimizer carry in size? ReLU networks with one hidden layer on MNIST.
 
     python benchmarks/ladder.py --sizes 1e3,1e4,1e5,1e6 --json docs/results/ladder.json
 
 For each size: the mean loss of the last 10 of 100 steps of ours and of Adam, tuned at that size on validation
-problems, on the same test problems; and r⁺/√φ, the factor that all forces carry, which falls where one r for all coordinates
-shortens steps. Four minutes on one core up to 1e6, about half an hour for 1e7; goes on with what the JSON file has.
+problems, on the same test problems; and r⁺/√φ, the factor that all forces carry, which falls where one r for all
+coordinates shortens steps. Four minutes on one core up to 1e6; goes on with what the JSON file has.
 """
 
 from __future__ import annotations
