@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from ph_l2o.commands.checkpoint import load_optimizer
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
+from ph_l2o.meta.score import relative_score
 from ph_l2o.random import ProblemKeys
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -39,9 +40,9 @@ def main() -> None:
     for name, member in task.members():
         for optimizer, found in zip(optimizers, scores, strict=True):
             problem = member.sample(ProblemKeys(SEED, "val", 5, range(NUM_PROBLEMS)))
-            losses = run(optimizer, problem, HORIZON)[1].double().nan_to_num(1e30)
-            logs = ((losses + 1e-4 * losses[0]) / losses[0]).log().clamp(-9.3, 9.3)
-            found.append((logs[1:101].mean().item(), logs[-HORIZON // 10 :].mean().item()))
+            losses = run(optimizer, problem, HORIZON)[1]
+            late = torch.cat([losses[:1], losses[-HORIZON // 10 :]])
+            found.append((relative_score(losses[:101]).item(), relative_score(late).item()))
         print(f"{name:24s}", *(f"{found[-1][0]:6.2f} {found[-1][1]:6.2f}" for found in scores), flush=True)
     means = [torch.tensor(found).mean(0).tolist() for found in scores]
     print(f"{'mean':24s}", *(f"{early:6.3f} {late:6.3f}" for early, late in means))

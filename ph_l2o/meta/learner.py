@@ -16,6 +16,7 @@ from ph_l2o.estimators import OBJECTIVES, Estimate, Estimator
 from ph_l2o.inner import final_loss, run
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
 from ph_l2o.meta.processes import check_same_weights, mean_over_processes
+from ph_l2o.meta.score import relative_score
 from ph_l2o.meta.settings import OUTER_OPTIMIZERS, MetaSettings
 from ph_l2o.optimizers.base import LearnedOptimizer
 from ph_l2o.random import ProblemKeys
@@ -26,22 +27,6 @@ log = logging.getLogger(__name__)
 _CHECKPOINT_KEY = "ph_l2o"
 _MAX_SKIPPED_IN_A_ROW = 20
 _EPS = 1e-9
-_RELATIVE_EPS = 1e-4
-
-
-def relative_score(losses: Tensor) -> Tensor:
-    """Mean over steps and problems of log((f_k + ε f_0) / f_0), ε = 1e-4: comparable between tasks.
-
-    Each logarithm is held in ± log ε, and one that is not finite counts as the worst, so that a mixture's score stays
-    finite where a problem diverges.
-
-    Args:
-        losses: f_0 … f_T of shape `(T + 1, B)`, >= 0.
-    """
-    losses, tiny = losses.double(), torch.finfo(torch.float64).tiny  # for problems that start at 0
-    logs = ((losses[1:] + _RELATIVE_EPS * losses[0] + tiny) / (losses[0] + tiny)).log()
-    worst = -math.log(_RELATIVE_EPS)
-    return logs.nan_to_num(worst, worst).clamp(-worst, worst).mean()
 
 
 class NonFiniteError(RuntimeError):

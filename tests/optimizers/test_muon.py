@@ -11,14 +11,8 @@ from ph_l2o.params import Layout, Params
 
 MATRICES = Layout(("tall", "wide", "square"), ((7, 3), (2, 5), (4, 4)))
 MIXED = Layout(("weight", "bias", "kernel", "scale"), ((4, 3), (3,), (3, 2, 2, 1), ()))
+pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 25
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def problems(layout: Layout, num_problems: int = 3) -> tuple[Params, Tensor]:

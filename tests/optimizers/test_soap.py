@@ -9,14 +9,8 @@ from ph_l2o.params import Layout, Params
 # Gradients whose L and R have no eigenvalue 0 twice, so that all eigenvectors are unique but for their signs.
 LAYOUT = Layout(("square", "bias", "kernel", "tall"), ((4, 4), (3,), (3, 1, 3), (4, 3)))
 ONE_SIDED = Layout(("tall", "wide", "large", "scale"), ((5, 3), (2, 6), (5, 5), ()))  # with longest side 3
+pytestmark = pytest.mark.usefixtures("float64")
 STEPS = 14
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def problems(layout: Layout, num_problems: int = 3) -> tuple[Params, Tensor]:
