@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ph_l2o.commands.errors import ConfigError
 from ph_l2o.commands.folders import find_checkpoint, git_revision, remove_if_untouched, write_json
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.processes import has_own_folder, how_to_resume, is_rank_zero, tell
@@ -65,6 +66,8 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     parts["callbacks"] = [
         build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node
     ]
+    if cfg.weights is not None:
+        start_from(str(cfg.weights), parts["optimizer"])
     if cfg.trainer.precision == "64-true":
         parts["optimizer"].double()
     if resume is not None:
@@ -72,6 +75,25 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
     return parts
+
+
+def start_from(weights: str, optimizer: Any) -> None:
+    """Give an optimizer the meta-parameters of a file.
+
+    Raises:
+        ConfigError: If there is no such file, or it fits another optimizer.
+    """
+    from ph_l2o.optim.weights import WeightsError, load_weights
+
+    try:
+        optimizer.load_state_dict(load_weights(weights).state_dict())
+    except (OSError, WeightsError) as error:
+        raise ConfigError(f"weights={weights}: {error}") from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"weights={weights}: has other meta-parameters than {type(optimizer).__name__} with these settings; "
+            "set optimizer as it was trained, or weights=null"
+        ) from error
 
 
 def _resume_path(cfg: DictConfig) -> Path | None:

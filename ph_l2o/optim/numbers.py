@@ -87,12 +87,12 @@ def observe(largest: float, loss: float | None, state: State) -> Seen | None:
     uses_loss = loss is not None and loss >= 0 and state.uses_loss > 0
     loss = loss if uses_loss and loss is not None else 0.0
     first, step = state.step == 0, state.step + 1
-    old = max(largest if first else state.gradient_unit, scheme._LEAST)
+    old = max(largest if first else state.gradient_unit, scheme.LEAST)
     unit = old
     if largest > old:
         unit = min(largest, old * scheme._JUMP)
     elif 0 < largest * scheme._JUMP < old and state.second_mean < 1 and state.reference < scheme._MOST_REFERENCE:
-        unit = max(old / scheme._JUMP, scheme._LEAST)
+        unit = max(old / scheme._JUMP, scheme.LEAST)
     fast, slow = ((1 - d) / (1 - d**step) for d in scheme.LOSS_DECAYS)
     return Seen(
         uses_loss, step, unit, 1 / max(unit, largest), old / unit, fast, loss,
@@ -147,7 +147,7 @@ class Controller:
 def settle(spent: float, square: float, seen: Seen, state: State) -> Energies:
     """Units and energies before a step, for Σ h² and ‖θ‖²."""
     now = seen.loss if seen.uses_loss else spent * seen.gradient_unit
-    unit = min(max(state.loss_unit + seen.weight * (now - state.loss_unit), scheme._LEAST), scheme._MOST)
+    unit = min(max(state.loss_unit + seen.weight * (now - state.loss_unit), scheme.LEAST), scheme._MOST)
     most = scheme._LOG_LENGTH
     length = math.exp(min(max(math.log(unit) - math.log(seen.gradient_unit), -most), most))
     phi = max(seen.loss / unit, scheme._LEAST_PHI) if seen.uses_loss else 1.0
@@ -161,7 +161,7 @@ def settle(spent: float, square: float, seen: Seen, state: State) -> Energies:
     kinetic = state.kinetic * rescale
     r_squared = min(phi, 1.0, room - kinetic)
     r_squared = r_squared if r_squared > scheme._LEAST_R else 0.0
-    return Energies(unit, length, phi, _root(rescale, scheme._LEAST), kinetic, pull, r_squared, fit)
+    return Energies(unit, length, phi, _root(rescale, scheme.LEAST), kinetic, pull, r_squared, fit)
 
 
 def solve(product: float, square: float, before: Energies) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from ph_l2o.optimizers.base import LearnedOptimizer, detach_state, map_state
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
 from ph_l2o.optimizers.hnn import HNN
+from ph_l2o.optimizers.kronecker import KroneckerPortHamiltonian
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
 from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
@@ -16,6 +17,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "ClassicalOptimizer",
+    "KroneckerPortHamiltonian",
     "LearnedOptimizer",
     "Momentum",
     "Muon",

@@ -49,7 +49,7 @@ SECOND_DECAY = 0.95  # of the squared gradient's average
 LOSS_DECAYS = (0.9, 0.99)
 TINY = 1e-20  # beside squares of gradients in their unit
 LOG_GAIN_RANGE = (-30.0, 8.0)
-_LEAST, _MOST = 1e-36, 1e36  # of units
+LEAST, _MOST = 1e-36, 1e36  # of units
 _LEAST_PHI = 1e-4
 _LEAST_R = 1e-12  # up to it r² is 0, since its square root is differentiated
 _LOG_LENGTH = 40.0  # of L, so that neither L nor 1 / L overflows in products
@@ -284,11 +284,11 @@ def observe(largest: Tensor, loss: Tensor | None, state: PortHamiltonianState) -
     first = state.step == 0
     step = state.step + fine
     # The unit moves where the gradient leaves [unit / 1000, unit], but not so far that old squares overflow.
-    old = torch.where(first, largest, state.gradient_unit).clamp_min(_LEAST)
+    old = torch.where(first, largest, state.gradient_unit).clamp_min(LEAST)
     small = (state.second_mean < 1) & (state.reference < _MOST_REFERENCE)
     lower = (largest > 0) & (largest * _JUMP < old) & small
     unit = torch.where(largest > old, torch.minimum(largest, old * _JUMP), torch.where(lower, old / _JUMP, old))
-    unit = unit.clamp_min(_LEAST)
+    unit = unit.clamp_min(LEAST)
     decays = constant((*DECAYS, SECOND_DECAY, *LOSS_DECAYS), step)
     weights = fine[:, None] * (1 - decays) / (1 - decays ** step.clamp_min(1)[:, None])
     return Seen(
@@ -310,7 +310,7 @@ def settle(spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianStat
     """Units and energies before a step, for Σ h² and ‖θ‖² of each problem."""
     uses = seen.uses_loss > 0
     now = torch.where(uses, seen.loss, spent * seen.gradient_unit)
-    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp(_LEAST, _MOST)
+    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp(LEAST, _MOST)
     length = (unit.log() - seen.gradient_unit.log()).clamp(-_LOG_LENGTH, _LOG_LENGTH).exp()
     phi = torch.where(uses, (seen.loss / unit).clamp_min(_LEAST_PHI), 1.0)
     pull = 0.5 * state.stiffness * square
@@ -324,7 +324,7 @@ def settle(spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianStat
     kinetic = state.kinetic * rescale
     r_squared = torch.minimum(phi.clamp_max(1), room - kinetic)
     r_squared = torch.where(r_squared > _LEAST_R, r_squared, 0.0)
-    return Energies(unit, length, phi, _root(rescale, _LEAST), kinetic, pull, r_squared, fit)
+    return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, r_squared, fit)
 
 
 def damped(keep: Tensor, bound: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState) -> Tensor:

@@ -1,30 +1,22 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner.
 
-Symbols: a matrix's gradient G, Shampoo's averages L of GGᵀ and R of GᵀG (code: `gram`), their eigenvectors Q_L and Q_R
-(`basis`), Adam's averages M (`first`) and V (`second`).
+Symbols: as in `ph_l2o/optimizers/eigenbases.py`; and Adam's averages M (`first`) and V (`second`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-from ph_l2o import segments
 from ph_l2o.optimizers.classical import ClassicalOptimizer, adam_step, decades
-from ph_l2o.optimizers.matrices import matrix_shapes
+from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases, where_rows
 from ph_l2o.params import Layout, Params
 
 
 class SOAPState(NamedTuple):
     """What SOAP remembers.
-
-    L, R and their eigenvectors lie in one row for all matrices, in the order of the tensors, L before R; sides that
-    are not preconditioned have none. K is the sum of their squared dimensions.
 
     Attributes:
         step: Steps done, `(B,)`.
@@ -124,95 +116,15 @@ class SOAP(ClassicalOptimizer):
             return params.like(flat), SOAPState(step, first, second, old_gram, old_basis)
 
         gram = torch.lerp(plan.products(grads.flat.detach()), old_gram, h["beta2"].detach())
-        (basis,) = _where(age == 0, lambda: (plan.eigenvectors(gram),), (old_basis,))
+        (basis,) = where_rows(age == 0, lambda: (plan.eigenvectors(gram),), (old_basis,))
         due = (age > 0) & (age % self.precondition_frequency == 0)
-        basis, first, second = _where(due, lambda: plan.improved(gram, basis, first, second), (basis, first, second))
+
+        def renewed() -> tuple[Tensor, ...]:
+            new, orders = plan.improved(gram, basis)
+            return new, plan.moved(first, basis, new), plan.sorted(second, orders)
+
+        basis, first, second = where_rows(due, renewed, (basis, first, second))
         return params.like(flat), SOAPState(step, first, second, gram, basis)
 
-    def _plan(self, layout: Layout) -> _Plan:
-        return _plan(layout, self.max_preconditioner_dim)
-
-
-def _where(rows: Tensor, make: Callable[[], tuple[Tensor, ...]], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What `make` returns in these rows `(B,)`, else `others`; not made where it is known that no row needs it."""
-    known = not segments.is_tracing() and not is_functorch_wrapped_tensor(rows)
-    if known and not rows.any():
-        return others
-    made = make()
-    if known and rows.all():
-        return made
-    return tuple(torch.where(rows[:, None], new, old) for new, old in zip(made, others, strict=True))
-
-
-class _Plan:
-    """Which sides of the tensors are rotated, and what to do with them; all of `flat` have shape `(B, N)`.
-
-    Attributes:
-        sizes: Numbers in each block of `gram` and `basis`.
-    """
-
-    def __init__(self, layout: Layout, longest: int):
-        # Of each tensor its shape as a matrix, and which axes are rotated: 1 by Q_L, 2 by Q_R.
-        self._tensors = [
-            (shape or (), tuple(axis for axis, n in enumerate(shape or (), start=1) if n <= longest))
-            for shape in matrix_shapes(layout)
-        ]
-        self._dims = [shape[axis - 1] for shape, axes in self._tensors for axis in axes]
-        self._tensor_sizes = layout.sizes
-        self.sizes = [n * n for n in self._dims]
-
-    def rotated(self, flat: Tensor, basis: Tensor, *, back: bool = False) -> Tensor:
-        """Each matrix X as Q_Lᵀ X Q_R, or Q_L X Q_Rᵀ to go back."""
-        if not self.sizes:
-            return flat
-        blocks, parts = iter(self._blocks(basis)), []
-        for x, axes in self._matrices(flat):
-            for axis in axes:
-                q = next(blocks)
-                x = (q if back else q.mT) @ x if axis == 1 else x @ (q.mT if back else q)
-            parts.append(x.flatten(1))
-        return torch.cat(parts, 1)
-
-    def products(self, flat: Tensor) -> Tensor:
-        """GGᵀ and GᵀG, `(B, K)`."""
-        matrices = self._matrices(flat)
-        return _packed([x @ x.mT if axis == 1 else x.mT @ x for x, axes in matrices for axis in axes])
-
-    def eigenvectors(self, gram: Tensor) -> Tensor:
-        """Q_L and Q_R of L and R, the largest eigenvalue's first, `(B, K)`."""
-        # `eigh` raises an error if a number is not finite; the problem's parameters are not finite by then either. In
-        # float32 it was seen to return NaN for gradients of low rank.
-        exact = gram.nan_to_num(0.0, 0.0, 0.0).double()
-        return _packed([torch.linalg.eigh(x).eigenvectors.flip(2).to(gram.dtype) for x in self._blocks(exact)])
-
-    def improved(self, gram: Tensor, basis: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q_L and Q_R after a power iteration, M and V in the new basis."""
-        blocks = zip(self._blocks(gram), self._blocks(basis), strict=True)
-        bases, parts = [], []
-        for x, axes in self._matrices(second):
-            for axis in axes:
-                block, q = next(blocks)
-                power = block @ q
-                order = (q * power).sum(1).argsort(1, descending=True)  # of the Rayleigh quotients
-                x = x.gather(axis, order.unsqueeze(3 - axis).expand_as(x))
-                bases.append(torch.linalg.qr(power.gather(2, order[:, None].expand_as(power))).Q)
-            parts.append(x.flatten(1))
-        new = _packed(bases)
-        return new, self.rotated(self.rotated(first, basis, back=True), new), torch.cat(parts, 1)
-
-    def _matrices(self, flat: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
-        """Each tensor, as a matrix if it is rotated, and its rotated axes."""
-        parts = flat.split(self._tensor_sizes, 1)
-        return [
-            (x.unflatten(1, shape) if axes else x, axes) for x, (shape, axes) in zip(parts, self._tensors, strict=True)
-        ]
-
-    def _blocks(self, packed: Tensor) -> list[Tensor]:
-        return [x.unflatten(1, (n, n)) for x, n in zip(packed.split(self.sizes, 1), self._dims, strict=True)]
-
-
-_plan = functools.lru_cache(maxsize=64)(_Plan)
-
-
-def _packed(blocks: list[Tensor]) -> Tensor:
-    return torch.cat([x.flatten(1) for x in blocks], 1)
+    def _plan(self, layout: Layout) -> Eigenbases:
+        return eigenbases(layout, self.max_preconditioner_dim)
