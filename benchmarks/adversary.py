@@ -73,6 +73,7 @@ class Controllers(nn.Module):
         ]
         powers = torch.stack([n.powers.detach() for n in networks])  # (W, 2)
         self.powers = powers.repeat_interleave(repeats, 0).T[..., None]
+        self.pace = torch.stack([n.pace for n in networks]).repeat_interleave(repeats, 0)
 
     def forward(self, rows: Tensor) -> Tensor:
         """From features to ports."""
@@ -90,7 +91,7 @@ def many(count: int, dtype: torch.dtype, repeats: int = 1) -> PortHamiltonian:
         network = PortHamiltonian().controller
         if i % 2:
             with torch.no_grad():
-                for p in network.parameters():
+                for p in (*network.parameters(), network.pace):
                     p += MOST_STD * (i + 1) / count * torch.randn_like(p)
         networks.append(network.to(dtype))
     optimizer = PortHamiltonian()

@@ -15,8 +15,7 @@ from ph_l2o.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
-LEARNED = ("port_hamiltonian", "lstm", "hnn")
-SHIPPED = ("port_hamiltonian",)  # of which weights are in this package
+UNSHIPPED = ("lstm", "hnn")  # learned optimizers without weights in this package
 
 
 def run_evaluation(cfg: DictConfig) -> None:
@@ -100,17 +99,17 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
 
     if entry in BASELINES:
         return entry, entry
-    if entry in SHIPPED:
-        from ph_l2o.optim.weights import load_weights
+    from ph_l2o.optim.weights import SHIPPED, load_weights
 
-        return entry, load_weights("default")
-    if entry in LEARNED:
+    if entry in SHIPPED:
+        return entry, load_weights(SHIPPED[entry])
+    if entry in UNSHIPPED:
         raise ConfigError(
             f"optimizers=[…, {entry}]: no weights are shipped with this version; train some with "
             f"`python train.py optimizer={entry}` and give its checkpoints/best.ckpt"
         )
     if not entry.endswith(".ckpt") and not Path(entry).exists():
-        hint = did_you_mean(entry, (*BASELINES, *LEARNED))
+        hint = did_you_mean(entry, (*BASELINES, *SHIPPED, *UNSHIPPED))
         raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}")
     optimizer, config = load_optimizer(entry, plugins=cfg.plugins)
     name = str(config.get("run_name", Path(entry).stem))

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.optim.generic import Learned
-from ph_l2o.optim.port_hamiltonian import PortHamiltonian
+from ph_l2o.optim.port_hamiltonian import PortHamiltonian, takes
 from ph_l2o.optim.shell import DropIn
 from ph_l2o.optim.weights import WeightsError, load_weights, save_weights
-from ph_l2o.optimizers import PortHamiltonian as _PortHamiltonian
 from ph_l2o.optimizers.base import LearnedOptimizer
 
 __all__ = ["DropIn", "Learned", "PortHamiltonian", "WeightsError", "from_learned", "load", "save_weights"]
@@ -20,7 +19,7 @@ def load(path: str | Path) -> Callable[..., DropIn]:
     """What makes drop-in optimizers of a file's weights: `load("best.ckpt")(model.parameters())`.
 
     Args:
-        path: A `.ckpt` of a training or a `.safetensors`; `default` for the weights in this package.
+        path: A `.ckpt` of a training or a `.safetensors`; `default` or `kronecker` for weights in this package.
 
     Returns:
         See `from_learned`.
@@ -37,7 +36,7 @@ def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
 
     Returns:
         A function of the parameters and of options: those of `PortHamiltonian` (without `pretrained`) for an optimizer
-        of that class, of `Learned` for others.
+        of that class or a `KroneckerPortHamiltonian`, of `Learned` for others.
 
     Example:
         >>> import torch
@@ -46,7 +45,7 @@ def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
     """
 
     def make(params: Any, **options: Any) -> DropIn:
-        if type(optimizer) is _PortHamiltonian:  # a subclass may take other steps
+        if takes(optimizer):
             return PortHamiltonian(params, pretrained=optimizer, **options)
         return Learned(params, optimizer, **options)
 

@@ -120,7 +120,7 @@ class Controller:
     def __init__(self, network: controller.Controller):
         values = {name: x.detach().double().cpu().numpy() for name, x in network.state_dict().items()}
         self.layers = [(values[f"{k}.weight"].T, values[f"{k}.bias"]) for k in (0, 2, 4)]
-        self.powers = values["powers"].tolist()
+        self.powers, self.pace = values["powers"].tolist(), values["pace"].tolist()
 
     def ports(
         self, sums: Array, mean: float, reference: float, seen: Seen, state: State, layout: Layout
@@ -140,7 +140,8 @@ class Controller:
         out = x @ weight + bias
         mix, keep, lean, rho = _sigmoid(out[:, 1:].T)
         log_theta = np.maximum(0.5 * logs[:, controller.THETA], math.log(controller._LEAST_THETA))
-        log_lr = out[:, 0] + self.powers[0] * length + self.powers[1] * log_theta
+        pace = self.pace[0] + self.pace[1] * math.log1p(min(seen.step, controller.MOST_PACE) / controller.PACE)
+        log_lr = out[:, 0] + self.powers[0] * length + pace + self.powers[1] * log_theta
         return log_lr + 0.5 * lean * log_growth, mix, keep, controller._MOST_RHO * rho, lean
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from ph_l2o.optim import account, in_place, numbers, weights
 from ph_l2o.optim.kernels import AVERAGES, Plain, Slot
+from ph_l2o.optim.rotation import Rotation, Turned
 from ph_l2o.optim.shell import DropIn, flat
+from ph_l2o.optimizers import KroneckerPortHamiltonian
 from ph_l2o.optimizers import port_hamiltonian as scheme
 from ph_l2o.optimizers.base import LearnedOptimizer
 
@@ -27,7 +29,8 @@ class PortHamiltonian(DropIn):
     its springs is added to the account, as is that of springs which a larger `weight_decay` makes stiffer, and the
     radius grows by it.
 
-    Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter.
+    Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter; with
+    `kronecker` four numbers more for each entry of the factors, of a matrix of m × n 2 m² + 2 n².
     On a GPU a step waits for it four times, for a few numbers of each tensor.
 
     Args:
@@ -35,8 +38,9 @@ class PortHamiltonian(DropIn):
         lr: Factor of the squared step scale, >= 0; for schedules, 1 is what was trained. At 0 no parameter moves.
         weight_decay: Stiffness of a spring that ties the parameters to 0, in units of the loss, >= 0: the energy
             ½ · weight_decay · ‖θ‖² beside a loss of 1.
-        pretrained: `default`, the weights in this package, or the path of a `.ckpt` of a training or of a
-            `.safetensors`, or an optimizer of `ph_l2o.optimizers`.
+        pretrained: `default` or `kronecker`, weights in this package, or the path of a `.ckpt` of a training or of a
+            `.safetensors`, or an optimizer of `ph_l2o.optimizers`. `kronecker` steps in the eigenbases of matrices
+            (`KroneckerPortHamiltonian`): better where weights are matrices, and dearer.
         compile: Whether to compile the loops over coordinates, with the C++ compiler that this needs; on the CPU.
         reduce_loss: Whether to average the loss over processes where torch.distributed is initialised, so that all
             take the same step. All must then give one. False where each trains parameters of its own.
@@ -69,10 +73,14 @@ class PortHamiltonian(DropIn):
         process_group: Any = None,
     ):
         learned = pretrained if isinstance(pretrained, LearnedOptimizer) else weights.load_weights(pretrained)
-        if type(learned) is not scheme.PortHamiltonian:  # a subclass may take other steps
+        if not takes(learned):
             raise weights.WeightsError(
-                f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian; use ph_l2o.optim.load"
+                f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian or "
+                "KroneckerPortHamiltonian; use ph_l2o.optim.load"
             )
+        self._rotation: Rotation | None = None
+        if isinstance(learned, KroneckerPortHamiltonian):
+            self._rotation = Rotation(learned.max_preconditioner_dim, learned.precondition_frequency)
         self._network = numbers.Controller(learned.controller)
         self._budget = (learned.budget, learned.radius)
         self._compile, self._kernels = compile, _kernels(compile)
@@ -120,7 +128,7 @@ class PortHamiltonian(DropIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
-        names = ("_network", "_budget", "_compile", "reduce_loss", "process_group")
+        names = ("_network", "_budget", "_rotation", "_compile", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -139,23 +147,30 @@ class PortHamiltonian(DropIn):
         return self.state.get(account.KEY, {})  # type: ignore[call-overload]
 
     def _take_step(self, loss: Tensor | None) -> None:
-        slots, kernels = [], self._kernels
-        changed: list[tuple[Tensor, Tensor]] = []
+        slots, kernels = list[Slot](), self._kernels
+        changed: list[tuple[Tensor, Tensor, Turned | None, Slot]] = []
         for name, p, group in self.named():
             if not p.numel():
                 continue
             memory = self.state.get(p)
-            if p.grad is not None and not memory:
-                memory = self.state[p] = in_place.new_memory(p)
-            dtype = in_place.dtype_of(p)
+            dtype, turned = in_place.dtype_of(p), None
             theta, grad = flat(p, dtype), None if p.grad is None else flat(p.grad, dtype)
-            if grad is not None:
-                changed.append((p, theta))
+            bases = self._rotation and self._rotation.bases(tuple(p.shape))
+            if grad is not None and not memory:
+                memory = self.state[p] = in_place.new_memory(p)
+                if self._rotation and bases:
+                    self._rotation.begin(memory, bases, theta)
             if p.device.type != "cpu":
                 kernels = Plain
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             flats = self._flat_memory(p, memory) if memory else ()
             slots.append(Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay))
+            if grad is None or memory is None:
+                continue
+            if self._rotation and bases:
+                turned = Turned(self._rotation, bases, theta, grad, memory)
+                slots[-1].theta, slots[-1].grad = turned.theta, turned.grad
+            changed.append((p, theta, turned, slots[-1]))
         if not changed:
             return
         state = account.opened(self._account(), slots, *self._budget)
@@ -165,10 +180,14 @@ class PortHamiltonian(DropIn):
         if report is None:
             return
         self._report = report
-        for p, theta in changed:
+        for p, theta, turned, slot in changed:
+            if turned is not None:
+                theta.add_(turned.move())
+                turned.renew(slot, state.gradient_unit)
             if theta.data_ptr() != p.data_ptr():
                 p.copy_(theta.view(p.shape))
-        torch.autograd.graph.increment_version([p for p, _ in changed])  # compiled loops don't tell autograd
+        # Compiled loops don't tell autograd.
+        torch.autograd.graph.increment_version([p for p, *_ in changed])
 
     def _flat_memory(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
         """Flat views of what is remembered, made anew if something has put other tensors there."""
@@ -178,6 +197,11 @@ class PortHamiltonian(DropIn):
             flats = tuple(x.view(-1) for x in now)
             self._flats[p] = now, flats
         return flats
+
+
+def takes(learned: LearnedOptimizer) -> TypeGuard[scheme.PortHamiltonian]:
+    """Whether `PortHamiltonian` takes this optimizer's steps; a subclass may take others."""
+    return type(learned) in (scheme.PortHamiltonian, KroneckerPortHamiltonian)
 
 
 def _kernels(compile: bool) -> in_place.Kernels:

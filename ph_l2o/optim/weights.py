@@ -14,6 +14,7 @@ from torch import Tensor
 from ph_l2o.optimizers.base import LearnedOptimizer
 
 FOLDER = Path(__file__).with_name("weights")
+SHIPPED = {"port_hamiltonian": "default", "port_hamiltonian_kronecker": "kronecker"}  # by the optimizer's name
 _PACKAGE = "ph_l2o.optimizers."
 
 
@@ -25,15 +26,17 @@ def load_weights(pretrained: str | Path) -> LearnedOptimizer:
     """The trained optimizer in a file.
 
     Args:
-        pretrained: `default`, or the path of a `.safetensors` of `save_weights` or of a `.ckpt` of a training.
+        pretrained: `default` or `kronecker`, weights in this package, or the path of a `.safetensors` of `save_weights`
+            or of a `.ckpt` of a training.
 
     Raises:
         FileNotFoundError: If there is no such file.
         WeightsError: If the file is damaged, or not of an optimizer of this version.
     """
-    path = FOLDER / "default.safetensors" if pretrained == "default" else Path(pretrained)
+    path = FOLDER / f"{pretrained}.safetensors" if pretrained in SHIPPED.values() else Path(pretrained)
     if not path.is_file():
-        raise FileNotFoundError(f"pretrained={pretrained}: no such file; give default, a .safetensors or a .ckpt")
+        names = ", ".join(SHIPPED.values())
+        raise FileNotFoundError(f"pretrained={pretrained}: no such file; give {names}, a .safetensors or a .ckpt")
     if path.suffix != ".safetensors":
         return _of_checkpoint(path)
     metadata, tensors = _read(path)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GRADIENT, MOMENTUM, THETA, SECOND = 0, 3, 4, 5
 NUM_FEATURES = 27
 NUM_PORTS = 5
+PACE, MOST_PACE = 50.0, 2000.0  # steps, see `Controller.pace`
 _TIME_SCALES = (20.0, 100.0, 1000.0)
 _MOST_RHO = 0.999
 _TINY = 1e-20
@@ -39,7 +40,12 @@ class Controller(nn.Sequential):
 
     Attributes:
         powers: lr is proportional to these powers of U / (N √v̄), where there is a loss, and of the size of θ's entries.
+        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k <= 2,000, the same afterwards; 0, and not
+            learned by gradients, whose windows are too short for it: they teach to take ever smaller steps.
+            `benchmarks/pace.py` finds what is best over long horizons. `(2,)`, or `(B, 2)` for each problem.
     """
+
+    pace: Tensor
 
     def __init__(self, hidden_size: int, init_lr: float):
         last = nn.Linear(hidden_size, NUM_PORTS)
@@ -47,6 +53,7 @@ class Controller(nn.Sequential):
             nn.Linear(NUM_FEATURES, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh(), last
         )
         self.powers = nn.Parameter(torch.tensor([0.25, 0.5]))
+        self.register_buffer("pace", torch.zeros(2))
         # A small last layer: meta-training starts at a sane static optimizer.
         with torch.no_grad():
             last.weight.mul_(0.05)
@@ -114,7 +121,8 @@ def ports(
     out = network(features.flatten(0, 1)).unflatten(0, (-1, layout.num_tensors))
     log_lr, (mix, keep, lean, rho) = out[..., 0], out[..., 1:].sigmoid().unbind(2)
     log_theta = (0.5 * (means[..., THETA] + _TINY).log()).clamp_min(math.log(_LEAST_THETA))
-    log_lr = log_lr + network.powers[0] * length[:, None] + network.powers[1] * log_theta
+    pace = network.pace[..., 0] + network.pace[..., 1] * (seen.step.clamp_max(MOST_PACE) / PACE).log1p()
+    log_lr = log_lr + (network.powers[0] * length + pace)[:, None] + network.powers[1] * log_theta
     return Ports(log_lr + 0.5 * lean * log_growth[:, None], mix, keep, _MOST_RHO * rho, lean)
 
 

@@ -12,11 +12,12 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "cl
 
 
 @pytest.fixture
-def learned() -> Learned:
+def learned(request) -> Learned:
+    """Of the class that the test's parameter `learned` names, if it has one."""
     torch.manual_seed(7)
-    made = Learned(hidden_size=8)
+    made = getattr(request, "param", Learned)(hidden_size=8)
     with torch.no_grad():
-        for p in made.parameters():
+        for p in (*made.parameters(), made.controller.pace):
             p += 0.3 * torch.randn_like(p)
     return made
 

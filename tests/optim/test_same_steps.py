@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from ph_l2o.optim import PortHamiltonian, fused, kernels
+from ph_l2o.optimizers import KroneckerPortHamiltonian
 from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.params import Params
 from tests.optim.conftest import needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
 COMPILE = [False, pytest.param(True, marks=needs_compiler)]
+CLASSES = pytest.mark.parametrize("learned", [Learned, KroneckerPortHamiltonian], indirect=True)
 
 
 def attack(steps: int, kind: str, dtype=torch.float64):
@@ -32,9 +34,16 @@ def pure(learned, start, dtype):
     return learned, params, learned.init(params)
 
 
+@pytest.mark.parametrize(
+    ("learned", "loss_kind"),
+    [
+        *((Learned, kind) for kind in ("given", "missing", "lost", "negative")),
+        *((KroneckerPortHamiltonian, kind) for kind in ("given", "missing")),
+    ],
+    indirect=["learned"],
+)
 @pytest.mark.parametrize("compile", COMPILE)
 @pytest.mark.parametrize("kind", ["usual", "tiny", "sizes"])
-@pytest.mark.parametrize("loss_kind", ["given", "missing", "lost", "negative"])
 @torch.no_grad()
 def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch):
     monkeypatch.setattr(kernels, "_LENGTH", 250)  # several parts of a tensor, several tensors in a batch
@@ -66,8 +75,9 @@ def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch
             assert (moved - expected).abs().max() <= 1e-9 * expected.abs().max() + 1e-14 * p.abs().max()
             assert torch.equal(p.grad, grads[i]) or k in (5, 11)
     account = optimizer.state["account"]
+    dynamics = getattr(state, "dynamics", state)
     for name in set(account) - {"decays"}:
-        assert account[name] == pytest.approx(getattr(state, name).item(), rel=1e-9, abs=1e-12), name
+        assert account[name] == pytest.approx(getattr(dynamics, name).item(), rel=1e-9, abs=1e-12), name
     assert optimizer.skipped == (3 if loss_kind in ("given", "negative", "lost") else 2)
 
 
@@ -89,12 +99,13 @@ def test_float32_stays_near_the_pure_update(learned, compile):
     assert optimizer.state[tensors[0]]["momentum"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("made", [Learned, KroneckerPortHamiltonian])
 @pytest.mark.parametrize("compile", COMPILE)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @torch.no_grad()
-def test_energy_and_radius_hold_under_attack(compile, weight_decay):
+def test_energy_and_radius_hold_under_attack(made, compile, weight_decay):
     torch.manual_seed(5)
-    learned = Learned(hidden_size=4, budget=3.0, radius=2.0)
+    learned = made(hidden_size=4, budget=3.0, radius=2.0)
     for p in learned.parameters():
         p += torch.randn_like(p)
     tensors = [torch.randn(6, 3).requires_grad_(), torch.randn(5).requires_grad_()]
@@ -119,10 +130,11 @@ def test_energy_and_radius_hold_under_attack(compile, weight_decay):
     assert optimizer.skipped == 0 and found["tank"] >= -1e-5 * found["energy"]
 
 
+@CLASSES
 @pytest.mark.parametrize("compile", COMPILE)
 @torch.no_grad()
 def test_lr_of_zero_moves_nothing(learned, compile):
-    tensors = [torch.randn(5).requires_grad_(), torch.randn(3).requires_grad_()]
+    tensors = [torch.randn(5, 2).requires_grad_(), torch.randn(3, 3).requires_grad_()]
     groups = [{"params": tensors[:1]}, {"params": tensors[1:], "lr": 0.0}]
     optimizer = PortHamiltonian(groups, weight_decay=0.5, pretrained=learned, compile=compile)
     for k in range(6):

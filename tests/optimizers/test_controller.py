@@ -66,7 +66,9 @@ def expected(
         mix, keep, lean, rho = torch.sigmoid(out[1:]).tolist()
         size = max(math.sqrt((theta * theta).mean().item()), 0.05)
         powers = optimizer.controller.powers.tolist()
+        pace = optimizer.controller.pace.tolist()
         log_lr = out[0].item() + powers[0] * length + powers[1] * math.log(size)
+        log_lr += pace[0] + pace[1] * math.log(1 + min(k, 2000) / 50)
         features.append(x)
         ports.append([log_lr + 0.5 * lean * math.log(mean / reference), mix, keep, 0.999 * rho, lean])
     return torch.stack(features), torch.tensor(ports, dtype=flat.dtype)
@@ -81,7 +83,7 @@ def log_square(x: Tensor) -> float:
 def test_features_and_ports_match_the_reference(layout, monkeypatch):
     torch.manual_seed(0)
     optimizer = PortHamiltonian().double()
-    for p in optimizer.parameters():
+    for p in (*optimizer.parameters(), optimizer.controller.pace):
         p += 0.5 * torch.randn_like(p)
     set_ports, seen, found = controller.ports, [], []
     monkeypatch.setattr(controller, "ports", lambda *arguments: found.append(set_ports(*arguments)) or found[-1])

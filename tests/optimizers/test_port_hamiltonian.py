@@ -129,7 +129,7 @@ def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **a
     torch.manual_seed(seed)
     optimizer = PortHamiltonian(**arguments).to(dtype)
     with torch.no_grad():
-        for p in optimizer.parameters():
+        for p in (*optimizer.parameters(), optimizer.controller.pace):
             p += std * torch.randn_like(p)
     return optimizer
 
