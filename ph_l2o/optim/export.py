@@ -1,20 +1,25 @@
 """Write the weights of a checkpoint as `.safetensors`.
 
 python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt ph_l2o/optim/weights/default.safetensors
+python -m ph_l2o.optim.export … --pace=-0.2,0.6 --set max_preconditioner_dim=1024    # with a pace, and another argument
 python -m ph_l2o.optim.export untrained ph_l2o/optim/weights/default.safetensors    # as meta-training starts, seed 0
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ph_l2o.commands.checkpoint import CheckpointError, load_optimizer
-from ph_l2o.optim.weights import save_weights
+from ph_l2o.optim.weights import FOLDER, SHIPPED, WeightsError, describe, load_weights, save_weights
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.optimizers.base import LearnedOptimizer
 
@@ -24,13 +29,16 @@ _SETTINGS = ("outer_steps", "horizons", "num_problems", "learning_rate", "rescal
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file; 1 if that is not possible."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a checkpoint of train.py, or `untrained`")
+    parser.add_argument("source", help="a checkpoint of train.py, a .safetensors, or `untrained`")
     parser.add_argument("target", help="the file to write, *.safetensors")
+    parser.add_argument("--pace", help="two numbers of the learning rate's pace, see Controller.pace", metavar="P0,P1")
+    parser.add_argument("--set", help="an argument of the optimizer, and its new value", metavar="NAME=VALUE")
     arguments = parser.parse_args(argv)
     try:
         optimizer, trained_on = _source(arguments.source)
+        optimizer = _changed(optimizer, arguments.pace, arguments.set)
         path = save_weights(optimizer, arguments.target, trained_on=trained_on)
-    except (OSError, ValueError, CheckpointError) as error:
+    except (OSError, ValueError, CheckpointError, WeightsError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{path}: {type(optimizer).__name__}, {path.stat().st_size / 1000:.1f} kB")
@@ -41,6 +49,9 @@ def _source(source: str) -> tuple[LearnedOptimizer, Any]:
     if source == "untrained":
         torch.manual_seed(0)
         return PortHamiltonian(), "nothing"
+    if source in SHIPPED.values() or source.endswith(".safetensors"):
+        path = FOLDER / f"{source}.safetensors" if source in SHIPPED.values() else Path(source)
+        return load_weights(source), describe(path)["trained_on"]
     optimizer, config = load_optimizer(source)
     meta = config.get("meta") or {}
     trained_on = {
@@ -50,6 +61,32 @@ def _source(source: str) -> tuple[LearnedOptimizer, Any]:
         **{name: meta[name] for name in _SETTINGS if name in meta},
     }
     return optimizer, trained_on
+
+
+def _changed(optimizer: LearnedOptimizer, pace: str | None, argument: str | None) -> LearnedOptimizer:
+    if argument is not None:
+        name, equals, value = argument.partition("=")
+        known = {key: x for key, x in optimizer.recipe.items() if key != "_target_"}
+        allowed = list(inspect.signature(type(optimizer)).parameters)
+        if name not in allowed or not equals:
+            raise ValueError(f"--set {argument}: must be NAME=VALUE with one of {', '.join(allowed)}")
+        try:
+            changed = type(optimizer)(**known | {name: json.loads(value)})
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"--set {argument}: {error}") from error
+        changed.load_state_dict(optimizer.state_dict())
+        optimizer = changed
+    if pace is not None:
+        if not isinstance(optimizer, PortHamiltonian):
+            raise ValueError(f"--pace={pace}: {type(optimizer).__name__} has none")
+        try:
+            values = [float(x) for x in pace.split(",")]
+        except ValueError:
+            values = []
+        if len(values) != 2 or not all(map(math.isfinite, values)):
+            raise ValueError(f"--pace={pace}: must be two numbers, as --pace=-0.2,0.6")
+        optimizer.controller.pace.copy_(torch.tensor(values))
+    return optimizer
 
 
 def _targets(node: Any) -> Iterator[str]:
