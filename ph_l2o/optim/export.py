@@ -1,7 +1,7 @@
 """Write the weights of a checkpoint as `.safetensors`.
 
 python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt ph_l2o/optim/weights/default.safetensors
-python -m ph_l2o.optim.export … --pace=-0.2,0.6 --set max_preconditioner_dim=1024    # with a pace, and another argument
+python -m ph_l2o.optim.export … --set pace=[0.2,0.6] --set max_preconditioner_dim=1024    # other arguments
 python -m ph_l2o.optim.export untrained ph_l2o/optim/weights/default.safetensors    # as meta-training starts, seed 0
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,12 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a checkpoint of train.py, a .safetensors, or `untrained`")
     parser.add_argument("target", help="the file to write, *.safetensors")
-    parser.add_argument("--pace", help="two numbers of the learning rate's pace, see Controller.pace", metavar="P0,P1")
-    parser.add_argument("--set", help="an argument of the optimizer, and its new value", metavar="NAME=VALUE")
+    parser.add_argument(
+        "--set",
+        help="an argument of the optimizer, and its new value",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+    )
     arguments = parser.parse_args(argv)
     try:
         optimizer, trained_on = _source(arguments.source)
-        optimizer = _changed(optimizer, arguments.pace, arguments.set)
+        optimizer = _changed(optimizer, arguments.set)
         path = save_weights(optimizer, arguments.target, trained_on=trained_on)
     except (OSError, ValueError, CheckpointError, WeightsError) as error:
         print(error, file=sys.stderr)
@@ -63,30 +67,25 @@ def _source(source: str) -> tuple[LearnedOptimizer, Any]:
     return optimizer, trained_on
 
 
-def _changed(optimizer: LearnedOptimizer, pace: str | None, argument: str | None) -> LearnedOptimizer:
-    if argument is not None:
-        name, equals, value = argument.partition("=")
-        known = {key: x for key, x in optimizer.recipe.items() if key != "_target_"}
-        allowed = list(inspect.signature(type(optimizer)).parameters)
+def _changed(optimizer: LearnedOptimizer, changes: Sequence[str]) -> LearnedOptimizer:
+    if not changes:
+        return optimizer
+    allowed = list(inspect.signature(type(optimizer)).parameters)
+    arguments = {name: value for name, value in optimizer.recipe.items() if name != "_target_"}
+    for change in changes:
+        name, equals, value = change.partition("=")
         if name not in allowed or not equals:
-            raise ValueError(f"--set {argument}: must be NAME=VALUE with one of {', '.join(allowed)}")
+            raise ValueError(f"--set {change}: must be NAME=VALUE with one of {', '.join(allowed)}")
         try:
-            changed = type(optimizer)(**known | {name: json.loads(value)})
-        except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"--set {argument}: {error}") from error
-        changed.load_state_dict(optimizer.state_dict())
-        optimizer = changed
-    if pace is not None:
-        if not isinstance(optimizer, PortHamiltonian):
-            raise ValueError(f"--pace={pace}: {type(optimizer).__name__} has none")
-        try:
-            values = [float(x) for x in pace.split(",")]
-        except ValueError:
-            values = []
-        if len(values) != 2 or not all(map(math.isfinite, values)):
-            raise ValueError(f"--pace={pace}: must be two numbers, as --pace=-0.2,0.6")
-        optimizer.controller.pace.copy_(torch.tensor(values))
-    return optimizer
+            arguments[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--set {change}: {error}") from error
+    try:
+        changed = type(optimizer)(**arguments)
+    except TypeError as error:
+        raise ValueError(f"--set {' '.join(changes)}: {error}") from error
+    changed.load_state_dict(optimizer.state_dict())
+    return changed
 
 
 def _targets(node: Any) -> Iterator[str]:

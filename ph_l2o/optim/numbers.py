@@ -120,7 +120,7 @@ class Controller:
     def __init__(self, network: controller.Controller):
         values = {name: x.detach().double().cpu().numpy() for name, x in network.state_dict().items()}
         self.layers = [(values[f"{k}.weight"].T, values[f"{k}.bias"]) for k in (0, 2, 4)]
-        self.powers, self.pace = values["powers"].tolist(), values["pace"].tolist()
+        self.powers, self.pace = values["powers"].tolist(), network.pace.tolist()
 
     def ports(
         self, sums: Array, mean: float, reference: float, seen: Seen, state: State, layout: Layout

@@ -6,6 +6,7 @@ All features are free of the units of loss and gradient: both can be multiplied 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,23 +38,24 @@ class Controller(nn.Sequential):
     Args:
         hidden_size: Width of the hidden layers, >= 1.
         init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
+        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k <= 2,000, the same afterwards. Not learned
+            by gradients, whose windows are too short for it: they teach to take ever smaller steps.
+            `benchmarks/pace.py` finds what is best over long horizons.
 
     Attributes:
         powers: lr is proportional to these powers of U / (N √v̄), where there is a loss, and of the size of θ's entries.
-        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k <= 2,000, the same afterwards; 0, and not
-            learned by gradients, whose windows are too short for it: they teach to take ever smaller steps.
-            `benchmarks/pace.py` finds what is best over long horizons. `(2,)`, or `(B, 2)` for each problem.
+        pace: The argument, `(2,)`, or `(B, 2)` with numbers for each problem; no part of the weights.
     """
 
     pace: Tensor
 
-    def __init__(self, hidden_size: int, init_lr: float):
+    def __init__(self, hidden_size: int, init_lr: float, pace: Sequence[float] = (0.0, 0.0)):
         last = nn.Linear(hidden_size, NUM_PORTS)
         super().__init__(
             nn.Linear(NUM_FEATURES, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh(), last
         )
         self.powers = nn.Parameter(torch.tensor([0.25, 0.5]))
-        self.register_buffer("pace", torch.zeros(2))
+        self.register_buffer("pace", torch.tensor(pace, dtype=torch.get_default_dtype()), persistent=False)
         # A small last layer: meta-training starts at a sane static optimizer.
         with torch.no_grad():
             last.weight.mul_(0.05)

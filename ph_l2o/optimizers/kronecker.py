@@ -11,6 +11,7 @@ neither the step nor a change of bases between steps adds to the account (`docs/
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ class KroneckerPortHamiltonian(scheme.PortHamiltonian):
         init_lr: See `PortHamiltonian`.
         budget: See `PortHamiltonian`.
         radius: See `PortHamiltonian`.
+        pace: See `PortHamiltonian`.
         precondition_frequency: Steps between power iterations, >= 1.
         max_preconditioner_dim: Longest side of a matrix that is rotated, >= 0.
 
@@ -77,10 +79,11 @@ class KroneckerPortHamiltonian(scheme.PortHamiltonian):
         init_lr: float = 0.05,
         budget: float = 100.0,
         radius: float = 1000.0,
+        pace: Sequence[float] = (0.0, 0.0),
         precondition_frequency: int = 10,
         max_preconditioner_dim: int = 1024,
     ):
-        super().__init__(hidden_size=hidden_size, init_lr=init_lr, budget=budget, radius=radius)
+        super().__init__(hidden_size=hidden_size, init_lr=init_lr, budget=budget, radius=radius, pace=pace)
         if precondition_frequency < 1:
             raise ValueError(f"optimizer.precondition_frequency={precondition_frequency}: must be >= 1 (steps)")
         if max_preconditioner_dim < 0:

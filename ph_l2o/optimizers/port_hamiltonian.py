@@ -34,6 +34,7 @@ gradient flows") and, for optimisation, to Liu and Tian 2020 ("AEGD: adaptive gr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -165,6 +166,7 @@ class PortHamiltonian(LearnedOptimizer):
         init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
         budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
         radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N) · √(1 + 1 / radius²), > 0.
+        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k, see `Controller`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -172,15 +174,25 @@ class PortHamiltonian(LearnedOptimizer):
 
     takes_padding: ClassVar[bool] = True
 
-    def __init__(self, *, hidden_size: int = 32, init_lr: float = 0.05, budget: float = 100.0, radius: float = 1000.0):
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 32,
+        init_lr: float = 0.05,
+        budget: float = 100.0,
+        radius: float = 1000.0,
+        pace: Sequence[float] = (0.0, 0.0),
+    ):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
         for name, value in (("init_lr", init_lr), ("budget", budget), ("radius", radius)):
             if not 0 < value < math.inf:
                 raise ValueError(f"optimizer.{name}={value}: must be > 0 and finite")
+        if len(pace) != 2 or not all(map(math.isfinite, pace)):
+            raise ValueError(f"optimizer.pace={list(pace)}: must be two finite numbers")
         self.budget, self.radius = budget, radius
-        self.controller = controller.Controller(hidden_size, init_lr)
+        self.controller = controller.Controller(hidden_size, init_lr, pace)
 
     def init(self, params: Params) -> PortHamiltonianState:
         """Nothing seen yet; see `LearnedOptimizer.init`."""
