@@ -6,8 +6,9 @@ Meta-gradients of short windows teach to take ever smaller steps, since that low
 (Wu et al. 2018, "Understanding short-horizon bias in stochastic meta-optimization"). The pace, see `Controller`, sets
 it right by two numbers. For each pair of them this runs the optimizer on problems of all members, the same for all
 pairs, and prints the mean of log((f_k + 1e-4 f_0) / f_0) over the last tenth of 100, 300 and 1,000 steps, and the mean
-of the three; lower is better. `python -m ph_l2o.optim.export` then writes weights with a pace. About a quarter of an
-hour for twelve pairs on one core.
+of the three; then the same as interquartile means over the members of differences to the mean of all pairs, in which
+members that are hard to start on count less. Lower is better. `python -m ph_l2o.optim.export` then writes weights with
+a pace. About a quarter of an hour for twelve pairs on one core.
 """
 
 from __future__ import annotations
@@ -59,8 +60,12 @@ def main() -> None:
         scores.append(torch.stack([torch.stack([score(x, h) for h in HORIZONS]) for x in losses.unbind(1)]))
         best = pairs[int(scores[-1].mean(1).argmin())]
         print(f"{name:24s} best {best[0]:5.2f} {best[1]:5.2f}", *(f"{x:6.2f}" for x in scores[-1].mean(1)), flush=True)
-    for pair, found in zip(pairs, torch.stack(scores).mean(0), strict=True):
-        print(f"{pair[0]:5.2f} {pair[1]:5.2f}", *(f"{x:7.3f}" for x in found), f"{found.mean():8.3f}")
+    table = torch.stack(scores)  # members, pairs, horizons
+    ordered = (table - table.mean(1, keepdim=True)).sort(0).values
+    cut = len(ordered) // 4
+    for pair, found, iqm in zip(pairs, table.mean(0), ordered[cut : len(ordered) - cut].mean(0), strict=True):
+        row = [*found, found.mean(), *iqm, iqm.mean()]
+        print(f"{pair[0]:5.2f} {pair[1]:5.2f}", *(f"{x:7.3f}" for x in row))
 
 
 def score(losses: torch.Tensor, horizon: int) -> torch.Tensor:

@@ -30,13 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a checkpoint of train.py, a .safetensors, or `untrained`")
     parser.add_argument("target", help="the file to write, *.safetensors")
-    parser.add_argument(
-        "--set",
-        help="an argument of the optimizer, and its new value",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-    )
+    what = "an argument of the optimizer, and its new value"
+    parser.add_argument("--set", help=what, metavar="NAME=VALUE", action="append", default=[])
     arguments = parser.parse_args(argv)
     try:
         optimizer, trained_on = _source(arguments.source)
