@@ -35,7 +35,7 @@ from ph_l2o.compilation.graphs import compile_function
 from ph_l2o.inner import inner_step, start
 from ph_l2o.inner.loop import Carry
 from ph_l2o.optimizers import PortHamiltonian, map_state
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState
+from ph_l2o.optimizers.account import PortHamiltonianState
 from ph_l2o.params import Layout, Params
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Landscape, Quadratic, Task

@@ -24,6 +24,7 @@ from ph_l2o.optim.kernels import AVERAGES, Numbers, Slot
 from ph_l2o.optim.numbers import State
 from ph_l2o.optimizers import controller
 from ph_l2o.optimizers import port_hamiltonian as scheme
+from ph_l2o.optimizers.account import DECAYS, SECOND_DECAY
 from ph_l2o.params import Layout
 
 _LEAST_RHO = 1e-20
@@ -192,7 +193,7 @@ def _stored_unit(gradient_unit: float) -> float:
 
 def _weights(active: Sequence[Slot]) -> Numbers:
     """Weights of the gradient in each tensor's averages, after one more step of it, `(T, 3)`."""
-    decays, rows = (*scheme.DECAYS, scheme.SECOND_DECAY), dict[int, list[float]]()
+    decays, rows = (*DECAYS, SECOND_DECAY), dict[int, list[float]]()
     found = []
     for slot in active:
         assert slot.memory is not None

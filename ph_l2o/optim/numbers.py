@@ -1,6 +1,6 @@
 """The numbers of a step for one problem: what `update` of the pure optimizer does between its sums over coordinates.
 
-The functions have the names and the meaning of those in `ph_l2o/optimizers/port_hamiltonian.py` and `controller.py`,
+The functions have the names and the meaning of those in `ph_l2o/optimizers/account.py` and `controller.py`,
 which are for B problems, on tensors, and differentiable. On plain floats they take a tenth of the time, which would be
 half of a step; `tests/optim/test_same_steps.py` compares them step by step.
 """
@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ph_l2o.optimizers import controller
-from ph_l2o.optimizers import port_hamiltonian as scheme
+from ph_l2o.optimizers import account, controller
 from ph_l2o.params import Layout
 
 Array = NDArray[np.float64]
@@ -87,13 +86,13 @@ def observe(largest: float, loss: float | None, state: State) -> Seen | None:
     uses_loss = loss is not None and loss >= 0 and state.uses_loss > 0
     loss = loss if uses_loss and loss is not None else 0.0
     first, step = state.step == 0, state.step + 1
-    old = max(largest if first else state.gradient_unit, scheme.LEAST)
+    old = max(largest if first else state.gradient_unit, account.LEAST)
     unit = old
     if largest > old:
-        unit = min(largest, old * scheme._JUMP)
-    elif 0 < largest * scheme._JUMP < old and state.second_mean < 1 and state.reference < scheme._MOST_REFERENCE:
-        unit = max(old / scheme._JUMP, scheme.LEAST)
-    fast, slow = ((1 - d) / (1 - d**step) for d in scheme.LOSS_DECAYS)
+        unit = min(largest, old * account._JUMP)
+    elif 0 < largest * account._JUMP < old and state.second_mean < 1 and state.reference < account._MOST_REFERENCE:
+        unit = max(old / account._JUMP, account.LEAST)
+    fast, slow = ((1 - d) / (1 - d**step) for d in account.LOSS_DECAYS)
     return Seen(
         uses_loss, step, unit, 1 / max(unit, largest), old / unit, fast, loss,
         loss if first else state.loss_start,
@@ -105,7 +104,7 @@ def observe(largest: float, loss: float | None, state: State) -> Seen | None:
 def compare_gradients(sums: Array, sizes: Array, seen: Seen, state: State) -> tuple[float, float]:
     """Mean of v over all coordinates, and its average over the past."""
     mean = float(sums[:, controller.SECOND].sum() / sizes.sum())
-    weight = 1 / min(max(seen.step, 1), scheme._MEMORY)
+    weight = 1 / min(max(seen.step, 1), account._MEMORY)
     before = state.reference * seen.change * seen.change
     return mean, before + weight * (mean - before)
 
@@ -148,28 +147,28 @@ class Controller:
 def settle(spent: float, square: float, seen: Seen, state: State) -> Energies:
     """Units and energies before a step, for Σ h² and ‖θ‖²."""
     now = seen.loss if seen.uses_loss else spent * seen.gradient_unit
-    unit = min(max(state.loss_unit + seen.weight * (now - state.loss_unit), scheme.LEAST), scheme._MOST)
-    most = scheme._LOG_LENGTH
+    unit = min(max(state.loss_unit + seen.weight * (now - state.loss_unit), account.LEAST), account._MOST)
+    most = account._LOG_LENGTH
     length = math.exp(min(max(math.log(unit) - math.log(seen.gradient_unit), -most), most))
-    phi = max(seen.loss / unit, scheme._LEAST_PHI) if seen.uses_loss else 1.0
+    phi = max(seen.loss / unit, account._LEAST_PHI) if seen.uses_loss else 1.0
     pull = 0.5 * state.stiffness * square
     fit = math.sqrt(state.energy / pull) if pull > state.energy else 1.0
     pull = min(pull, state.energy)
     room = state.energy - pull
     # π in the new unit, as far as the account pays.
     rescale = state.loss_unit / unit if state.step > 0 else 1.0
-    rescale = min(rescale, room / max(state.kinetic, scheme._LEAST_R))
+    rescale = min(rescale, room / max(state.kinetic, account._LEAST_R))
     kinetic = state.kinetic * rescale
     r_squared = min(phi, 1.0, room - kinetic)
-    r_squared = r_squared if r_squared > scheme._LEAST_R else 0.0
-    return Energies(unit, length, phi, _root(rescale, scheme.LEAST), kinetic, pull, r_squared, fit)
+    r_squared = r_squared if r_squared > account._LEAST_R else 0.0
+    return Energies(unit, length, phi, _root(rescale, account.LEAST), kinetic, pull, r_squared, fit)
 
 
 def solve(product: float, square: float, before: Energies) -> tuple[float, float]:
     """r⁺ / √φ, and Σ 2c² / a, for Σ h b / a and Σ h² / a."""
     half = 0.5 / before.phi
     share = half / before.length * square
-    trust = _root(before.r_squared / before.phi, 0.01 * scheme._LEAST_R) + half * product / math.sqrt(before.length)
+    trust = _root(before.r_squared / before.phi, 0.01 * account._LEAST_R) + half * product / math.sqrt(before.length)
     return trust / (1 + share), share
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ph_l2o.params import Layout
 
 if TYPE_CHECKING:
-    from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState, Seen
+    from ph_l2o.optimizers.account import PortHamiltonianState, Seen
 
 # Sums over a tensor: squares of gradient, its two averages, momentum, parameters; v; products of the gradient.
 GRADIENT, MOMENTUM, THETA, SECOND = 0, 3, 4, 5

@@ -17,8 +17,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers import port_hamiltonian as scheme
+from ph_l2o.optimizers.account import LEAST, PortHamiltonianState
 from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases, where_rows
+from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
 from ph_l2o.params import Layout, Params
 
 DECAY = 0.95  # of L and R
@@ -34,7 +35,7 @@ class KroneckerState(NamedTuple):
         basis: Q_L and Q_R, `(B, K)`.
     """
 
-    dynamics: scheme.PortHamiltonianState
+    dynamics: PortHamiltonianState
     gram: Tensor
     basis: Tensor
 
@@ -43,7 +44,7 @@ class KroneckerState(NamedTuple):
         return self.dynamics.radius()
 
 
-class KroneckerPortHamiltonian(scheme.PortHamiltonian):
+class KroneckerPortHamiltonian(PortHamiltonian):
     """Port-Hamiltonian dynamics in the eigenbases of Shampoo's factors; see the module's text.
 
     It has the same meta-parameters as `PortHamiltonian`, and can be used with weights that were trained for that one.
@@ -171,11 +172,9 @@ def renewed(
     return gram, new, due
 
 
-def _moved(
-    bases: Eigenbases, after: scheme.PortHamiltonianState, old: Tensor, new: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _moved(bases: Eigenbases, after: PortHamiltonianState, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Averages, v and π in new bases; π has no more energy than before, whatever rounding does."""
     averages = torch.stack([bases.moved(x, old, new) for x in after.averages.unbind(1)], 1)
     momentum = bases.moved(after.momentum, old, new)
-    fit = (after.kinetic / (0.5 * (momentum * momentum).sum(1)).clamp_min(scheme.LEAST)).clamp_max(1).sqrt().detach()
+    fit = (after.kinetic / (0.5 * (momentum * momentum).sum(1)).clamp_min(LEAST)).clamp_max(1).sqrt().detach()
     return averages, bases.moved_variances(after.second, old, new), momentum * fit[:, None]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optimizers import PortHamiltonian, controller, map_state
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState
+from ph_l2o.optimizers.account import PortHamiltonianState
 from ph_l2o.params import Layout, Params
 
 PROBLEMS = 4

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ph_l2o.optimizers import PortHamiltonian, controller, map_state
+from ph_l2o.optimizers.account import PortHamiltonianState
 from ph_l2o.optimizers.controller import Ports
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonianState
 from ph_l2o.params import Layout, Params
 
 STEPS = 200
