@@ -28,8 +28,9 @@ def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **a
 @torch.no_grad()
 def test_without_matrices_it_is_the_plain_optimizer():
     optimizer = hostile(0, max_preconditioner_dim=1)
-    plain = PortHamiltonian(pace=optimizer.controller.pace.tolist()).double()
-    plain.load_state_dict(optimizer.state_dict())
+    plain = PortHamiltonian().double()
+    plain.controller.load_state_dict(optimizer.controller.state_dict())
+    plain.controller.pace = optimizer.controller.pace
     params, gradients, losses = attack(LAYOUT, 0)
     (one, one_state), (two, two_state) = (params, optimizer.init(params)), (params, plain.init(params))
     for gradient, loss in zip(gradients[:20], losses, strict=False):
@@ -44,8 +45,9 @@ def test_without_matrices_it_is_the_plain_optimizer():
 def test_the_plain_optimizer_in_turned_coordinates(frequency):
     """The same steps by full matrices Q_L ⊗ Q_R, and eigenvectors and variances in the words of their definition."""
     optimizer = hostile(1, std=0.3, precondition_frequency=frequency)
-    plain = PortHamiltonian(pace=optimizer.controller.pace.tolist()).double()
-    plain.load_state_dict(optimizer.state_dict())
+    plain = PortHamiltonian().double()
+    plain.controller.load_state_dict(optimizer.controller.state_dict())
+    plain.controller.pace = optimizer.controller.pace
     torch.manual_seed(0)
     params = Params(torch.randn(1, LAYOUT.numel, dtype=torch.float64), LAYOUT)
     center, metric = torch.randn_like(params.flat), torch.randn(LAYOUT.numel, LAYOUT.numel, dtype=torch.float64)
