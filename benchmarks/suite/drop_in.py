@@ -14,7 +14,7 @@ from suite import fresh
 from suite.options import Options
 
 REFERENCE = "torch.optim.Adam(foreach=True)"
-CONTESTANTS = (REFERENCE, "plain", "plain, no loss", "compile=True", "compile=True, no loss")
+CONTESTANTS = (REFERENCE, "plain", "plain, no loss", "compile=True", "compile=True, no loss", "kronecker")
 
 
 def measured(options: Options) -> Found:
@@ -46,16 +46,23 @@ def optimizer(name: str, params: list[torch.Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam(params, foreach=True)
     from ph_l2o.optim import PortHamiltonian
 
-    return PortHamiltonian(params, compile=name.startswith("compile"))
+    pretrained = "kronecker" if name == "kronecker" else "default"
+    return PortHamiltonian(params, pretrained=pretrained, compile=name.startswith("compile"))
+
+
+def parameters(count: int, size: int) -> list[torch.Tensor]:
+    """Matrices, with their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (min(100, size // 5), -1)
+    params = [torch.randn(size, generator=generator).view(shape).requires_grad_() for _ in range(count)]
+    for p in params:
+        p.grad = torch.randn(size, generator=generator).view(shape)
+    return params
 
 
 def taking_steps(name: str, count: int, size: int) -> Callable[[], Any]:
     """What takes one step, after the first."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.randn(size, generator=generator).requires_grad_() for _ in range(count)]
-    for p in params:
-        p.grad = torch.randn(size, generator=generator)
-    made = optimizer(name, params)
+    made = optimizer(name, parameters(count, size))
     with_loss = name != REFERENCE and "no loss" not in name
     step = functools.partial(made.step, loss=torch.tensor(1.0)) if with_loss else made.step  # type: ignore[call-arg]
     step()

@@ -22,9 +22,7 @@ def main() -> None:
     name, count, size = question["name"], question["count"], question["size"]
     drop_in.taking_steps(name, 2, 10)  # what is loaded at the first use
     gc.collect()
-    params = [torch.randn(size).requires_grad_() for _ in range(count)]
-    for p in params:
-        p.grad = torch.randn(size)
+    params = drop_in.parameters(count, size)
     optimizer = drop_in.optimizer(name, params)
     before = _resident()
     for _ in range(3):

@@ -35,7 +35,7 @@ class Rotation:
 
     def bases(self, shape: tuple[int, ...]) -> Eigenbases | None:
         """What to do with a parameter of this shape; None if nothing."""
-        bases = eigenbases(Layout(("",), (shape,)), self.longest)
+        bases = eigenbases(Layout(("",), (shape,)), self.longest, min(kronecker.LONGEST_VECTOR, self.longest))
         return bases if bases.sizes else None
 
     def begin(self, memory: dict[str, Any], bases: Eigenbases, like: Tensor) -> None:

@@ -25,22 +25,26 @@ from ph_l2o.params import Layout
 class Eigenbases:
     """Which sides of the tensors are rotated, and what to do with them; all of `flat` have shape `(B, N)`.
 
-    Tensors with more than two axes count as matrices (`matrix_shapes`). Nothing is rotated of vectors and scalars.
+    Tensors with more than two axes count as matrices (`matrix_shapes`), short vectors as matrices of one column, of
+    which only L is there. Nothing is rotated of scalars and other vectors.
 
     Args:
         layout: Of the optimizee.
-        longest: Longest side that is rotated, >= 0.
+        longest: Longest side of a matrix that is rotated, >= 0.
+        longest_vector: Longest vector that is rotated, >= 0.
 
     Attributes:
         sizes: Numbers in each block of `gram` and `basis`.
     """
 
-    def __init__(self, layout: Layout, longest: int):
+    def __init__(self, layout: Layout, longest: int, longest_vector: int = 0):
         # Of each tensor its shape as a matrix, and which axes are rotated: 1 by Q_L, 2 by Q_R.
-        self._tensors = [
-            (shape or (), tuple(axis for axis, n in enumerate(shape or (), start=1) if 0 < n <= longest))
-            for shape in matrix_shapes(layout)
-        ]
+        self._tensors = list[tuple[tuple[int, ...], tuple[int, ...]]]()
+        for shape, size in zip(matrix_shapes(layout), layout.sizes, strict=True):
+            if shape is None:
+                self._tensors.append(((size, 1), (1,) if 1 < size <= longest_vector else ()))
+            else:
+                self._tensors.append((shape, tuple(k for k, n in enumerate(shape, start=1) if 0 < n <= longest)))
         self._dims = [shape[axis - 1] for shape, axes in self._tensors for axis in axes]
         self._tensor_sizes = layout.sizes
         self.sizes = [n * n for n in self._dims]

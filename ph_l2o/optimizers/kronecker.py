@@ -1,7 +1,8 @@
 """The port-Hamiltonian learned optimizer with a Kronecker-factored mass matrix.
 
 The dynamics are those of `port_hamiltonian.py`, in coordinates in which they are easier: each matrix W of θ is seen as
-X = Q_Lᵀ W Q_R, its gradient as Q_Lᵀ G Q_R, where Q_L and Q_R are eigenvectors of averages of GGᵀ and GᵀG. Seen in the
+X = Q_Lᵀ W Q_R, its gradient as Q_Lᵀ G Q_R, where Q_L and Q_R are eigenvectors of averages of GGᵀ and GᵀG; each short
+vector w as Q_Lᵀ w. Seen in the
 coordinates of W the step scale is S = Q diag(s) Qᵀ with Q = Q_L ⊗ Q_R, a full matrix in place of a diagonal one.
 
 Whatever holds of the plain optimizer holds of this one. A change of orthogonal coordinates is a canonical
@@ -23,6 +24,7 @@ from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
 from ph_l2o.params import Layout, Params
 
 DECAY = 0.95  # of L and R
+LONGEST_VECTOR = 128  # that is rotated
 _EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
 
 
@@ -49,6 +51,8 @@ class KroneckerPortHamiltonian(PortHamiltonian):
 
     It has the same meta-parameters as `PortHamiltonian`, and can be used with weights that were trained for that one.
 
+    Vectors of up to 128 numbers are rotated too, by the eigenvectors of the average of ggᵀ.
+
     The first step is the plain optimizer's. After it L = GGᵀ and R = GᵀG have their exact eigenvectors as bases, later
     power iterations Q ← QR(LQ) bring them up to date. The averages of the gradient and π turn with the bases, v as
     variances of uncorrelated numbers do. Bases count as constants in meta-gradients: the derivative of eigenvectors is
@@ -63,7 +67,7 @@ class KroneckerPortHamiltonian(PortHamiltonian):
         radius: See `PortHamiltonian`.
         pace: See `PortHamiltonian`.
         precondition_frequency: Steps between power iterations, >= 1.
-        max_preconditioner_dim: Longest side of a matrix that is rotated, >= 0.
+        max_preconditioner_dim: Longest side of a tensor that is rotated, >= 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -135,7 +139,7 @@ class KroneckerPortHamiltonian(PortHamiltonian):
         return params, KroneckerState(after, gram, basis)
 
     def _bases(self, layout: Layout) -> Eigenbases:
-        return eigenbases(layout, self.max_preconditioner_dim)
+        return eigenbases(layout, self.max_preconditioner_dim, min(LONGEST_VECTOR, self.max_preconditioner_dim))
 
 
 def renewed(

@@ -51,9 +51,10 @@ def test_the_plain_optimizer_in_turned_coordinates(frequency):
     torch.manual_seed(0)
     params = Params(torch.randn(1, LAYOUT.numel, dtype=torch.float64), LAYOUT)
     center, metric = torch.randn_like(params.flat), torch.randn(LAYOUT.numel, LAYOUT.numel, dtype=torch.float64)
-    shapes = {"w1": (3, 4), "k": (2, 6)}
-    factors = {name: [torch.zeros(n, n).double() for n in shape] for name, shape in shapes.items()}
-    bases = {name: [torch.eye(n).double() for n in shape] for name, shape in shapes.items()}
+    shapes = {"w1": (3, 4), "b1": (3, 1), "k": (2, 6)}
+    sides = {name: [n for n in shape if n > 1] for name, shape in shapes.items()}
+    factors = {name: [torch.zeros(n, n).double() for n in ns] for name, ns in sides.items()}
+    bases = {name: [torch.eye(n).double() for n in ns] for name, ns in sides.items()}
     whole = kronecker(bases)
     state, dynamics, theta = optimizer.init(params), plain.init(params), params.flat[0]
     for step in range(1, 25):
@@ -66,15 +67,15 @@ def test_the_plain_optimizer_in_turned_coordinates(frequency):
         params, state = optimizer.update(params, params.like(grad), loss, state)
         torch.testing.assert_close(params.flat[0], theta, rtol=1e-8, atol=1e-10)
         for name, part in params.like(grad).items():
-            if name in shapes:
-                g = part[0].reshape(shapes[name])
-                for k, product in enumerate((g @ g.T, g.T @ g)):
-                    weights = [0.95**j for j in range(step)]
+            g = part[0].reshape(shapes[name])
+            weights = [0.95**j for j in range(step)]
+            for k, product in enumerate((g @ g.T, g.T @ g)):
+                if k < len(sides[name]):
                     factors[name][k] = (factors[name][k] * sum(weights[1:]) + product) / sum(weights)
         if step not in (1, 2, 4, 7) and step % frequency:
             continue
-        blocks = iter(state.basis[0].split([n * n for shape in shapes.values() for n in shape]))
-        found = {name: [next(blocks).view(n, n) for n in shape] for name, shape in shapes.items()}
+        blocks = iter(state.basis[0].split([n * n for ns in sides.values() for n in ns]))
+        found = {name: [next(blocks).view(n, n) for n in ns] for name, ns in sides.items()}
         for name in shapes:
             for k, factor in enumerate(factors[name]):
                 old, new = bases[name][k], found[name][k]
@@ -97,7 +98,7 @@ def test_the_plain_optimizer_in_turned_coordinates(frequency):
 
 def kronecker(bases: dict[str, list[torch.Tensor]]) -> torch.Tensor:
     """Q_L ⊗ Q_R of all tensors, as a matrix for flat rows."""
-    return torch.block_diag(torch.kron(*bases["w1"]), torch.eye(3).double(), torch.kron(*bases["k"]))
+    return torch.block_diag(torch.kron(*bases["w1"]), *bases["b1"], torch.kron(*bases["k"]))
 
 
 @DTYPES
