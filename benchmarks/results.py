@@ -3,6 +3,7 @@
     python train.py
     python train.py optimizer=port_hamiltonian task=mnist
     python benchmarks/results.py --quadratic runs/…/best.ckpt --mnist runs/…/best.ckpt
+    python benchmarks/results.py --mnist kronecker default --horizon 100 --prefix shipped_
 
 Writes one JSON file for each comparison to docs/results/ (the schema of docs/comparison.md) and prints the tables as
 Markdown. About half an hour on one core; tuned baselines are kept in runs/cache.
@@ -14,9 +15,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from ph_l2o.commands.checkpoint import load_optimizer
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import BASELINES, Comparison, compare
+from ph_l2o.optim.weights import SHIPPED, load_weights
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
 SLOW = ("nesterov", "adam")  # baselines at 1,000 steps of MNIST, where tuning all of them would take an hour
@@ -24,8 +25,10 @@ SLOW = ("nesterov", "adam")  # baselines at 1,000 steps of MNIST, where tuning a
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quadratic", type=Path, help="checkpoint trained on quadratics")
-    parser.add_argument("--mnist", type=Path, help="checkpoint trained on MNIST")
+    parser.add_argument("--quadratic", nargs="+", default=[], help="weights trained on quadratics, *.ckpt or shipped")
+    parser.add_argument("--mnist", nargs="+", default=[], help="weights trained on MNIST, *.ckpt or shipped")
+    parser.add_argument("--horizon", type=int, choices=(100, 1000), help="only this one")
+    parser.add_argument("--prefix", default="", help="of the files' names")
     parser.add_argument("--data", default="data", help="folder of the data sets")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
@@ -34,28 +37,29 @@ def main() -> None:
     set_up_torch(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    if arguments.quadratic:
-        for horizon in (100, 1000):
-            report(
-                arguments.quadratic, Quadratic(), BASELINES, horizon, 10_000, 1000, arguments, f"quadratic_{horizon}"
-            )
-    if arguments.mnist:
-        for horizon, problems, tuning, names in ((100, 64, 8, (*BASELINES, "muon", "soap")), (1000, 32, 4, SLOW)):
-            for activation in ("sigmoid", "relu", "tanh"):
+    for horizon in (100, 1000):
+        if arguments.horizon in (None, horizon) and arguments.quadratic:
+            label = f"quadratic_{horizon}"
+            report(arguments.quadratic, Quadratic(), BASELINES, horizon, 10_000, 1000, arguments, label)
+    for horizon, problems, tuning, names in ((100, 64, 8, (*BASELINES, "muon", "soap")), (1000, 32, 4, SLOW)):
+        for activation in ("sigmoid", "relu", "tanh") if arguments.horizon in (None, horizon) else ():
+            if arguments.mnist:
                 task = ImageClassification("mnist", activation=activation, data_dir=arguments.data)
                 label = f"mnist_{activation}_{horizon}"
                 report(arguments.mnist, task, names, horizon, problems, tuning, arguments, label)
 
 
 def report(
-    checkpoint: Path, task: Task, baselines: tuple[str, ...], horizon: int, num_problems: int, tuning_problems: int,
+    weights: list[str], task: Task, baselines: tuple[str, ...], horizon: int, num_problems: int, tuning_problems: int,
     arguments: argparse.Namespace, label: str,
 ) -> None:  # fmt: skip
-    optimizer, _ = load_optimizer(checkpoint)
-    entries = {"port_hamiltonian": optimizer, **{name: name for name in baselines}}
+    names = {file: name for name, file in SHIPPED.items()}
+    entries = {names.get(path, "trained"): load_weights(path) for path in weights}
+    label = arguments.prefix + label
     comparison = compare(
-        entries, task, horizon, num_problems, seed=0, tuning_problems=tuning_problems, cache_dir=arguments.cache
-    )
+        entries | {name: name for name in baselines}, task, horizon, num_problems, seed=0,
+        tuning_problems=tuning_problems, cache_dir=arguments.cache,
+    )  # fmt: skip
     comparison.to_json(arguments.out / f"{label}.json")
     print(f"\n### {label}: {num_problems:,} test problems, {horizon:,} steps\n\n{markdown(comparison)}\n", flush=True)
 
