@@ -3,9 +3,9 @@
     python benchmarks/long_run.py --activations relu
 
 784-20-10, mini-batches of 128, test problems of the meta-test half, paired. Each baseline is tuned on validation
-problems at the same horizon over at least 7 learning rates. Prints the mean loss of the last 500 steps, the loss and the
+problems at the same horizon over at least 7 learning rates. Prints the mean loss of the last 500 steps, loss and
 accuracy on the 10,000 test images, which no optimizee sees, with the smallest and largest over the problems. A quarter
-of an hour for an activation on one core, most of it for `port_hamiltonian_kronecker`, whose bases of 784 pixels are dear.
+of an hour for an activation on a core, most of it for `port_hamiltonian_kronecker`, whose bases of 784 pixels are dear.
 """
 
 from __future__ import annotations
