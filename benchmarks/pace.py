@@ -25,7 +25,7 @@ from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
 from ph_l2o.meta.score import relative_score
 from ph_l2o.optim.weights import load_weights
-from ph_l2o.optimizers import KroneckerPortHamiltonian, PortHamiltonian
+from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.random import ProblemKeys
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -44,7 +44,7 @@ def main() -> None:
     optimizer = load_weights(arguments.weights)
     if not isinstance(optimizer, PortHamiltonian):
         parser.error(f"{arguments.weights}: holds {type(optimizer).__name__}, which has no pace")
-    if isinstance(optimizer, KroneckerPortHamiltonian):
+    if isinstance(optimizer, PortHamiltonianKronecker):
         optimizer.max_preconditioner_dim = LONGEST  # longer sides take most of the time
     values = [[float(x) for x in column.split(",")] for column in (arguments.first, arguments.second)]
     pairs, count = list(itertools.product(*values)), arguments.problems

@@ -19,8 +19,8 @@ import ph_l2o
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import ESSingle
 from ph_l2o.inner import run
-from ph_l2o.optimizers import PortHamiltonian
-from ph_l2o.random import ProblemKeys
+from ph_l2o.optimizers import LearnedOptimizer, PortHamiltonian
+from ph_l2o.random import ProblemKeys, Split
 from ph_l2o.tasks import Landscape
 
 STEPS, STARTS = 1000, 512
@@ -34,7 +34,8 @@ def untrained() -> PortHamiltonian:
     log_lr = math.log(EFFECTIVE_LR * (1 + math.exp(-LOGIT_KEEP)))
     with torch.no_grad():
         optimizer.controller.powers.zero_()
-        optimizer.controller[4].bias.copy_(torch.tensor([log_lr, -4.0, LOGIT_KEEP, -3.0, 4.0]))
+        bias = dict(optimizer.controller.named_parameters())["4.bias"]
+        bias.copy_(torch.tensor([log_lr, -4.0, LOGIT_KEEP, -3.0, 4.0]))
     return optimizer
 
 
@@ -64,14 +65,14 @@ def main() -> None:
     report("trained", trained, task, arguments.split)
 
 
-def report(name: str, optimizer: PortHamiltonian, task: Landscape, split: str) -> None:
+def report(name: str, optimizer: LearnedOptimizer, task: Landscape, split: Split) -> None:
     problem = task.sample(ProblemKeys(1, split, 0, range(STARTS)))
     carry, losses = run(optimizer, problem, STEPS)
     low, middle, high = losses[-1].quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     left = carry.state.energy.min().item()
     print(
         f"{name}: after {STEPS} steps median {middle:.2f} (quartiles {low:.2f} – {high:.2f}), start "
-        f"{losses[0].median():.0f}; the account of {optimizer.budget:g} kept at least {left:.1f}",
+        f"{losses[0].median():.0f}; the account of 100 kept at least {left:.1f}",
         flush=True,
     )
 

@@ -36,7 +36,7 @@ def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
 
     Returns:
         A function of the parameters and of options: those of `PortHamiltonian` (without `pretrained`) for an optimizer
-        of that class or a `KroneckerPortHamiltonian`, of `Learned` for others.
+        of that class or a `PortHamiltonianKronecker`, of `Learned` for others.
 
     Example:
         >>> import torch

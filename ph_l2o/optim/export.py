@@ -2,12 +2,11 @@
 
 python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt mine.safetensors
 
-The weights in this package, of the runs of experiment=pretrain and experiment=pretrain_kronecker:
+The weights in this package are written from last.ckpt of the runs of experiment=pretrain and pretrain_kronecker:
 
-python -m ph_l2o.optim.export runs/…/checkpoints/last.ckpt ph_l2o/optim/weights/default.safetensors \\
-    --set pace=[0.2,0.6]
-python -m ph_l2o.optim.export runs/…/checkpoints/last.ckpt ph_l2o/optim/weights/kronecker.safetensors \\
-    --set pace=[-0.4,0.8] --set max_preconditioner_dim=1024
+python -m ph_l2o.optim.export … default.safetensors --set pace=[0.2,0.6]
+python -m ph_l2o.optim.export … kronecker.safetensors --set pace=[-0.4,0.8] --set max_preconditioner_dim=1024
+
 python -m ph_l2o.optim.export untrained ph_l2o/optim/weights/default.safetensors    # as meta-training starts, seed 0
 """
 

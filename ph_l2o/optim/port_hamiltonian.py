@@ -12,7 +12,7 @@ from ph_l2o.optim import account, in_place, numbers, weights
 from ph_l2o.optim.kernels import AVERAGES, Plain, Slot
 from ph_l2o.optim.rotation import Rotation, Turned
 from ph_l2o.optim.shell import DropIn, flat
-from ph_l2o.optimizers import KroneckerPortHamiltonian
+from ph_l2o.optimizers import PortHamiltonianKronecker
 from ph_l2o.optimizers import port_hamiltonian as scheme
 from ph_l2o.optimizers.base import LearnedOptimizer
 
@@ -40,7 +40,7 @@ class PortHamiltonian(DropIn):
             ½ · weight_decay · ‖θ‖² beside a loss of 1.
         pretrained: `default` or `kronecker`, weights in this package, or the path of a `.ckpt` of a training or of a
             `.safetensors`, or an optimizer of `ph_l2o.optimizers`. `kronecker` steps in the eigenbases of matrices
-            (`KroneckerPortHamiltonian`): better where weights are matrices, and dearer.
+            (`PortHamiltonianKronecker`): better where weights are matrices, and dearer.
         compile: Whether to compile the loops over coordinates, with the C++ compiler that this needs; on the CPU.
         reduce_loss: Whether to average the loss over processes where torch.distributed is initialised, so that all
             take the same step. All must then give one. False where each trains parameters of its own.
@@ -76,10 +76,10 @@ class PortHamiltonian(DropIn):
         if not takes(learned):
             raise weights.WeightsError(
                 f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian or "
-                "KroneckerPortHamiltonian; use ph_l2o.optim.load"
+                "PortHamiltonianKronecker; use ph_l2o.optim.load"
             )
         self._rotation: Rotation | None = None
-        if isinstance(learned, KroneckerPortHamiltonian):
+        if isinstance(learned, PortHamiltonianKronecker):
             self._rotation = Rotation(learned.max_preconditioner_dim, learned.precondition_frequency)
         self._network = numbers.Controller(learned.controller)
         self._budget = (learned.budget, learned.radius)
@@ -201,7 +201,7 @@ class PortHamiltonian(DropIn):
 
 def takes(learned: LearnedOptimizer) -> TypeGuard[scheme.PortHamiltonian]:
     """Whether `PortHamiltonian` takes this optimizer's steps; a subclass may take others."""
-    return type(learned) in (scheme.PortHamiltonian, KroneckerPortHamiltonian)
+    return type(learned) in (scheme.PortHamiltonian, PortHamiltonianKronecker)
 
 
 def _kernels(compile: bool) -> in_place.Kernels:

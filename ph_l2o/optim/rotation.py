@@ -1,4 +1,4 @@
-"""The drop-in's matrices in the coordinates of their bases, for `KroneckerPortHamiltonian`.
+"""The drop-in's matrices in the coordinates of their bases, for `PortHamiltonianKronecker`.
 
 What is remembered of a rotated parameter lies in these coordinates; beside it `gram`, L and R, `basis`, Q_L and Q_R,
 and `gram_unit`, the gradient's unit in which L and R are.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optim.kernels import Slot
-from ph_l2o.optimizers import kronecker
 from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases
+from ph_l2o.optimizers.port_hamiltonian_kronecker import LONGEST_VECTOR, renewed
 from ph_l2o.params import Layout
 
 Turn = Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ class Rotation:
 
     def bases(self, shape: tuple[int, ...]) -> Eigenbases | None:
         """What to do with a parameter of this shape; None if nothing."""
-        bases = eigenbases(Layout(("",), (shape,)), self.longest, min(kronecker.LONGEST_VECTOR, self.longest))
+        bases = eigenbases(Layout(("",), (shape,)), self.longest, min(LONGEST_VECTOR, self.longest))
         return bases if bases.sizes else None
 
     def begin(self, memory: dict[str, Any], bases: Eigenbases, like: Tensor) -> None:
@@ -75,9 +75,7 @@ class Turned:
         step = torch.tensor([float(memory["step"])], dtype=torch.float64)
         numbers = torch.tensor([unit, memory["gram_unit"] / unit], dtype=old.dtype, device=old.device)
         grad, every = self._plain_grad[None], self._rotation.every
-        memory["gram"], new, is_new = kronecker.renewed(
-            bases, memory["gram"], old, grad, numbers[:1], numbers[1:], step, every
-        )
+        memory["gram"], new, is_new = renewed(bases, memory["gram"], old, grad, numbers[:1], numbers[1:], step, every)
         memory["gram_unit"] = unit
         if not is_new.item():
             return

@@ -3,10 +3,10 @@
 from ph_l2o.optimizers.base import LearnedOptimizer, detach_state, map_state
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
 from ph_l2o.optimizers.hnn import HNN
-from ph_l2o.optimizers.kronecker import KroneckerPortHamiltonian
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
 from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
+from ph_l2o.optimizers.port_hamiltonian_kronecker import PortHamiltonianKronecker
 from ph_l2o.optimizers.soap import SOAP
 
 __all__ = [
@@ -17,12 +17,12 @@ __all__ = [
     "Adam",
     "AdamW",
     "ClassicalOptimizer",
-    "KroneckerPortHamiltonian",
     "LearnedOptimizer",
     "Momentum",
     "Muon",
     "Nesterov",
     "PortHamiltonian",
+    "PortHamiltonianKronecker",
     "RMSprop",
     "detach_state",
     "map_state",

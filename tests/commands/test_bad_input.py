@@ -56,6 +56,16 @@ BAD = [
     (["strategy=ddp_cpu", "strategy.num_nodes=0"], r"strategy.num_nodes=0: must be a whole number >= 1"),
     (["strategy=ddp_cpu", "strategy.timeout=0"], r"strategy.timeout=0: must be > 0"),
     (["estimator=pes", "estimator.exchange=all"], r"estimator.exchange=all: must be scalars or gradient"),
+    (
+        ["weights=nowhere.ckpt"],
+        r"weights=nowhere.ckpt: .*no such file; give default, kronecker, a .safetensors",
+    ),
+    (["weights=default", "optimizer=lstm"], r"weights=default: has other meta-parameters than LSTM"),
+    (
+        ["weights=default", "optimizer.hidden_size=7"],
+        r"weights=default: has other .*than PortHamiltonian",
+    ),
+    (["optimizer.pace=[1]"], r"optimizer.pace=\[1\]: must be two finite numbers"),
     (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
     (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
     (["optimizer._target_=os.system"], r"_target_=os.system: must be in one of ph_l2o, torch"),

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from ph_l2o.optim import PortHamiltonian, fused, kernels
-from ph_l2o.optimizers import KroneckerPortHamiltonian
 from ph_l2o.optimizers import PortHamiltonian as Learned
+from ph_l2o.optimizers import PortHamiltonianKronecker
 from ph_l2o.params import Params
 from tests.optim.conftest import needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
 COMPILE = [False, pytest.param(True, marks=needs_compiler)]
-CLASSES = pytest.mark.parametrize("learned", [Learned, KroneckerPortHamiltonian], indirect=True)
+CLASSES = pytest.mark.parametrize("learned", [Learned, PortHamiltonianKronecker], indirect=True)
 
 
 def attack(steps: int, kind: str, dtype=torch.float64):
@@ -38,7 +38,7 @@ def pure(learned, start, dtype):
     ("learned", "loss_kind"),
     [
         *((Learned, kind) for kind in ("given", "missing", "lost", "negative")),
-        *((KroneckerPortHamiltonian, kind) for kind in ("given", "missing")),
+        *((PortHamiltonianKronecker, kind) for kind in ("given", "missing")),
     ],
     indirect=["learned"],
 )
@@ -99,7 +99,7 @@ def test_float32_stays_near_the_pure_update(learned, compile):
     assert optimizer.state[tensors[0]]["momentum"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("made", [Learned, KroneckerPortHamiltonian])
+@pytest.mark.parametrize("made", [Learned, PortHamiltonianKronecker])
 @pytest.mark.parametrize("compile", COMPILE)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @torch.no_grad()

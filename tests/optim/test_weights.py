@@ -11,7 +11,7 @@ import ph_l2o
 from ph_l2o.commands.checkpoint import load_optimizer
 from ph_l2o.optim import Learned, WeightsError, export, load, save_weights, weights
 from ph_l2o.optim import PortHamiltonian as DropIn
-from ph_l2o.optimizers import LSTM, KroneckerPortHamiltonian, PortHamiltonian
+from ph_l2o.optimizers import LSTM, PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.tasks import Quadratic
 
 
@@ -67,13 +67,13 @@ def test_checkpoint_and_export(tmp_path, capsys):
 
 def test_export_with_other_arguments(tmp_path, capsys):
     torch.manual_seed(0)
-    optimizer = KroneckerPortHamiltonian(hidden_size=4, max_preconditioner_dim=16)
+    optimizer = PortHamiltonianKronecker(hidden_size=4, max_preconditioner_dim=16)
     source, target = save_weights(optimizer, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     assert (
         export.main([str(source), str(target), "--set", "pace=[-0.25,0.5]", "--set", "max_preconditioner_dim=64"]) == 0
     )
     found = weights.load_weights(target)
-    assert isinstance(found, KroneckerPortHamiltonian) and found.max_preconditioner_dim == 64
+    assert isinstance(found, PortHamiltonianKronecker) and found.max_preconditioner_dim == 64
     assert found.controller.pace.tolist() == [-0.25, 0.5]
     assert torch.equal(found.controller.powers, optimizer.controller.powers)
     capsys.readouterr()

@@ -46,7 +46,7 @@ class KroneckerState(NamedTuple):
         return self.dynamics.radius()
 
 
-class KroneckerPortHamiltonian(PortHamiltonian):
+class PortHamiltonianKronecker(PortHamiltonian):
     """Port-Hamiltonian dynamics in the eigenbases of Shampoo's factors; see the module's text.
 
     It has the same meta-parameters as `PortHamiltonian`, and can be used with weights that were trained for that one.

@@ -7,7 +7,7 @@ import torch
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import run, start
-from ph_l2o.optimizers import KroneckerPortHamiltonian, PortHamiltonian
+from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.params import Layout, Params
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import TeacherRegression
@@ -16,9 +16,9 @@ from tests.optimizers.test_port_hamiltonian import BROKEN, DTYPES, KINDS, attack
 LAYOUT = Layout(("w1", "b1", "k"), ((3, 4), (3,), (2, 3, 1, 2)))
 
 
-def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **arguments) -> KroneckerPortHamiltonian:
+def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **arguments) -> PortHamiltonianKronecker:
     torch.manual_seed(seed)
-    optimizer = KroneckerPortHamiltonian(**arguments).to(dtype)
+    optimizer = PortHamiltonianKronecker(**arguments).to(dtype)
     with torch.no_grad():
         for p in (*optimizer.parameters(), optimizer.controller.pace):
             p += std * torch.randn_like(p)
@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_skipped(first):
 
 def test_meta_gradient_and_training_run():
     torch.manual_seed(0)
-    optimizer = KroneckerPortHamiltonian(hidden_size=4)
+    optimizer = PortHamiltonianKronecker(hidden_size=4)
     problem = TeacherRegression(hidden_sizes=[6]).sample(ProblemKeys(0, "train", 0, range(3)))
     phi = dict(optimizer.named_parameters())
     carry = start(optimizer, problem)
@@ -167,7 +167,7 @@ def test_meta_gradient_and_training_run():
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
-        KroneckerPortHamiltonian(**arguments)
+        PortHamiltonianKronecker(**arguments)
 
 
 def test_hidden_losses_and_diagnostics():
