@@ -6,6 +6,7 @@ For weight vectors as they are drawn, and randomly perturbed with standard devia
 
 - `landscapes`: 1,000 weight vectors on a quadratic, a saddle and Rosenbrock's function, 10,000 steps;
 - `tasks`: 32 weight vectors on each member of `task=pretrain`, 1,000 steps;
+- `kronecker`: the same two for `port_hamiltonian_kronecker`, 2,000 steps and 100 steps;
 - `attack`: a million steps of gradients and losses chosen anew in each step, out of eight, for the largest ‖θ‖ or
   ‖π‖, or at random with some that are not finite; in balls of three sizes.
 
@@ -34,7 +35,7 @@ from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.compilation.graphs import compile_function
 from ph_l2o.inner import inner_step, start
 from ph_l2o.inner.loop import Carry
-from ph_l2o.optimizers import PortHamiltonian, map_state
+from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker, map_state
 from ph_l2o.optimizers.account import PortHamiltonianState
 from ph_l2o.params import Layout, Params
 from ph_l2o.random import ProblemKeys
@@ -83,7 +84,9 @@ class Controllers(nn.Module):
         return x.flatten(0, 1)
 
 
-def many(count: int, dtype: torch.dtype, repeats: int = 1) -> PortHamiltonian:
+def many(
+    count: int, dtype: torch.dtype, repeats: int = 1, kind: type[PortHamiltonian] = PortHamiltonian
+) -> PortHamiltonian:
     """An optimizer whose problems have weights of their own: every second one is randomly perturbed."""
     networks = []
     for i in range(count):
@@ -94,7 +97,7 @@ def many(count: int, dtype: torch.dtype, repeats: int = 1) -> PortHamiltonian:
                 for p in (*network.parameters(), network.pace):
                     p += MOST_STD * (i + 1) / count * torch.randn_like(p)
         networks.append(network.to(dtype))
-    optimizer = PortHamiltonian()
+    optimizer = kind()
     optimizer.controller = Controllers(networks, repeats)  # type: ignore[assignment]
     return optimizer
 
@@ -159,18 +162,26 @@ def summary(seen: Watch, state: PortHamiltonianState, steps: int, seconds: float
 
 
 @torch.no_grad()
-def on_task(task: Task, weights: int, steps: int, dtype: torch.dtype) -> dict[str, Any]:
+def on_task(
+    task: Task, weights: int, steps: int, dtype: torch.dtype, kind: type[PortHamiltonian] = PortHamiltonian
+) -> dict[str, Any]:
     """A problem for each weight vector."""
     began = time.perf_counter()
-    optimizer, problem = many(weights, dtype), task.sample(ProblemKeys(0, "val", 0, range(weights)), dtype=dtype)
+    optimizer = many(weights, dtype, kind=kind)
+    problem = task.sample(ProblemKeys(0, "val", 0, range(weights)), dtype=dtype)
     carry = start(optimizer, problem)
-    seen = watch(carry.state)
+    seen = watch(dynamics(carry))
     for first in range(0, steps, WINDOW):
         for batch in problem.batches(first, min(WINDOW, steps - first)):
-            old = carry.state
+            old = dynamics(carry)
             carry, loss = inner_step(optimizer, problem, carry, batch)
-            seen = looked(seen, carry.params.flat, loss, old, carry.state, TOLERANCE[dtype])
-    return summary(seen, carry.state, steps, time.perf_counter() - began)
+            seen = looked(seen, carry.params.flat, loss, old, dynamics(carry), TOLERANCE[dtype])
+    return summary(seen, dynamics(carry), steps, time.perf_counter() - began)
+
+
+def dynamics(carry: Carry) -> PortHamiltonianState:
+    """The state of the dynamics, of either kind of optimizer."""
+    return getattr(carry.state, "dynamics", carry.state)
 
 
 class Attack(NamedTuple):
@@ -323,6 +334,16 @@ def parts(
         chosen = members(data)
         for name in ["gru_markov", "teacher_small"] if quick else chosen:
             yield name, functools.partial(on_task, chosen[name], 32, 20 if quick else 1000, torch.float32)
+    if "kronecker" in kinds:
+        kind = PortHamiltonianKronecker
+        for dtype in TOLERANCE:
+            for name, task in LANDSCAPES.items():
+                label = f"kronecker, {name}, {_short(dtype)}"
+                yield label, functools.partial(on_task, task, weights, steps // 5, dtype, kind)
+        chosen = members(data)
+        for name in ["gru_markov", "teacher_small"] if quick else chosen:
+            run = functools.partial(on_task, chosen[name], 32, 20 if quick else 100, torch.float32, kind)
+            yield f"kronecker, {name}", run
     if "attack" in kinds:
         for dtype in TOLERANCE:
             file = None if kept is None else kept.with_suffix(f".{_short(dtype)}.pt")
@@ -354,7 +375,7 @@ def main() -> int:
     """Run what is missing, and say whether anything was violated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--parts", default="landscapes,attack,tasks", help="default: all")
+    parser.add_argument("--parts", default="landscapes,attack,tasks,kronecker", help="default: all")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--json", type=Path, help="goes on with what is there")
     arguments = parser.parse_args()
