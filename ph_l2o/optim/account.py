@@ -69,6 +69,11 @@ def checked(optimizer: PortHamiltonian, given: Mapping[str, Any]) -> dict[Tensor
                 f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
                 "another model, or its parameters are in another order"
             )
+        if ("basis" in saved[key]) != optimizer.rotates(p):
+            raise ValueError(
+                f"the loaded state of parameter {name} is of weights of the other kind: load it with "
+                f"pretrained={'kronecker' if 'basis' in saved[key] else 'default'}, or what was given there"
+            )
         found[p] = {k: in_place.remembered(x, p) if isinstance(x, Tensor) else x for k, x in saved[key].items()}
     if KEY in saved:
         found[KEY] = dict(saved[KEY])

@@ -101,6 +101,10 @@ class PortHamiltonian(DropIn):
         """
         return account.numbers(self._account()).radius()
 
+    def rotates(self, param: Tensor) -> bool:
+        """Whether a parameter is seen in the coordinates of bases."""
+        return self._rotation is not None and self._rotation.bases(tuple(param.shape)) is not None
+
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
 

@@ -6,7 +6,6 @@ and `gram_unit`, the gradient's unit in which L and R are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from ph_l2o.optim.kernels import Slot
 from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases
 from ph_l2o.optimizers.port_hamiltonian_kronecker import LONGEST_VECTOR, renewed
 from ph_l2o.params import Layout
-
-Turn = Callable[[Tensor], Tensor]
 
 
 @dataclass

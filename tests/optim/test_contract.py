@@ -19,13 +19,16 @@ def ours(learned, params, **options):
     return PortHamiltonian(params, pretrained=learned, **options)
 
 
-@pytest.fixture(params=["AdamW", "PortHamiltonian", pytest.param("compiled", marks=needs_compiler), "LSTM"])
+@pytest.fixture(
+    params=["AdamW", "PortHamiltonian", pytest.param("compiled", marks=needs_compiler), "kronecker", "LSTM"]
+)
 def make(request, learned):
     torch.manual_seed(1)
     return {
         "AdamW": lambda p, **o: torch.optim.AdamW(p, **({"lr": 0.01} | o)),
         "PortHamiltonian": lambda p, **o: ours(learned, p, **o),
         "compiled": lambda p, **o: ours(learned, p, compile=True, **o),
+        "kronecker": lambda p, **o: ours("kronecker", p, **o),
         "LSTM": from_learned(LSTM(hidden_size=4)),
     }[request.param]
 
@@ -123,6 +126,15 @@ def test_a_state_of_another_model_is_refused(learned, model):
     assert not target.state
     with pytest.raises(ValueError, match="another optimizer than LSTM"):
         from_learned(LSTM())(model.parameters()).load_state_dict(adam.state_dict())
+
+
+@pytest.mark.parametrize("kinds", [("default", "kronecker"), ("kronecker", "default")])
+def test_a_state_of_the_other_kind_of_weights_is_refused(model, kinds):
+    optimizer, other = (ours(kind, model.parameters()) for kind in kinds)
+    train(model, optimizer, 2)
+    with pytest.raises(ValueError, match=f"parameter 0 is of weights of the other kind: .*pretrained={kinds[0]}"):
+        other.load_state_dict(optimizer.state_dict())
+    assert not other.state
 
 
 def test_half_precision_continues_bit_for_bit(learned, model):
