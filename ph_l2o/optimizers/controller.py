@@ -124,7 +124,7 @@ def ports(
     log_lr, (mix, keep, lean, rho) = out[..., 0], out[..., 1:].sigmoid().unbind(2)
     log_theta = (0.5 * (means[..., THETA] + _TINY).log()).clamp_min(math.log(_LEAST_THETA))
     pace = network.pace[..., 0] + network.pace[..., 1] * (seen.step.clamp_max(MOST_PACE) / PACE).log1p()
-    log_lr = log_lr + (network.powers[0] * length + pace)[:, None] + network.powers[1] * log_theta
+    log_lr = log_lr + network.powers[0] * length[:, None] + network.powers[1] * log_theta + pace[:, None]
     return Ports(log_lr + 0.5 * lean * log_growth[:, None], mix, keep, _MOST_RHO * rho, lean)
 
 

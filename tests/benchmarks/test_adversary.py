@@ -17,7 +17,7 @@ def test_quick_finds_nothing_and_goes_on(tmp_path, monkeypatch, capsys, mnist_ro
     monkeypatch.setattr(adversary, "set_up_torch", lambda threads: None)
     assert adversary.main() == 0
     content = json.loads(path.read_text())
-    assert len(content["parts"]) == 10
+    assert len(content["parts"]) == 18
     assert all(row[key] == 0 for row in content["parts"].values() for key in adversary.VIOLATIONS)
     assert content["parts"]["attack, float32"]["farthest"] > 0.9
     assert " 0 violations" in capsys.readouterr().out
