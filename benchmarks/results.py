@@ -62,6 +62,10 @@ def report(
     )  # fmt: skip
     comparison.to_json(arguments.out / f"{label}.json")
     print(f"\n### {label}: {num_problems:,} test problems, {horizon:,} steps\n\n{markdown(comparison)}\n", flush=True)
+    ours, *_ = comparison.finals
+    worst = comparison.finals[ours].argmax()
+    losses = ", ".join(f"{name} {values[worst]:.3g}" for name, values in comparison.finals.items())
+    print(f"Final losses where that of {ours} is largest: {losses}\n", flush=True)
 
 
 def markdown(comparison: Comparison) -> str:
