@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from ph_l2o.optim import PortHamiltonian, from_learned
+from ph_l2o.optim import PortHamiltonian, from_learned, load
 from ph_l2o.optimizers import PortHamiltonian as Learned
 
 
@@ -17,11 +17,12 @@ def main(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     learned = Learned(hidden_size=4)
     found = {}
-    for how in ("loss", "no loss", "own loss"):
+    for how in ("loss", "no loss", "own loss", "kronecker"):
         torch.manual_seed(1)
         model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)))
         options = {"reduce_loss": False} if how == "own loss" else {}
-        optimizer = from_learned(learned)(model.parameters(), **options)
+        make = load("kronecker") if how == "kronecker" else from_learned(learned)
+        optimizer = make(model.parameters(), **options)
         data = torch.Generator().manual_seed(100 + rank)
         for k in range(50):
             x = torch.randn(8, 3, generator=data)

@@ -78,7 +78,7 @@ def test_replicas_are_equal_bit_for_bit(tmp_path):
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for how, skipped in (("loss", 1), ("no loss", 0)):
+    for how, skipped in (("loss", 1), ("no loss", 0), ("kronecker", 1)):
         assert torch.equal(one[how][0], two[how][0]) and one[how][1] == two[how][1] == skipped
     assert not torch.equal(one["own loss"][0], two["own loss"][0])  # so the test can fail
     assert "needs whole parameters, and one is sharded (FSDP or DTensor)" in one["sharded"]
