@@ -26,6 +26,7 @@ from ph_l2o.tasks import ImageClassification
 
 HORIZON, BATCH, NUM_PROBLEMS, TUNING_PROBLEMS = 100, 64, 4, 2
 WEIGHTS_OF_A_UNIT = 784 + 1 + 10
+LARGE = 5_000_000  # weights, above which Adam is tuned over the learning rate alone, on one problem
 
 
 def main() -> None:
@@ -48,7 +49,10 @@ def main() -> None:
         task.prepare()
         row = rows.setdefault(str(width), {"weights": width * WEIGHTS_OF_A_UNIT + 10})
         if "adam" not in row:
-            tuned = tune("adam", task, horizon=HORIZON, num_problems=TUNING_PROBLEMS, seed=0)
+            large = width * WEIGHTS_OF_A_UNIT > LARGE
+            grid = {"lr": [10 ** (k / 2) for k in range(-8, -1)]} if large else None
+            problems = 1 if large else TUNING_PROBLEMS
+            tuned = tune("adam", task, horizon=HORIZON, num_problems=problems, seed=0, grid=grid)
             row["adam"] = end(Adam(**tuned.hyperparameters), task)
             row["adam_learning_rate"] = tuned.hyperparameters["lr"]
         for name, optimizer in shipped.items():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_ddp import ROOT, SMALL, last, train
 
-OUTER_STEPS = 150
+OUTER_STEPS = 80
 SETTINGS = ("strategy=ddp_cpu", f"meta.outer_steps={OUTER_STEPS}", "meta.val_every=10")
 BOUND = 60  # seconds until the other process has ended; it takes about 2 on a machine without other work
 
