@@ -18,8 +18,7 @@ import itertools
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from _mixture import mixture
 
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
@@ -28,7 +27,6 @@ from ph_l2o.optim.weights import load_weights
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.random import ProblemKeys
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 HORIZONS, SEED, LONGEST = (100, 300, 1000), 78, 256
 
 
@@ -49,12 +47,8 @@ def main() -> None:
     values = [[float(x) for x in column.split(",")] for column in (arguments.first, arguments.second)]
     pairs, count = list(itertools.product(*values)), arguments.problems
     optimizer.controller.pace = torch.tensor(pairs).repeat_interleave(count, 0)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [f"paths.data={arguments.data.absolute()}", "task=pretrain", "hydra.run.dir=."])
-    task = instantiate(config.task)
-    task.prepare()
     scores = []
-    for name, member in task.members():
+    for name, member in mixture(arguments.data).members():
         problem = member.sample(ProblemKeys(SEED, "val", 5, list(range(count)) * len(pairs)))
         losses = run(optimizer, problem, HORIZONS[-1])[1].unflatten(1, (len(pairs), count))
         scores.append(torch.stack([torch.stack([score(x, h) for h in HORIZONS]) for x in losses.unbind(1)]))

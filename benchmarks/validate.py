@@ -12,8 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from _mixture import mixture
 
 from ph_l2o.commands.checkpoint import load_optimizer
 from ph_l2o.commands.numerics import set_up_torch
@@ -21,7 +20,6 @@ from ph_l2o.inner import run
 from ph_l2o.meta.score import relative_score
 from ph_l2o.random import ProblemKeys
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NUM_PROBLEMS, HORIZON, SEED = 6, 300, 77
 
 
@@ -32,12 +30,8 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up_torch(1)
     optimizers = [load_optimizer(path)[0] for path in arguments.checkpoints]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", [f"paths.data={arguments.data.absolute()}", "task=pretrain", "hydra.run.dir=."])
-    task = instantiate(config.task)
-    task.prepare()
     scores: list[list[tuple[float, float]]] = [[] for _ in optimizers]
-    for name, member in task.members():
+    for name, member in mixture(arguments.data).members():
         for optimizer, found in zip(optimizers, scores, strict=True):
             problem = member.sample(ProblemKeys(SEED, "val", 5, range(NUM_PROBLEMS)))
             losses = run(optimizer, problem, HORIZON)[1]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optim.kernels import Slot
-from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases
-from ph_l2o.optimizers.port_hamiltonian_kronecker import LONGEST_VECTOR, renewed
+from ph_l2o.optimizers.eigenbases import Eigenbases
+from ph_l2o.optimizers.port_hamiltonian_kronecker import bases_of, renewed
 from ph_l2o.params import Layout
 
 
@@ -32,7 +32,7 @@ class Rotation:
 
     def bases(self, shape: tuple[int, ...]) -> Eigenbases | None:
         """What to do with a parameter of this shape; None if nothing."""
-        bases = eigenbases(Layout(("",), (shape,)), self.longest, min(LONGEST_VECTOR, self.longest))
+        bases = bases_of(Layout(("",), (shape,)), self.longest)
         return bases if bases.sizes else None
 
     def begin(self, memory: dict[str, Any], bases: Eigenbases, like: Tensor) -> None:

@@ -136,6 +136,14 @@ class Eigenbases:
 eigenbases = functools.lru_cache(maxsize=64)(Eigenbases)
 
 
+def check_settings(precondition_frequency: int, max_preconditioner_dim: int) -> None:
+    """Raise ValueError if an argument that optimizers with such bases share is out of range."""
+    if precondition_frequency < 1:
+        raise ValueError(f"optimizer.precondition_frequency={precondition_frequency}: must be >= 1 (steps)")
+    if max_preconditioner_dim < 0:
+        raise ValueError(f"optimizer.max_preconditioner_dim={max_preconditioner_dim}: must be >= 0 (coordinates)")
+
+
 def where_rows(rows: Tensor, make: Callable[[], tuple[Tensor, ...]], others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What `make` returns in these rows `(B,)`, else `others`; not made where it is known that no row needs it.
 

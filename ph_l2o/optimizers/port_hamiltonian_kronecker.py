@@ -2,8 +2,8 @@
 
 The dynamics are those of `port_hamiltonian.py`, in coordinates in which they are easier: each matrix W of θ is seen as
 X = Q_Lᵀ W Q_R, its gradient as Q_Lᵀ G Q_R, where Q_L and Q_R are eigenvectors of averages of GGᵀ and GᵀG; each short
-vector w as Q_Lᵀ w. Seen in the
-coordinates of W the step scale is S = Q diag(s) Qᵀ with Q = Q_L ⊗ Q_R, a full matrix in place of a diagonal one.
+vector w as Q_Lᵀ w. Seen in the coordinates of W the step scale is S = Q diag(s) Qᵀ with Q = Q_L ⊗ Q_R, a full matrix in
+place of a diagonal one.
 
 Whatever holds of the plain optimizer holds of this one. A change of orthogonal coordinates is a canonical
 transformation: the norms of θ and π, which is all that the energies are made of, are the same in all of them, so that
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optimizers.account import LEAST, PortHamiltonianState
-from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases, where_rows
+from ph_l2o.optimizers.eigenbases import Eigenbases, check_settings, eigenbases, where_rows
 from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
 from ph_l2o.params import Layout, Params
 
 DECAY = 0.95  # of L and R
-LONGEST_VECTOR = 128  # that is rotated
+_LONGEST_VECTOR = 128  # that is rotated
 _EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
 
 
@@ -89,10 +89,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
         max_preconditioner_dim: int = 1024,
     ):
         super().__init__(hidden_size=hidden_size, init_lr=init_lr, budget=budget, radius=radius, pace=pace)
-        if precondition_frequency < 1:
-            raise ValueError(f"optimizer.precondition_frequency={precondition_frequency}: must be >= 1 (steps)")
-        if max_preconditioner_dim < 0:
-            raise ValueError(f"optimizer.max_preconditioner_dim={max_preconditioner_dim}: must be >= 0 (coordinates)")
+        check_settings(precondition_frequency, max_preconditioner_dim)
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
 
     def init(self, params: Params) -> KroneckerState:  # type: ignore[override]
@@ -139,7 +136,12 @@ class PortHamiltonianKronecker(PortHamiltonian):
         return params, KroneckerState(after, gram, basis)
 
     def _bases(self, layout: Layout) -> Eigenbases:
-        return eigenbases(layout, self.max_preconditioner_dim, min(LONGEST_VECTOR, self.max_preconditioner_dim))
+        return bases_of(layout, self.max_preconditioner_dim)
+
+
+def bases_of(layout: Layout, longest: int) -> Eigenbases:
+    """The bases of matrices, with sides of up to `longest` rotated, and of short vectors."""
+    return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest))
 
 
 def renewed(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optimizers.classical import ClassicalOptimizer, adam_step, decades
-from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases, where_rows
+from ph_l2o.optimizers.eigenbases import Eigenbases, check_settings, eigenbases, where_rows
 from ph_l2o.params import Layout, Params
 
 
@@ -84,10 +84,7 @@ class SOAP(ClassicalOptimizer):
         max_preconditioner_dim: int = 1024,
     ):
         super().__init__(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
-        if precondition_frequency < 1:
-            raise ValueError(f"optimizer.precondition_frequency={precondition_frequency}: must be >= 1 (steps)")
-        if max_preconditioner_dim < 0:
-            raise ValueError(f"optimizer.max_preconditioner_dim={max_preconditioner_dim}: must be >= 0 (coordinates)")
+        check_settings(precondition_frequency, max_preconditioner_dim)
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
 
     def init(self, params: Params) -> SOAPState:

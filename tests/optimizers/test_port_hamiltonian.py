@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -125,9 +126,15 @@ def average(old, new, decay: float, k: float):
     return total / sum(decay**j for j in range(int(k)))
 
 
-def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **arguments: float) -> PortHamiltonian:
+def hostile(
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+    std: float = 1.0,
+    kind: type[PortHamiltonian] = PortHamiltonian,
+    **arguments: Any,
+) -> Any:
     torch.manual_seed(seed)
-    optimizer = PortHamiltonian(**arguments).to(dtype)
+    optimizer = kind(**arguments).to(dtype)
     with torch.no_grad():
         for p in (*optimizer.parameters(), optimizer.controller.pace):
             p += std * torch.randn_like(p)

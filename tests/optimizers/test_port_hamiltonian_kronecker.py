@@ -1,5 +1,6 @@
 """The Kronecker-factored port-Hamiltonian optimizer: the plain one, in coordinates that turn."""
 
+import functools
 import math
 
 import pytest
@@ -12,17 +13,12 @@ from ph_l2o.params import Layout, Params
 from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import TeacherRegression
 from tests.optimizers.test_port_hamiltonian import BROKEN, DTYPES, KINDS, attack, gradient_of, in_use
+from tests.optimizers.test_port_hamiltonian import hostile as plain_hostile
 
 LAYOUT = Layout(("w1", "b1", "k"), ((3, 4), (3,), (2, 3, 1, 2)))
 
 
-def hostile(seed: int, dtype: torch.dtype = torch.float64, std: float = 1.0, **arguments) -> PortHamiltonianKronecker:
-    torch.manual_seed(seed)
-    optimizer = PortHamiltonianKronecker(**arguments).to(dtype)
-    with torch.no_grad():
-        for p in (*optimizer.parameters(), optimizer.controller.pace):
-            p += std * torch.randn_like(p)
-    return optimizer
+hostile = functools.partial(plain_hostile, kind=PortHamiltonianKronecker)
 
 
 @torch.no_grad()
