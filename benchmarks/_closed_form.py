@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 import torch
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks.quadratic import QuadraticProblem
 
 CURVATURE = np.array([0.2, 1.0, 1.6])

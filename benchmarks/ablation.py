@@ -29,11 +29,11 @@ from ph_l2o import meta_train
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import Truncated
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian
-from ph_l2o.optimizers.account import Energies, PortHamiltonianState, Seen
-from ph_l2o.optimizers.controller import Controller
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
+from ph_l2o.port_hamiltonian.controller import Controller
+from ph_l2o.port_hamiltonian.energy import Energies, PortHamiltonianState, Seen
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
 SLOW = (1, 7)  # among the features: mean square of the slow average, its cosine with the gradient

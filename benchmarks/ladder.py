@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ph_l2o.checkpoints import load_weights
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import evaluate_optimizer, tune
 from ph_l2o.evaluation.diagnostics import diagnose
-from ph_l2o.optim.weights import load_weights
 from ph_l2o.optimizers import Adam, LearnedOptimizer
 from ph_l2o.tasks import ImageClassification
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import evaluate_optimizer, tune
 from ph_l2o.evaluation.tuning import baseline
-from ph_l2o.optim.weights import SHIPPED, load_weights
 from ph_l2o.tasks import ImageClassification
 
 STEPS, LAST = 10_000, 500

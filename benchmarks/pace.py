@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from _mixture import mixture
 
+from ph_l2o.checkpoints import load_weights
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.score import relative_score
-from ph_l2o.optim.weights import load_weights
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
-from ph_l2o.random import ProblemKeys
 
 HORIZONS, SEED, LONGEST = (100, 300, 1000), 78, 256
 

@@ -19,8 +19,8 @@ import ph_l2o
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.estimators import ESSingle
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys, Split
 from ph_l2o.optimizers import LearnedOptimizer, PortHamiltonian
-from ph_l2o.random import ProblemKeys, Split
 from ph_l2o.tasks import Landscape, Problem
 
 STEPS, STARTS = 1000, 512

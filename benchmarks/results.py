@@ -15,9 +15,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import BASELINES, Comparison, compare
-from ph_l2o.optim.weights import SHIPPED, load_weights
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
 SLOW = ("nesterov", "adam")  # baselines at 1,000 steps of MNIST, where tuning all of them would take an hour

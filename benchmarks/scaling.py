@@ -24,9 +24,9 @@ import torch
 from torch import distributed as dist
 
 from ph_l2o.estimators import ES, OBJECTIVES, Truncated
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.episodes import EpisodeSource
 from ph_l2o.optimizers import LSTM, LearnedOptimizer, PortHamiltonian
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import ImageClassification, Quadratic
 
 SIZES = {"port_hamiltonian": 1956, "lstm": 5141}

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from _mixture import mixture
 
-from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.checkpoints import load_checkpoint
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.score import relative_score
-from ph_l2o.random import ProblemKeys
 
 NUM_PROBLEMS, HORIZON, SEED = 6, 300, 77
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     arguments = parser.parse_args()
     set_up_torch(1)
-    optimizers = [load_optimizer(path)[0] for path in arguments.checkpoints]
+    optimizers = [load_checkpoint(path)[0] for path in arguments.checkpoints]
     scores: list[list[tuple[float, float]]] = [[] for _ in optimizers]
     for name, member in mixture(arguments.data).members():
         for optimizer, found in zip(optimizers, scores, strict=True):

@@ -5,8 +5,9 @@ Sub-packages are imported on first use, so `import ph_l2o` costs little more tha
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from ph_l2o.lazy import resolve
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name == "meta_train":
-        return importlib.import_module("ph_l2o.meta").meta_train
+        return resolve("ph_l2o.meta:meta_train")
     if name in __all__:
-        return importlib.import_module(f"ph_l2o.{name}")
+        return resolve(f"ph_l2o.{name}")
     raise AttributeError(f"module 'ph_l2o' has no attribute {name!r}")
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
-
-def conf_dir() -> str:
-    """The configuration: `conf/` beside the package in a checkout, inside it in an installed wheel."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return str(installed if installed.is_dir() else package.parent / "conf")
+from ph_l2o.commands.explain import explain
+from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands.lost_process import is_told_by_another
+from ph_l2o.lazy import resolve
+from ph_l2o.ranks import has_own_folder
 
 
 def train() -> None:
@@ -27,23 +25,15 @@ def evaluate() -> None:
 
 
 def _train(cfg: Any) -> float | None:
-    from ph_l2o.commands.train import run_training
-
-    return run_training(cfg)
+    return resolve("ph_l2o.commands.train:run_training")(cfg)
 
 
 def _evaluate(cfg: Any) -> None:
-    from ph_l2o.commands.evaluate import run_evaluation
-
-    run_evaluation(cfg)
+    resolve("ph_l2o.commands.evaluate:run_evaluation")(cfg)
 
 
 def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     import hydra
-
-    from ph_l2o.commands.errors import explain
-    from ph_l2o.commands.folders import register_resolvers
-    from ph_l2o.commands.processes import has_own_folder, is_told_by_another
 
     def stop(error: Exception) -> NoReturn:
         if is_told_by_another(error):

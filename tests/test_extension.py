@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import ph_l2o
-from ph_l2o.commands.errors import ConfigError
 from ph_l2o.commands.instantiate import build
+from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation import compare
 from ph_l2o.inner import run
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 
 SOURCE = '''
     """A task and an optimizer of a user."""
@@ -25,7 +25,7 @@ SOURCE = '''
 
     from ph_l2o.optimizers import LearnedOptimizer
     from ph_l2o.params import Params
-    from ph_l2o.random import ProblemKeys, Purpose
+    from ph_l2o.keys import ProblemKeys, Purpose
     from ph_l2o.tasks import ModuleProblem, Problem, Task
 
 

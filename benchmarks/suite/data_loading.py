@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from _measure import Found, contest
 
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks import Task
 from suite import cases, fresh
 from suite.options import Options

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import Problem, Task
-from ph_l2o.tasks.base import Buffers
+from ph_l2o.tasks.task import Buffers
 
 
 class Diagonal(Task):

@@ -20,7 +20,7 @@ import torch
 from _measure import REFUSALS
 
 from ph_l2o.estimators import OBJECTIVES
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks import Quadratic, Task
 from suite import cases, fresh
 

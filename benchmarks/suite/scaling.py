@@ -11,7 +11,7 @@ from _measure import Found, contest, entry, say
 
 from ph_l2o.estimators import Truncated
 from ph_l2o.inner import run
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 from suite import cases, fresh
 from suite.diagonal import Diagonal
 from suite.options import Options

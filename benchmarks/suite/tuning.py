@@ -13,8 +13,8 @@ import torch
 from _measure import Found, contest
 
 from ph_l2o.evaluation.runner import run_episode, tiled
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import Adam
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Quadratic
 from suite.options import Options
 

@@ -6,12 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ph_l2o.commands.errors import ConfigError
-from ph_l2o.commands.folders import git_revision, remove_if_untouched
+from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
+from ph_l2o.checks import did_you_mean
+from ph_l2o.commands.folders import remove_if_untouched
 from ph_l2o.commands.instantiate import build
-from ph_l2o.suggestions import did_you_mean
+from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
+from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
+from ph_l2o.commands.validate import check_counts, check_start, validate_common
+from ph_l2o.errors import ConfigError
+from ph_l2o.evaluation import BASELINES
+from ph_l2o.files import git_revision
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +47,11 @@ def run_evaluation(cfg: DictConfig) -> None:
         "device": device,
     }
     if isinstance(tasks, dict):
-        from ph_l2o.commands.suite import compare_suite_and_save
-
         settings["tuning_problems"] = cfg.tuning_problems or 2
         compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
     else:
-        from ph_l2o.commands.compare import compare_and_save
-
         compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
         if cfg.diagnostics:
-            from ph_l2o.commands.diagnostics import diagnose_and_save
-
             diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed)
 
 
@@ -61,12 +63,6 @@ def _suite_name() -> str:
 
 def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     """Optimizers by name; the task, or the suite's tasks by name; the device."""
-    import torch
-
-    from ph_l2o.commands.numerics import set_up_torch
-    from ph_l2o.commands.suite import build_suite
-    from ph_l2o.commands.validate import check_counts, check_start, validate_common
-
     validate_common(cfg)
     has_suite = cfg.get("suite") is not None
     if cfg.suite_tasks is not None and not has_suite:
@@ -94,13 +90,8 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
 
 
 def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
-    from ph_l2o.commands.checkpoint import load_optimizer
-    from ph_l2o.evaluation import BASELINES
-
     if entry in BASELINES:
         return entry, entry
-    from ph_l2o.optim.weights import SHIPPED, load_weights
-
     if entry in SHIPPED:
         return entry, load_weights(SHIPPED[entry])
     if entry in UNSHIPPED:
@@ -111,7 +102,7 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
     if not entry.endswith(".ckpt") and not Path(entry).exists():
         hint = did_you_mean(entry, (*BASELINES, *SHIPPED, *UNSHIPPED))
         raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}")
-    optimizer, config = load_optimizer(entry, plugins=cfg.plugins)
+    optimizer, config = load_checkpoint(entry, plugins=cfg.plugins)
     name = str(config.get("run_name", Path(entry).stem))
     log.info("%s: %s, trained on %s", name, entry, config.get("task", {}).get("_target_", "an unknown task"))
     return name, optimizer

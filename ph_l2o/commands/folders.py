@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
+
+from ph_l2o.ranks import has_own_folder
 
 LAST = Path("checkpoints") / "last.ckpt"
+
+
+def conf_dir() -> str:
+    """The configuration: `conf/` beside the package in a checkout, inside it in an installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return str(installed if installed.is_dir() else package.parent / "conf")
 
 
 def register_resolvers() -> None:
@@ -26,8 +32,6 @@ def _run_dir(ckpt_path: str | None, runs: str, run_name: str) -> str:
         path = find_checkpoint(str(ckpt_path), runs, run_name)
         if path.name == LAST.name and path.parent.name == LAST.parent.name:
             return str(path.parent.parent)
-    from ph_l2o.commands.processes import has_own_folder
-
     if not has_own_folder():
         return runs  # nothing is written by it
     now = datetime.datetime.now()
@@ -51,22 +55,6 @@ def find_checkpoint(ckpt_path: str, runs: str, run_name: str) -> Path:
             f"ckpt_path=last: no run of {run_name} with a checkpoint in {runs}; start one without ckpt_path"
         )
     return found[-1]
-
-
-def git_revision() -> str | None:
-    """The commit that the working folder is at, with `-dirty` where it is changed; None outside of git."""
-    try:
-        call = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(call, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or not there."""
-    from ph_l2o.evaluation.files import write_atomically
-
-    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def remove_if_untouched(folder: Path) -> None:

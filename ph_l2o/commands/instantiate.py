@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from ph_l2o.commands.errors import ConfigError
+from ph_l2o.errors import ConfigError
 
 _ALLOWED = ("ph_l2o", "torch", "pytorch_lightning")
 

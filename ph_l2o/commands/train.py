@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ph_l2o.commands.errors import ConfigError
-from ph_l2o.commands.folders import find_checkpoint, git_revision, remove_if_untouched, write_json
+from ph_l2o.checkpoints import load_checkpoint, load_weights
+from ph_l2o.commands.folders import find_checkpoint, remove_if_untouched
 from ph_l2o.commands.instantiate import build
-from ph_l2o.commands.processes import has_own_folder, how_to_resume, is_rank_zero, tell
+from ph_l2o.commands.lost_process import how_to_resume, print_error
+from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
+from ph_l2o.commands.validate import check_resume, check_start, validate_training
+from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WeightsError
+from ph_l2o.files import git_revision, json_text, write_atomically
+from ph_l2o.meta import MetaLearner, ProblemSharing, fit
+from ph_l2o.meta.wandb_run import wandb_logger
+from ph_l2o.ranks import has_own_folder, is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +47,6 @@ def run_training(cfg: DictConfig) -> float:
             _close_log_files()
             remove_if_untouched(folder)
         raise
-    from ph_l2o.meta import NonFiniteError
-
     try:
         with _recorded(folder) as record:
             return _train(cfg, parts, folder, resume, record)
@@ -52,11 +59,6 @@ def run_training(cfg: DictConfig) -> float:
 
 def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     """Everything that can be wrong with the configuration is found here, before any work."""
-    import torch
-
-    from ph_l2o.commands.numerics import set_up_torch
-    from ph_l2o.commands.validate import check_resume, check_start, validate_training
-
     validate_training(cfg)
     set_up_torch(cfg.num_threads)
     plugins = list(cfg.plugins)
@@ -83,8 +85,6 @@ def start_from(weights: str, optimizer: Any) -> None:
     Raises:
         ConfigError: If there is no such file, or it fits another optimizer.
     """
-    from ph_l2o.optim.weights import WeightsError, load_weights
-
     try:
         optimizer.load_state_dict(load_weights(weights).state_dict())
     except (OSError, WeightsError) as error:
@@ -105,8 +105,6 @@ def _resume_path(cfg: DictConfig) -> Path | None:
 def _train(
     cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None, record: Callable[[str], None]
 ) -> float:
-    from ph_l2o.meta import MetaLearner
-
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -145,14 +143,12 @@ def _train(
 def _fit(
     cfg: DictConfig, learner: Any, folder: Path, resume: Path | None, record: Callable[[str], None], **more: Any
 ) -> Any:
-    from ph_l2o.meta import ProblemSharing, ProcessError, fit
-
     def explained(what: object) -> str:
         return f"{what}; {how_to_resume(folder)}"
 
     def end(what: str) -> None:
         record("error")
-        tell(explained(what))
+        print_error(explained(what))
 
     strategy = cfg.strategy.strategy
     if strategy == "ddp":
@@ -167,10 +163,7 @@ def _fit(
 
 
 def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path, loggers: list[Any]) -> None:
-    from ph_l2o.commands.checkpoint import load_optimizer
-    from ph_l2o.commands.compare import compare_and_save, log_to_wandb
-
-    best, _ = load_optimizer(folder / "checkpoints" / "best.ckpt", plugins=cfg.plugins)
+    best, _ = load_checkpoint(folder / "checkpoints" / "best.ckpt", plugins=cfg.plugins)
     from hydra.core.hydra_config import HydraConfig
 
     name = HydraConfig.get().runtime.choices["optimizer"]
@@ -195,8 +188,6 @@ def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[An
     if settings is None:
         return []
     from hydra.core.hydra_config import HydraConfig
-
-    from ph_l2o.meta.wandb_run import wandb_logger
 
     sweep = Path(HydraConfig.get().sweep.dir).name if _is_multirun() else None
     id_file = folder / "wandb_id"
@@ -225,7 +216,8 @@ def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
 
     def record(status: str) -> None:
         if has_own_folder() and folder.is_dir():
-            write_json(folder / "status.json", {"status": status, "seconds": round(time.time() - began, 1)})
+            content = {"status": status, "seconds": round(time.time() - began, 1)}
+            write_atomically(folder / "status.json", json_text(content))
 
     try:
         yield record
@@ -234,8 +226,8 @@ def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
         status = "interrupted"
         raise
     except Exception as error:
-        status = "diverged" if type(error).__name__ == "NonFiniteError" else "error"
-        lost = type(error).__name__ == "ProcessError"  # perhaps process 0
+        status = "diverged" if isinstance(error, NonFiniteError) else "error"
+        lost = isinstance(error, ProcessError)  # perhaps process 0
         raise
     finally:
         if is_rank_zero() or lost:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
-from ph_l2o.commands.checkpoint import CheckpointError, read_checkpoint
-from ph_l2o.commands.errors import ConfigError
-from ph_l2o.commands.processes import started_processes
+from ph_l2o.checkpoints import KEY, read_checkpoint
+from ph_l2o.checks import did_you_mean
 from ph_l2o.compilation import checked
+from ph_l2o.errors import CheckpointError, ConfigError
+from ph_l2o.evaluation import BASELINES
+from ph_l2o.inner import value_and_gradient
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import LearnedOptimizer
-from ph_l2o.suggestions import did_you_mean
+from ph_l2o.ranks import started_processes
 from ph_l2o.tasks import Task
 
 
@@ -56,22 +60,17 @@ def check_counts(node: DictConfig, prefix: str, *, own_horizons: bool = False) -
 
 def check_baselines(names: list[str], key: str) -> None:
     """Names of classical optimizers."""
-    from ph_l2o.evaluation import BASELINES
-
     for name in names:
         if name not in BASELINES:
             raise ConfigError(f"{key}=[…, {name}]: must be of {', '.join(BASELINES)}{did_you_mean(name, BASELINES)}")
 
 
 def _check_device(cfg: DictConfig) -> None:
-    if cfg.strategy.accelerator == "gpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"strategy.accelerator=gpu (strategy={_choice('strategy')}): no GPU is visible here; "
-                "use strategy=cpu, or strategy=ddp_cpu for several processes"
-            )
+    if cfg.strategy.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"strategy.accelerator=gpu (strategy={_choice('strategy')}): no GPU is visible here; "
+            "use strategy=cpu, or strategy=ddp_cpu for several processes"
+        )
 
 
 def _check_processes(cfg: DictConfig) -> None:
@@ -87,8 +86,6 @@ def _check_processes(cfg: DictConfig) -> None:
         )
     devices, nodes = cfg.strategy.devices, cfg.strategy.num_nodes
     if not isinstance(devices, int):
-        import torch
-
         devices = torch.cuda.device_count()
     for key, value, what in (("devices", devices, "processes of a machine"), ("num_nodes", nodes, "machines")):
         if not isinstance(value, int) or value < 1:
@@ -133,11 +130,6 @@ def check_start(task: Task, seed: int) -> None:
 
 
 def _check_start(task: Task, seed: int, name: str) -> None:
-    import torch
-
-    from ph_l2o.inner import value_and_gradient
-    from ph_l2o.random import ProblemKeys
-
     problem = task.sample(ProblemKeys(seed, "train", 0, range(2)))
     batch = next(iter(problem.batches(0, 1)))
     loss, gradient, _ = value_and_gradient(problem, problem.params, problem.buffers, batch)
@@ -163,7 +155,7 @@ def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer) -> No
             f"ckpt_path={path}: holds another optimizer than optimizer={_choice('optimizer')} with these settings; "
             "resume with the settings of the run, which are in its config.yaml"
         )
-    done = content["ph_l2o"]["outer_step"]
+    done = content[KEY]["outer_step"]
     if done >= cfg.meta.outer_steps:
         raise ConfigError(
             f"meta.outer_steps={cfg.meta.outer_steps}: the checkpoint {path} has done {done} already; ask for more"

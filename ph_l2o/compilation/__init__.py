@@ -1,13 +1,11 @@
 """Compiled inner steps."""
 
-from ph_l2o.compilation.graphs import CompileError
 from ph_l2o.compilation.modes import checked, choose
 from ph_l2o.compilation.particles import CompiledParticles, CompiledParticleUpdates
 from ph_l2o.compilation.steps import CompiledSteps
 from ph_l2o.compilation.updates import CompiledUpdates
 
 __all__ = [
-    "CompileError",
     "CompiledParticleUpdates",
     "CompiledParticles",
     "CompiledSteps",

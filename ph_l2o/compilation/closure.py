@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Task
+from ph_l2o.tasks.task import Task
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _Build = Callable[[Iterator[Tensor]], Any]

@@ -24,16 +24,13 @@ from torch.func import functionalize, vjp
 
 from ph_l2o.compilation.barriers import insert_barriers
 from ph_l2o.compilation.residuals import drop_sizes, keep_bases
+from ph_l2o.errors import CompileError
 from ph_l2o.segments import tracing
 
 log = logging.getLogger(__name__)
 
 Tensors = Sequence[Tensor]
 Function = Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]
-
-
-class CompileError(RuntimeError):
-    """Something cannot be compiled; the text says what, and what to do."""
 
 
 class Differentiable(NamedTuple):

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.func import grad
 
 from ph_l2o.compilation.closure import Closure
-from ph_l2o.compilation.graphs import CompileError, timed
+from ph_l2o.compilation.graphs import timed
+from ph_l2o.errors import CompileError
 from ph_l2o.inner import Carry
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.task import Buffers, Problem
 
 log = logging.getLogger(__name__)
 

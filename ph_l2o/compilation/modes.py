@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from ph_l2o.compilation.graphs import CompileError
-from ph_l2o.estimators.base import Estimator
+from ph_l2o.errors import CompileError
+from ph_l2o.estimators.estimator import Estimator
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from ph_l2o.compilation.kinds import Compiled, Kinds, Pieces, Structure, shapes
 from ph_l2o.compilation.slots import SlotLayout, TableFinder, slots_of
 from ph_l2o.inner import Carry
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout, Params
-from ph_l2o.tasks.base import Buffers
+from ph_l2o.tasks.task import Buffers
 
 # An architecture whose sizes are unlike each other: 7 tensors in 331 slots.
 _EXAMPLE = Layout(tuple("abcdefg"), ((97, 23), (23,), (41, 61), (61,), (19, 29), (3,), ()))

@@ -13,8 +13,8 @@ from ph_l2o.compilation.kinds import Pieces, Step, StepKinds, Structure, drawn_t
 from ph_l2o.compilation.padding import Example, Plain, UpdateKinds
 from ph_l2o.estimators.particles import Particles, particle_update
 from ph_l2o.inner import Carry, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.tasks.base import Problem
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 

@@ -11,11 +11,11 @@ from torch.func import functional_call
 
 from ph_l2o.compilation.graphs import Differentiable, compile_differentiable
 from ph_l2o.compilation.kinds import Pieces, Step, StepKinds, Structure, drawn_tensors, traced_value_and_gradient
-from ph_l2o.estimators.base import Estimate
 from ph_l2o.estimators.directions import join, split
+from ph_l2o.estimators.estimator import Estimate
 from ph_l2o.inner import Carry, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.tasks.base import Problem
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
 
 
 class CompiledSteps:

@@ -13,12 +13,12 @@ from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_different
 from ph_l2o.compilation.kinds import Pieces, Structure
 from ph_l2o.compilation.padding import Example, Plain, UpdateKinds
 from ph_l2o.compilation.steps import value_and_weights
-from ph_l2o.estimators.base import Estimate
 from ph_l2o.estimators.directions import join, split
+from ph_l2o.estimators.estimator import Estimate
 from ph_l2o.inner import Carry, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Problem
+from ph_l2o.tasks.task import Problem
 
 
 class _Done(NamedTuple):

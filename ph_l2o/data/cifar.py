@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ph_l2o.data.errors import DamagedFileError
 from ph_l2o.data.images import ImageData
 from ph_l2o.data.safe_pickle import load_arrays
+from ph_l2o.errors import DamagedFileError
 
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILES = ("test_batch",)

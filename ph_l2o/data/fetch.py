@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ph_l2o.data.errors import DamagedFileError, DataError
+from ph_l2o.data.download_progress import progress
 from ph_l2o.data.images import ImageData
 from ph_l2o.data.lock import process_lock
-from ph_l2o.data.progress import progress
+from ph_l2o.errors import DamagedFileError, DataError
 
 Say = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ph_l2o.data.errors import DamagedFileError
+from ph_l2o.errors import DamagedFileError
 
 
 def read_idx(path: Path, *, ndim: int, md5: str | None = None) -> np.ndarray:

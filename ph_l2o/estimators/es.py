@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ph_l2o.estimators.base import Estimate
+from ph_l2o.estimators.estimator import Estimate
 from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import map_carry, repeat
 from ph_l2o.inner import Carry
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.tasks.base import Problem
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
 
 
 class ES(EvolutionStrategy):

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ph_l2o.estimators.base import Estimate, Estimator
 from ph_l2o.estimators.directions import Noise, check_noise, draw, join, size, split
+from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
 from ph_l2o.inner import Carry, start
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Problem
+from ph_l2o.keys import ProblemKeys
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
 
 
 class EvolutionStrategy(Estimator):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 
 
 def num_processes() -> int:

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ph_l2o.estimators.base import Estimate, Estimator
 from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
+from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import Update, per_problem
 from ph_l2o.estimators.swap import call_with
 from ph_l2o.estimators.tangents import as_leaves, flatten, hessian_times, is_differentiable, jacobian_times
 from ph_l2o.inner import Carry, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer, map_state
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.task import Buffers, Problem
 
 
 class ForwardState(NamedTuple):

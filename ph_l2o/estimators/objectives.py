@@ -8,12 +8,12 @@ from torch import Tensor
 
 Objective = Callable[[Tensor], Tensor]
 
-_EPS = 1e-9
+EPS = 1e-9
 
 
 def mean_log_loss(losses: Tensor) -> Tensor:
     """Mean over steps and problems of log(loss + 1e-9): problems of all scales count alike. Losses `(K, B)`, >= 0."""
-    return (losses + _EPS).log().mean()
+    return (losses + EPS).log().mean()
 
 
 def mean_loss(losses: Tensor) -> Tensor:

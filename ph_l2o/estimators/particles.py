@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from ph_l2o.inner import Carry, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer, map_state
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.task import Buffers, Problem
 
 
 class ParticleState(NamedTuple):

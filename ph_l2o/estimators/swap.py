@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.base import State, map_state
+from ph_l2o.optimizers.learned_optimizer import State, map_state
 
 
 def jacobian_times(outputs: Sequence[Tensor], inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:

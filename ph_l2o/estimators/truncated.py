@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ph_l2o.estimators.base import Estimate, Estimator
+from ph_l2o.errors import CompileError
+from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.swap import call_with
 from ph_l2o.inner import Carry, inner_step, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.tasks.base import Problem
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
 
 
 class Truncated(Estimator):
@@ -48,7 +49,7 @@ class Truncated(Estimator):
 
     def compile_steps(self, *, whole: bool = True) -> None:
         """See `Estimator.compile_steps`."""
-        from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
+        from ph_l2o.compilation import CompiledSteps, CompiledUpdates
 
         if whole and self.amplification is not None:
             raise CompileError("with estimator.amplification cannot be compiled whole")

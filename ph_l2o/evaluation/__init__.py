@@ -2,7 +2,7 @@
 
 from ph_l2o.evaluation.comparison import Comparison, compare
 from ph_l2o.evaluation.runner import evaluate_optimizer
-from ph_l2o.evaluation.suite import SuiteComparison, SuiteTask, compare_suite
+from ph_l2o.evaluation.suite_comparison import SuiteComparison, SuiteTask, compare_suite
 from ph_l2o.evaluation.tuning import BASELINES, tune
 
 __all__ = [

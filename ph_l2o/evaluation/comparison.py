@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from ph_l2o.checks import at_least, nearest
 from ph_l2o.evaluation import statistics as stats
-from ph_l2o.evaluation.checks import at_least, nearest
-from ph_l2o.evaluation.files import json_text, write_atomically
 from ph_l2o.evaluation.plots import Curve, curve, plot_curves, to_png
 from ph_l2o.evaluation.runner import Result, evaluate_optimizer
 from ph_l2o.evaluation.tables import paired_table, plain_table, rich_table
 from ph_l2o.evaluation.tuning import BASELINES, Tuned, default_num_problems, tune
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import ProblemKeys, Purpose
-from ph_l2o.tasks.base import Task
+from ph_l2o.files import json_text, write_atomically
+from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

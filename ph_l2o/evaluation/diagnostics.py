@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ph_l2o.inner import Carry, start, value_and_gradient
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import ProblemKeys, Split
-from ph_l2o.tasks.base import Task
+from ph_l2o.keys import ProblemKeys, Split
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

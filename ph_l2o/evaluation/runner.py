@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.evaluation.checks import at_least
+from ph_l2o.checks import at_least
 from ph_l2o.evaluation.statistics import Array, mean
 from ph_l2o.inner import Carry, final_loss, run
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import SPLITS, ProblemKeys, Split
-from ph_l2o.tasks.base import Problem, Task
+from ph_l2o.keys import SPLITS, ProblemKeys, Split
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem, Task
 
 Progress = Callable[[int, int], None]
 LAST = 10  # losses in the mean over the end of an episode

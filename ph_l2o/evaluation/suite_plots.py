@@ -13,7 +13,7 @@ from ph_l2o.evaluation.suite_tables import WORDS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ph_l2o.evaluation.suite import SuiteComparison
+    from ph_l2o.evaluation.suite_comparison import SuiteComparison
 
 _COLUMNS = 4
 _FONT_SIZE = 7.5  # points

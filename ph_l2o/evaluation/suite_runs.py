@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 import ph_l2o
-from ph_l2o.evaluation.files import json_text, write_atomically
 from ph_l2o.evaluation.plots import Curve, curve
 from ph_l2o.evaluation.runner import evaluate_optimizer, num_coordinates
 from ph_l2o.evaluation.statistics import Array
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.tasks.base import Task
+from ph_l2o.files import json_text, write_atomically
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from ph_l2o.evaluation.statistics import Interval, mean
 from ph_l2o.evaluation.tables import aligned
 
 if TYPE_CHECKING:
-    from ph_l2o.evaluation.suite import SuiteComparison
+    from ph_l2o.evaluation.suite_comparison import SuiteComparison
 
 WORDS = {"adam": "to Adam", "best_baseline": "to best baseline"}
 

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 import ph_l2o
-from ph_l2o.evaluation.checks import at_least, nearest
-from ph_l2o.evaluation.files import write_atomically
+from ph_l2o.checks import at_least, nearest
 from ph_l2o.evaluation.runner import (
     LAST,
     Progress,
@@ -30,9 +29,10 @@ from ph_l2o.evaluation.runner import (
     tiled,
 )
 from ph_l2o.evaluation.statistics import as_losses, mean
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Task
+from ph_l2o.files import write_atomically
+from ph_l2o.keys import ProblemKeys
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.base import LearnedOptimizer, detach_state
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, detach_state
 from ph_l2o.params import Params
-from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.task import Buffers, Problem
 
 
 class Carry(NamedTuple):

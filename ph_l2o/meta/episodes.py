@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ph_l2o.inner import Carry, start
-from ph_l2o.optimizers.base import LearnedOptimizer, map_state
-from ph_l2o.random import ProblemKeys, Purpose
+from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.tasks import Problem, Task, rescaled
 
 

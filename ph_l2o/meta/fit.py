@@ -22,7 +22,7 @@ from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.processes import ProblemSharing, lost_processes
 from ph_l2o.meta.progress import MetaProgress
 from ph_l2o.meta.settings import MetaSettings
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks import Task
 
 _IGNORED_WARNINGS = (

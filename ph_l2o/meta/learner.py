@@ -11,26 +11,23 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ph_l2o.compilation import CompileError, checked, choose
+from ph_l2o import checkpoints
+from ph_l2o.compilation import checked, choose
+from ph_l2o.errors import CompileError, NonFiniteError
 from ph_l2o.estimators import OBJECTIVES, Estimate, Estimator
+from ph_l2o.estimators.objectives import EPS
 from ph_l2o.inner import final_loss, run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
 from ph_l2o.meta.processes import check_same_weights, mean_over_processes
 from ph_l2o.meta.score import relative_score
 from ph_l2o.meta.settings import OUTER_OPTIMIZERS, MetaSettings
-from ph_l2o.optimizers.base import LearnedOptimizer
-from ph_l2o.random import ProblemKeys
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks import Task
 
 log = logging.getLogger(__name__)
 
-_CHECKPOINT_KEY = "ph_l2o"
 _MAX_SKIPPED_IN_A_ROW = 20
-_EPS = 1e-9
-
-
-class NonFiniteError(RuntimeError):
-    """Meta-training cannot go on, because losses or gradients are not finite."""
 
 
 class _Window(NamedTuple):
@@ -250,7 +247,7 @@ class MetaLearner(pl.LightningModule):
         if not self.estimator.averages_processes:
             flat = mean_over_processes(flat)
         if self.meta.gradient_clip is not None:
-            flat = flat * (self.meta.gradient_clip / (flat.norm() + _EPS)).clamp_max(1)
+            flat = flat * (self.meta.gradient_clip / (flat.norm() + EPS)).clamp_max(1)
         return [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradient]), gradient, strict=True)]
 
     def _leave_out(self, count: int) -> None:
@@ -346,7 +343,7 @@ class MetaLearner(pl.LightningModule):
         }
         if mixed:
             return metrics, relative_score(losses)
-        score = after.mean() if task.can_be_negative else (after + _EPS).log().mean()
+        score = after.mean() if task.can_be_negative else (after + EPS).log().mean()
         return metrics, torch.where(torch.isfinite(score), score, torch.inf)
 
     def test_step(self, batch: int, batch_idx: int) -> None:
@@ -362,7 +359,7 @@ class MetaLearner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration and the episode, over all processes."""
         under_way = [None if e is None or e.is_over else self._gather(save(e)) for e in self.episodes]
-        checkpoint[_CHECKPOINT_KEY] = {
+        checkpoint[checkpoints.KEY] = {
             "config": self.config,
             "seed": self.seed,
             "outer_step": self.global_step,
@@ -391,7 +388,7 @@ class MetaLearner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episode up again."""
-        saved = checkpoint[_CHECKPOINT_KEY]
+        saved = checkpoint[checkpoints.KEY]
         if len(saved["episodes"]) != self.meta.episodes:
             raise ValueError(f"meta.episodes={self.meta.episodes}: the checkpoint has {len(saved['episodes'])} of them")
         self._saved_episodes, self.episodes = list(saved["episodes"]), [None] * self.meta.episodes

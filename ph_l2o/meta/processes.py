@@ -18,15 +18,12 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 from torch import Tensor
 from torch import distributed as dist
 
+from ph_l2o.errors import ProcessError
 from ph_l2o.estimators.exchange import num_processes
+from ph_l2o.ranks import STARTED_BY
 
-STARTED_BY = "PH_L2O_STARTED_BY"  # in the environment of processes that process 0 of a machine started: its id
 _POLL = 0.5  # seconds between looks at the other processes
 _GRACE = 10.0  # seconds in which a process should notice by itself that another is gone
-
-
-class ProcessError(RuntimeError):
-    """The processes of a run can't go on together."""
 
 
 class ProblemSharing(DDPStrategy):

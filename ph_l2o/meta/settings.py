@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from ph_l2o.estimators.base import Estimator
+from ph_l2o.checks import did_you_mean
+from ph_l2o.estimators.estimator import Estimator
 from ph_l2o.estimators.objectives import OBJECTIVES
-from ph_l2o.suggestions import did_you_mean
 
 OUTER_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.optim.generic import Learned
-from ph_l2o.optim.port_hamiltonian import PortHamiltonian, takes
-from ph_l2o.optim.shell import DropIn
-from ph_l2o.optim.weights import WeightsError, load_weights, save_weights
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.checkpoints import load_weights, save_weights
+from ph_l2o.errors import WeightsError
+from ph_l2o.optim.drop_in import DropIn
+from ph_l2o.optim.drop_in_learned import Learned
+from ph_l2o.optim.drop_in_port_hamiltonian import PortHamiltonian, takes
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 __all__ = ["DropIn", "Learned", "PortHamiltonian", "WeightsError", "from_learned", "load", "save_weights"]
 
 
-def load(path: str | Path) -> Callable[..., DropIn]:
+def load(path: str | Path, *, plugins: Iterable[str] = ()) -> Callable[..., DropIn]:
     """What makes drop-in optimizers of a file's weights: `load("best.ckpt")(model.parameters())`.
 
     Args:
         path: A `.ckpt` of a training or a `.safetensors`; `default` or `kronecker` for weights in this package.
+        plugins: Packages besides this one that may be imported for the optimizer's class.
 
     Returns:
         See `from_learned`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        WeightsError: If the file is damaged, or not of an optimizer of this version.
+        WeightsError: If the file is damaged, or of an optimizer that is not known here.
     """
-    return from_learned(load_weights(path))
+    return from_learned(load_weights(path, plugins=plugins))
 
 
 def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:

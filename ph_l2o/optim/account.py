@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ph_l2o.optim import in_place
-from ph_l2o.optim.kernels import Slot
-from ph_l2o.optim.numbers import State
+from ph_l2o.port_hamiltonian import in_place
+from ph_l2o.port_hamiltonian.kernels import Slot
+from ph_l2o.port_hamiltonian.single_problem import State
 
 if TYPE_CHECKING:
-    from ph_l2o.optim.port_hamiltonian import PortHamiltonian
+    from ph_l2o.optim.drop_in_port_hamiltonian import PortHamiltonian
 
 KEY = "account"  # of the account, among the parameters in `state`
 _DECAYS = "decays"  # stiffness, beside the common one, of the springs whose energy is in the account

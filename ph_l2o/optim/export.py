@@ -7,7 +7,7 @@ The weights in this package are written from last.ckpt of the runs of experiment
 python -m ph_l2o.optim.export … default.safetensors --set pace=[0.2,0.6]
 python -m ph_l2o.optim.export … kronecker.safetensors --set pace=[-0.4,0.8] --set max_preconditioner_dim=1024
 
-python -m ph_l2o.optim.export untrained ph_l2o/optim/weights/default.safetensors    # as meta-training starts, seed 0
+python -m ph_l2o.optim.export untrained ph_l2o/weights/default.safetensors    # as meta-training starts, seed 0
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from ph_l2o.commands.checkpoint import CheckpointError, load_optimizer
-from ph_l2o.optim.weights import FOLDER, SHIPPED, WeightsError, describe, load_weights, save_weights
+from ph_l2o.checkpoints import FOLDER, SHIPPED, describe, load_checkpoint, load_weights, save_weights
+from ph_l2o.errors import CheckpointError, WeightsError
 from ph_l2o.optimizers import PortHamiltonian
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 _SETTINGS = ("outer_steps", "horizons", "num_problems", "learning_rate", "rescale", "hide_loss")
 
@@ -56,7 +56,7 @@ def _source(source: str) -> tuple[LearnedOptimizer, Any]:
     if source in SHIPPED.values() or source.endswith(".safetensors"):
         path = FOLDER / f"{source}.safetensors" if source in SHIPPED.values() else Path(source)
         return load_weights(source), describe(path)["trained_on"]
-    optimizer, config = load_optimizer(source)
+    optimizer, config = load_checkpoint(source)
     meta = config.get("meta") or {}
     trained_on = {
         "tasks": sorted(set(_targets(config.get("task")))),

@@ -1,13 +1,20 @@
-"""Optimizers, learned and classical, behind one interface."""
+"""Optimizers, learned and classical, behind one interface.
 
-from ph_l2o.optimizers.base import LearnedOptimizer, detach_state, map_state
+The port-Hamiltonian ones have a room of their own, above this one, and are shown here too.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ph_l2o.lazy import resolve
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
 from ph_l2o.optimizers.hnn import HNN
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, detach_state, map_state
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
-from ph_l2o.optimizers.port_hamiltonian_kronecker import PortHamiltonianKronecker
 from ph_l2o.optimizers.soap import SOAP
+
+if TYPE_CHECKING:
+    from ph_l2o.port_hamiltonian import PortHamiltonian, PortHamiltonianKronecker
 
 __all__ = [
     "HNN",
@@ -27,3 +34,15 @@ __all__ = [
     "detach_state",
     "map_state",
 ]
+
+_ABOVE = ("PortHamiltonian", "PortHamiltonianKronecker")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ABOVE:
+        return resolve(f"ph_l2o.port_hamiltonian:{name}")
+    raise AttributeError(f"module 'ph_l2o.optimizers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
 
 # Stands for a decay of 0, whose logit is not finite: sigmoid(-40) = 4e-18 is below rounding.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ph_l2o import segments
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.optimizers.preprocessing import log_and_sign
 from ph_l2o.params import Params
 

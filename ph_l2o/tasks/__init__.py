@@ -1,7 +1,6 @@
 """What is optimised: distributions of problems."""
 
 from ph_l2o.tasks.autoencoder import Autoencoder
-from ph_l2o.tasks.base import Problem, Task
 from ph_l2o.tasks.batched import BatchedModule
 from ph_l2o.tasks.images import ImageClassification
 from ph_l2o.tasks.landscape import Landscape
@@ -13,6 +12,7 @@ from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.quadratic import Quadratic, QuadraticProblem
 from ph_l2o.tasks.rescaled import rescaled
 from ph_l2o.tasks.sequences import Sequences
+from ph_l2o.tasks.task import Problem, Task
 from ph_l2o.tasks.teacher import TeacherRegression
 
 __all__ = [

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Buffers
 from ph_l2o.tasks.batched import NORMS
 from ph_l2o.tasks.image_task import ImageBatch, ImageTask, ImageTaskProblem
 from ph_l2o.tasks.mlp import MLP, checked_activations, checked_sizes
+from ph_l2o.tasks.task import Buffers
 
 
 class Autoencoder(ImageTask):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.base import Task
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
+from ph_l2o.tasks.task import Task
 
 _FINAL = 2**62  # first number of the seeds for final batches, beyond those of all inner steps
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Buffers
 from ph_l2o.tasks.batched import NORMS
 from ph_l2o.tasks.describe import described
 from ph_l2o.tasks.image_task import ImageBatch, ImageTask, ImageTaskProblem
 from ph_l2o.tasks.logistic import negative_log_likelihood
 from ph_l2o.tasks.mlp import MLP, MixedActivation, checked_activations, checked_sizes
+from ph_l2o.tasks.task import Buffers
 
 _TEST_ELEMENTS = 2**23  # input numbers of a chunk of test images, over all problems: 32 MiB in float32
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import did_you_mean
+from ph_l2o.keys import ProblemKeys, Purpose, normals
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, normals
-from ph_l2o.suggestions import did_you_mean
-from ph_l2o.tasks.base import Buffers, Problem, Task
+from ph_l2o.tasks.task import Buffers, Problem, Task
 
 # The functions are written as sums of terms that cannot become negative, by rounding neither.
 

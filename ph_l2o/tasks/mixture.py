@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ph_l2o.random import ProblemKeys, Purpose
-from ph_l2o.suggestions import did_you_mean
-from ph_l2o.tasks.base import Problem, Task
+from ph_l2o.checks import did_you_mean
+from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.tasks.task import Problem, Task
 
 
 class Mixture(Task):

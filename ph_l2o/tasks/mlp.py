@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ph_l2o.suggestions import did_you_mean
+from ph_l2o.checks import did_you_mean
 from ph_l2o.tasks.batched import BatchedModule, affine, normalized
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.suggestions import did_you_mean
+from ph_l2o.checks import did_you_mean
 from ph_l2o.tasks.batched import NORMS, BatchedModule, affine, normalized
 from ph_l2o.tasks.mlp import ACTIVATIONS
 from ph_l2o.tasks.recurrent import CELLS, State

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
-from ph_l2o.tasks.base import Buffers, Problem
 from ph_l2o.tasks.recurrent import PlainRecurrence
+from ph_l2o.tasks.task import Buffers, Problem
 
 
 class ModuleProblem(Problem):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.keys import Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import Purpose
-from ph_l2o.tasks.base import Buffers, Problem
+from ph_l2o.tasks.task import Buffers, Problem
 
 
 class rescaled(Problem):  # used like a function: rescaled(problem, 0.7)

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.checks import did_you_mean
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.suggestions import did_you_mean
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.describe import described
 from ph_l2o.tasks.logistic import negative_log_likelihood
 from ph_l2o.tasks.models import RecurrentNet
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
+from ph_l2o.tasks.task import Buffers, Task
 
 KINDS = ("markov", "copy", "modular", "adding")
 Batch = tuple[Tensor, Tensor]  # inputs (B, batch, time, features), targets (B, batch, time), symbols or numbers

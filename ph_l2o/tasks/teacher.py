@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.keys import ProblemKeys, Purpose, normals
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, normals
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.batched import NORMS
 from ph_l2o.tasks.mlp import MLP, checked_activations, checked_sizes
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale, seeded
+from ph_l2o.tasks.task import Buffers, Task
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, batch, inputs), targets (B, batch, outputs)
 

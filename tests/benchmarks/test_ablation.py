@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Quadratic
 
 

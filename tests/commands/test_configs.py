@@ -13,7 +13,7 @@ from ph_l2o.commands.folders import register_resolvers
 from ph_l2o.commands.instantiate import build
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import start
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 
 CONF = Path(cli.conf_dir())
 NEEDS_OTHER_DATA = {"fashion_mnist", "cifar10"}  # their loaders are tested on files that tests make

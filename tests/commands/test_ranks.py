@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ph_l2o.commands.folders import LAST
-from ph_l2o.commands.processes import has_own_folder, how_to_resume, is_rank_zero, started_processes
+from ph_l2o.commands.lost_process import how_to_resume
+from ph_l2o.ranks import has_own_folder, is_rank_zero, started_processes
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "job"}
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.checkpoints import load_checkpoint
 from ph_l2o.optim import save_weights
 from ph_l2o.optimizers import PortHamiltonian
 
@@ -47,7 +47,7 @@ def test_a_run_leaves_the_results_that_the_docs_name(command, run_folder):
 
 def test_the_checkpoint_rebuilds_its_optimizer(command, run_folder):
     command("train", "debug=default", "optimizer.hidden_size=7", "compare=false")
-    optimizer, config = load_optimizer(run_folder() / "checkpoints" / "best.ckpt")
+    optimizer, config = load_checkpoint(run_folder() / "checkpoints" / "best.ckpt")
     assert config["optimizer"]["hidden_size"] == 7
     assert config == {k: v for k, v in config.items() if k != "paths"}  # no folders of this machine
     saved = torch.load(run_folder() / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -88,7 +88,7 @@ def test_weights_are_where_a_training_starts(command, run_folder, tmp_path):
     settings = ("debug=default", "compare=false", "optimizer=port_hamiltonian_kronecker", "optimizer.hidden_size=8")
     outcome = command("train", *settings, f"weights={path}", "meta.learning_rate=1e-12")
     assert outcome.code == 0, outcome.err
-    trained, _ = load_optimizer(run_folder() / "checkpoints" / "last.ckpt")
+    trained, _ = load_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
     for name, value in optimizer.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, rtol=0, atol=1e-9)
     assert trained.controller.pace.tolist() == [0.0, 0.0]  # an argument, no part of the weights

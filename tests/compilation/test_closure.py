@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ph_l2o.compilation.closure import Closure
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks import ImageClassification, Quadratic, rescaled
 
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.compilation import CompiledSteps, CompiledUpdates, CompileError
+from ph_l2o.compilation import CompiledSteps, CompiledUpdates
+from ph_l2o.errors import CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
 from ph_l2o.inner import run, start
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, rescaled
-from ph_l2o.tasks.base import Buffers
+from ph_l2o.tasks.task import Buffers
 
 K = 3
 

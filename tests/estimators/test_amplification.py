@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from ph_l2o.compilation import CompileError
+from ph_l2o.errors import CompileError
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import start
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, PortHamiltonian
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Landscape, Quadratic
 
 K = 8

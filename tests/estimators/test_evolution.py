@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Full, Truncated, directions
 from ph_l2o.estimators.evolution import EvolutionStrategy
 from ph_l2o.inner import run, start
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers import HNN, LSTM, Adam, PortHamiltonian
-from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import ImageClassification, Quadratic, rescaled
 
 every_strategy = pytest.mark.parametrize("make_estimator", [ES, PES, ESSingle, NRES])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ph_l2o.estimators import OBJECTIVES, ESSingle, Estimator, Forward, Full
 from ph_l2o.estimators.tangents import hessian_times, jacobian_times
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, Adam, PortHamiltonian
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Problem, Quadratic
 
 every_noise = pytest.mark.parametrize("noise", ["shared", "per_problem"])

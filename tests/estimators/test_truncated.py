@@ -8,10 +8,10 @@ from torch.func import functional_call
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import Carry, run, start
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Problem
 from ph_l2o.tasks.quadratic import Quadratic
+from ph_l2o.tasks.task import Problem
 
 MAKERS: dict[str, Callable[[], LearnedOptimizer]] = {
     "port_hamiltonian": lambda: PortHamiltonian(hidden_size=6),

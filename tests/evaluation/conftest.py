@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.base import LearnedOptimizer
+from ph_l2o.keys import ProblemKeys, Purpose, normals
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, normals
-from ph_l2o.tasks.base import Problem, Task
+from ph_l2o.tasks.task import Problem, Task
 
 
 class Descent(LearnedOptimizer):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ph_l2o.commands.diagnostics import Diagnose
+from ph_l2o.commands.diagnose import Diagnose
 from ph_l2o.evaluation.diagnostics import diagnose, plot, write_csv
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta import fit
 from ph_l2o.optimizers import Adam, PortHamiltonian
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import LogisticRegression, Quadratic
 from tests.meta.test_learner import learner
 

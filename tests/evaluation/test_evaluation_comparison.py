@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ph_l2o.evaluation import BASELINES, Comparison, compare, tuning
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
+from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.tasks.quadratic import Quadratic
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ph_l2o.evaluation import evaluate_optimizer
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
+from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.tasks.quadratic import Quadratic
 
 F64 = torch.float64

@@ -11,11 +11,11 @@ import torch
 
 from ph_l2o.evaluation import SuiteComparison, SuiteTask, compare_suite, suite_runs, tuning
 from ph_l2o.evaluation.runner import evaluate_optimizer
-from ph_l2o.evaluation.suite import rates
+from ph_l2o.evaluation.suite_comparison import rates
 from ph_l2o.evaluation.suite_ratios import interquartile_mean, summarize, task_ratios
 from ph_l2o.evaluation.suite_runs import Run, cached_run, fingerprint
 from ph_l2o.optimizers.classical import SGD, Adam
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
+from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 
 SIZES = {"num_problems": 4, "tuning_problems": 2}
 

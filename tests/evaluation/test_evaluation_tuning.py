@@ -11,7 +11,7 @@ import torch
 
 from ph_l2o.evaluation import evaluate_optimizer, tune, tuning
 from ph_l2o.evaluation.tuning import default_num_problems
-from ph_l2o.optimizers.port_hamiltonian import PortHamiltonian
+from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.tasks.quadratic import Quadratic
 
 SETTINGS: dict[str, Any] = {"horizon": 20, "num_problems": 6, "seed": 0}

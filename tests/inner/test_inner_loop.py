@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ph_l2o.inner import final_loss, run, start, value_and_gradient
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, PortHamiltonian
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Quadratic
 
 KEYS = ProblemKeys(0, "test", 0, range(3))

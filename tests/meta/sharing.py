@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ph_l2o.estimators import ES, NRES, PES, ESSingle, Estimator, Full, Truncated
-from ph_l2o.estimators.base import Estimate
+from ph_l2o.estimators.estimator import Estimate
 from ph_l2o.meta import MetaLearner, MetaSettings, ProcessError, fit
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.tasks import Quadratic

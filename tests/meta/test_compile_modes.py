@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ph_l2o import meta_train
-from ph_l2o.compilation import CompileError, choose
+from ph_l2o.compilation import choose
+from ph_l2o.errors import CompileError
 from ph_l2o.estimators import Forward, Truncated
 from ph_l2o.optimizers import SGD, PortHamiltonian
 from ph_l2o.tasks import ImageClassification, Quadratic

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from ph_l2o import meta_train
-from ph_l2o.commands.checkpoint import load_optimizer
+from ph_l2o.checkpoints import load_checkpoint
 from ph_l2o.estimators import ES, NRES, PES, ESSingle, Estimator, Forward, Full, Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, NonFiniteError, fit
 from ph_l2o.optimizers import Adam, PortHamiltonian
@@ -236,8 +236,8 @@ def test_meta_train_learns_adams_learning_rate():
 def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
     made = PortHamiltonian(hidden_size=5, budget=50.0)
     trained = meta_train(made, Quadratic(3), estimator=Truncated(3), output_dir=tmp_path, **SMALL)
-    rebuilt, config = load_optimizer(tmp_path / "checkpoints" / "best.ckpt")
-    assert config["optimizer"] == {"_target_": "ph_l2o.optimizers.port_hamiltonian.PortHamiltonian", **RECIPE}
+    rebuilt, config = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert config["optimizer"] == {"_target_": "ph_l2o.port_hamiltonian.diagonal.PortHamiltonian", **RECIPE}
     assert isinstance(rebuilt, PortHamiltonian) and rebuilt.budget == 50.0
     for name, value in trained.state_dict().items():
         assert torch.equal(value, rebuilt.state_dict()[name])

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from ph_l2o.commands.errors import ConfigError
 from ph_l2o.commands.validate import check_start
+from ph_l2o.errors import ConfigError
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta import meta_train
 from ph_l2o.meta.score import relative_score
 from ph_l2o.optimizers import Adam
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Landscape, Mixture, Quadratic
 
 SMALL = {

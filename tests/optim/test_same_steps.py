@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 
-from ph_l2o.optim import PortHamiltonian, fused, kernels
+from ph_l2o.optim import PortHamiltonian
 from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.optimizers import PortHamiltonianKronecker
 from ph_l2o.params import Params
+from ph_l2o.port_hamiltonian import fused, kernels
 from tests.optim.conftest import needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))

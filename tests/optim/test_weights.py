@@ -8,8 +8,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import ph_l2o
-from ph_l2o.commands.checkpoint import load_optimizer
-from ph_l2o.optim import Learned, WeightsError, export, load, save_weights, weights
+from ph_l2o import checkpoints
+from ph_l2o.checkpoints import load_checkpoint
+from ph_l2o.errors import WeightsError
+from ph_l2o.optim import Learned, export, load, save_weights
 from ph_l2o.optim import PortHamiltonian as DropIn
 from ph_l2o.optimizers import LSTM, PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.tasks import Quadratic
@@ -22,10 +24,10 @@ def one() -> list[torch.Tensor]:
 
 
 def test_default_weights_are_small_and_fit_this_version():
-    path = weights.FOLDER / "default.safetensors"
+    path = checkpoints.FOLDER / "default.safetensors"
     assert path.stat().st_size < 200_000
-    assert isinstance(weights.load_weights("default"), PortHamiltonian)
-    about = weights.describe(path)
+    assert isinstance(checkpoints.load_weights("default"), PortHamiltonian)
+    about = checkpoints.describe(path)
     assert about["recipe"]["_target_"].endswith("PortHamiltonian") and about["trained_on"]
     assert "/" not in json.dumps(about), "a folder of the machine on which it was trained"
     ph_l2o.optim.PortHamiltonian(one()).step()
@@ -36,11 +38,11 @@ def test_default_weights_are_small_and_fit_this_version():
 )
 def test_round_trip(tmp_path, made):
     path = save_weights(made, tmp_path / "mine.safetensors", trained_on=["nothing"])
-    again = weights.load_weights(path)
+    again = checkpoints.load_weights(path)
     assert type(again) is type(made) and again.recipe == made.recipe and not again.training
     for name, x in made.state_dict().items():
         assert torch.equal(again.state_dict()[name], x)
-    assert weights.describe(path)["trained_on"] == ["nothing"]
+    assert checkpoints.describe(path)["trained_on"] == ["nothing"]
     optimizer = load(path)(one(), lr=0.5)
     assert isinstance(optimizer, DropIn if isinstance(made, PortHamiltonian) else Learned)
     optimizer.step()
@@ -57,7 +59,7 @@ def test_checkpoint_and_export(tmp_path, capsys):
     target = tmp_path / "out" / "weights.safetensors"
     assert export.main([str(path), str(target)]) == 0
     assert "PortHamiltonian" in capsys.readouterr().out
-    expected, found = load_optimizer(path)[0].state_dict(), weights.load_weights(target).state_dict()
+    expected, found = load_checkpoint(path)[0].state_dict(), checkpoints.load_weights(target).state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in trained.state_dict())
     assert export.main([str(tmp_path / "none.ckpt"), str(target)]) == 1
     assert "no such checkpoint" in capsys.readouterr().err
@@ -72,7 +74,7 @@ def test_export_with_other_arguments(tmp_path, capsys):
     assert (
         export.main([str(source), str(target), "--set", "pace=[-0.25,0.5]", "--set", "max_preconditioner_dim=64"]) == 0
     )
-    found = weights.load_weights(target)
+    found = checkpoints.load_weights(target)
     assert isinstance(found, PortHamiltonianKronecker) and found.max_preconditioner_dim == 64
     assert found.controller.pace.tolist() == [-0.25, 0.5]
     assert torch.equal(found.controller.powers, optimizer.controller.powers)
@@ -123,7 +125,7 @@ def test_evaluate_knows_the_shipped_weights():
     from ph_l2o.commands.evaluate import _entry
 
     name, optimizer = _entry("port_hamiltonian", OmegaConf.create({"plugins": []}))
-    expected = weights.load_weights("default").state_dict()
+    expected = checkpoints.load_weights("default").state_dict()
     assert name == "port_hamiltonian" and isinstance(optimizer, PortHamiltonian)
     assert all(torch.equal(x, expected[key]) for key, x in optimizer.state_dict().items())
 

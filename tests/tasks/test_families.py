@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ph_l2o.inner import run, value_and_gradient
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import Adam
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Autoencoder, CausalAttention, LogisticRegression, RecurrentNet, Sequences, TeacherRegression
 from ph_l2o.tasks.autoencoder import AutoencoderProblem
 from ph_l2o.tasks.logistic import LogisticProblem

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ph_l2o.data import load_images, split_indices
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Autoencoder, ConvNet, ImageClassification
 
 F64 = torch.float64

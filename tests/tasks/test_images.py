@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ph_l2o.data import ImageData, load_images
 from ph_l2o.inner import run, value_and_gradient
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.optimizers import SGD, PortHamiltonian
-from ph_l2o.random import ProblemKeys, Purpose, integers
 from ph_l2o.tasks import ACTIVATIONS, ImageClassification, rescaled
 from ph_l2o.tasks.images import ImageProblem
 

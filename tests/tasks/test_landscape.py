@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ph_l2o.inner import run, value_and_gradient
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Landscape
 from ph_l2o.tasks.landscape import KINDS, LandscapeProblem
 

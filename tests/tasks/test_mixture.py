@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Landscape, Mixture, Quadratic, Task
 
 

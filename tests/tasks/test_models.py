@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.random import ProblemKeys
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks import MLP, BatchedModule, CausalAttention, ConvNet, ModuleProblem, RecurrentNet
 from ph_l2o.tasks.mlp import ACTIVATIONS
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import run, start, value_and_gradient
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers import SGD, PortHamiltonian
-from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import ModuleProblem
 
 F64 = torch.float64

@@ -13,8 +13,8 @@ from ph_l2o.commands.folders import register_resolvers
 from ph_l2o.commands.instantiate import build
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import start
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
-from ph_l2o.random import ProblemKeys
 from ph_l2o.tasks import Mixture
 
 NAMES = list(OmegaConf.load(f"{cli.conf_dir()}/task/pretrain.yaml").tasks)

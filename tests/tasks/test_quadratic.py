@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ph_l2o.inner import value_and_gradient
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import Quadratic, QuadraticProblem
 
 F64 = torch.float64

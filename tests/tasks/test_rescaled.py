@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ph_l2o.inner import run, value_and_gradient
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers import Adam, PortHamiltonian
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
 from ph_l2o.tasks import Problem, Quadratic, rescaled
 
 F64 = torch.float64

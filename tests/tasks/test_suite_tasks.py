@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from ph_l2o import cli
 from ph_l2o.commands.instantiate import build
 from ph_l2o.inner import value_and_gradient
-from ph_l2o.random import SPLITS, ProblemKeys
+from ph_l2o.keys import SPLITS, ProblemKeys
 from ph_l2o.tasks import ImageClassification
 from ph_l2o.tasks.suite import VAE, CharacterText, Contrastive, ImageFit, Poisson, Tabular, rows
 from ph_l2o.tasks.suite.tabular import hinge, huber, ranking, smoothed

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Buffers
 from ph_l2o.tasks.mlp import MLP
 from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least
 from ph_l2o.tasks.suite.tabular import Tabular
+from ph_l2o.tasks.task import Buffers
 
 
 class Contrastive(Tabular):

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.base import Buffers, Problem, Task
 from ph_l2o.tasks.suite.rows import at_least
+from ph_l2o.tasks.task import Buffers, Problem, Task
 
 
 class Entries(NamedTuple):

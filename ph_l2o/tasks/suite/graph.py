@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.suite.rows import at_least, cross_entropy
+from ph_l2o.tasks.task import Buffers, Task
 
 _FEATURES = 16
 _SIGNAL = 0.3  # of the features: distance of the communities' means from 0, where the noise has 1

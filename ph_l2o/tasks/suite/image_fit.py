@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.suite.rows import at_least, bundled, one_of
+from ph_l2o.tasks.task import Buffers, Task
 
 # The photographs have 427 × 640 pixels. Meta-training and validation share one, from left and right; the test has the
 # other.

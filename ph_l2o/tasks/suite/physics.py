@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.mlp import MLP
 from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.suite.rows import at_least
+from ph_l2o.tasks.task import Buffers, Task
 
 _HARMONICS = 4
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ph_l2o.checks import did_you_mean
+from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.base import Buffers
 from ph_l2o.tasks.module import ModuleProblem
+from ph_l2o.tasks.task import Buffers
 
 _FINAL = 2**62  # first step number of the noise of final batches, beyond those of all inner steps
 
@@ -131,8 +132,6 @@ def one_of(key: str, value: Any, allowed: Sequence[str]) -> str:
     Raises:
         ValueError: If it is not.
     """
-    from ph_l2o.suggestions import did_you_mean
-
     if value not in allowed:
         raise ValueError(f"task.{key}={value}: must be one of {', '.join(allowed)}{did_you_mean(str(value), allowed)}")
     return value

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ph_l2o.data import split_indices
+from ph_l2o.keys import SPLITS, ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import SPLITS, ProblemKeys
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.mlp import ACTIVATIONS, MLP
 from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least, bundled, cross_entropy, one_of
+from ph_l2o.tasks.task import Buffers, Task
 
 CLASSIFICATION = ("digits", "breast_cancer", "wine")
 DATASETS = (*CLASSIFICATION, "diabetes")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Task
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least, cross_entropy, one_of
+from ph_l2o.tasks.task import Task
 
 NUM_CHARACTERS = 96  # the printable ones of ASCII; the last stands for all others, such as the end of a line
 _PARTS = {"train": (0, 2), "val": (2, 3), "test": (3, 6)}  # in sixths of the text

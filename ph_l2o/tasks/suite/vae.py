@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.random import ProblemKeys
-from ph_l2o.tasks.base import Buffers, Task
 from ph_l2o.tasks.images import ImageClassification
 from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least
+from ph_l2o.tasks.task import Buffers, Task
 
 
 class _AutoEncoder(nn.Module):

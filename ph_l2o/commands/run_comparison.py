@@ -1,0 +1,65 @@
+"""A comparison that is shown, saved, and logged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ph_l2o.evaluation import Comparison, compare, diagnostics
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+def compare_and_save(
+    optimizers: Mapping[str, LearnedOptimizer | str], task: Task, folder: Path, **settings: Any
+) -> Comparison:
+    """Compare, print the table, and write `comparison.csv`, `comparison.json` and `curves.png`."""
+    began = time.monotonic()
+    comparison = compare(optimizers, task, **settings)
+    comparison.to_csv(folder / "comparison.csv")
+    comparison.to_json(folder / "comparison.json")
+    comparison.plot(folder / "curves.png")
+    log.info("%s", comparison)
+    log.info(
+        "comparison took %.0f s; comparison.csv, comparison.json and curves.png are in %s",
+        time.monotonic() - began,
+        os.path.relpath(folder),
+    )
+    return comparison
+
+
+def diagnose_and_save(
+    optimizers: Mapping[str, LearnedOptimizer | str], task: Task, folder: Path, *, horizon: int, seed: int
+) -> None:
+    """Write `diagnostics_<optimizer>.png` and `.csv` for each optimizer that has something to show."""
+    shown = 0
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, str):
+            continue
+        found = diagnostics.diagnose(optimizer, task, horizon, seed=seed)
+        if found.by_tensor:
+            shown += 1
+            path = folder / f"diagnostics_{name}.png"
+            diagnostics.plot(found, title=f"{name} on {task.name}").savefig(path)
+            diagnostics.write_csv(found, path.with_suffix(".csv"))
+            log.info("what %s does is in %s", name, os.path.relpath(path))
+    if not shown:
+        log.warning("diagnostics=true: none of the optimizers has diagnostics; port_hamiltonian does")
+
+
+def log_to_wandb(logger: Any, comparison: Comparison, folder: Path) -> None:
+    """Log the table and the curves."""
+    import wandb
+
+    logger.experiment.log(
+        {
+            "test/comparison": wandb.Table(dataframe=comparison.to_frame()),
+            "test/curves": wandb.Image(str(folder / "curves.png")),
+        }
+    )

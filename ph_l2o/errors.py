@@ -1,0 +1,57 @@
+"""Every exception of the package. This file imports nothing of it, so that all rooms raise and recognise the same ones.
+
+Their texts are for the user: what is wrong, with which value, what is allowed, and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """The configuration can't be used; the text names key, value, what is allowed, and what to do."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, or not one of ours."""
+
+
+class WeightsError(RuntimeError):
+    """A file holds no weights that can be used; the text says why."""
+
+
+class NonFiniteError(RuntimeError):
+    """Meta-training cannot go on, because losses or gradients are not finite."""
+
+
+class ProcessError(RuntimeError):
+    """The processes of a run can't go on together."""
+
+
+class CompileError(RuntimeError):
+    """Something cannot be compiled; the text says what, and what to do."""
+
+
+class CompilerError(RuntimeError):
+    """The loops of a drop-in optimizer cannot be compiled; the text says what to do."""
+
+
+class DataError(RuntimeError):
+    """A data set is missing, damaged or cannot be written; the message says what to do."""
+
+
+class DamagedFileError(DataError):
+    """A data file is there but is not what it should be.
+
+    Args:
+        path: The offending file.
+        problem: What is wrong with it, without the path.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}; delete it (or put a good copy in its place) and run again")
+        self.path = path
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        return type(self), (self.path, self.problem)

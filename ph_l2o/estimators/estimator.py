@@ -1,0 +1,106 @@
+"""The interface of meta-gradient estimators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ph_l2o.estimators.objectives import Objective
+from ph_l2o.inner import Carry
+from ph_l2o.inner import start as inner_start
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Problem
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns for one truncation window.
+
+    Attributes:
+        outer_loss: The objective over the window, shape `()`.
+        gradient: The meta-gradient, by the names of the optimizer's parameters.
+        carry: Where the next window starts, without a graph; every tensor has the problem axis B in front.
+        losses: Losses after each inner step of the window, shape `(K, B)`, without a graph.
+    """
+
+    outer_loss: Tensor
+    gradient: dict[str, Tensor]
+    carry: Carry
+    losses: Tensor
+
+
+class Estimator(ABC):
+    """Estimates the gradient of an outer loss in the meta-parameters from one truncation window.
+
+    Args:
+        truncation: Inner steps of a window, K >= 1.
+
+    Attributes:
+        has_compiled_form: Whether `compile_steps` is there.
+        compiled: What runs the windows then, of `ph_l2o.compilation`; None where nothing is compiled.
+    """
+
+    has_compiled_form: ClassVar[bool] = False
+    compiled: Any = None
+
+    def __init__(self, truncation: int):
+        if truncation < 1:
+            raise ValueError(f"estimator.truncation={truncation}: must be >= 1 (inner steps of a window)")
+        self.truncation = truncation
+
+    @property
+    def averages_processes(self) -> bool:
+        """Whether the gradient is that of all processes' problems already, so that it need not be averaged."""
+        return False
+
+    def for_horizon(self, horizon: int) -> Estimator:
+        """The estimator for episodes of `horizon` inner steps: itself, unless its window depends on the horizon."""
+        del horizon
+        return self
+
+    def compile_steps(self, *, whole: bool = True) -> None:
+        """Run inner steps compiled from now on: the whole step, or the optimizer's update alone.
+
+        Only for an estimator which `has_compiled_form`.
+        """
+        raise NotImplementedError
+
+    @property
+    def compiles_whole_steps(self) -> bool:
+        """Whether the inner steps run compiled, inner gradient and update as one."""
+        return self.compiled is not None and self.compiled.whole
+
+    def stop_compiling(self) -> None:
+        """Run eagerly again."""
+        self.compiled = None
+
+    def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
+        """The carry at the start of an episode.
+
+        An estimator that keeps more between windows puts it into `Carry.state`, a NamedTuple of tensors. All tensors
+        of a carry have the problem axis in front, so that checkpoints and processes can share them out.
+        """
+        return inner_start(optimizer, problem)
+
+    @abstractmethod
+    def __call__(
+        self,
+        optimizer: LearnedOptimizer,
+        phi: Mapping[str, Tensor],
+        problem: Problem,
+        carry: Carry,
+        first: int,
+        objective: Objective,
+    ) -> Estimate:
+        """Unroll one window.
+
+        Args:
+            optimizer: The learned optimizer.
+            phi: Its meta-parameters φ, by name.
+            problem: The optimizees.
+            carry: Where the window starts.
+            first: Number of the window's first inner step; the random draws depend on it.
+            objective: The outer loss, a function of losses `(K, B)`.
+        """

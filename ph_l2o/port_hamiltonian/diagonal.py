@@ -1,0 +1,229 @@
+"""The port-Hamiltonian learned optimizer.
+
+Coordinates θ and momenta π move by a discrete port-Hamiltonian scheme whose energy cannot grow, whatever its
+learned ports do; a small network, the controller, sets the ports of each tensor from scale-free statistics. Proofs are
+in `docs/theory.md`.
+
+Symbols (code ↔ mathematics):
+
+- `flat`, `momentum` ↔ θ, π; `grad` ↔ g = ∇f(θ), in units of `gradient_unit` ↔ G; `scale` ↔ s > 0
+- `loss_unit` ↔ U > 0, the unit of energy, an average of the loss; `length` ↔ L = U / G; `phi` ↔ φ = f / U
+- `push` ↔ h = s ĝ with ĝ = (1 - mix) g + mix m; the port of r is c = h / (2 √(φ L))
+- `keep` ↔ 1 / (1 + D), D ≥ 0, so that R = diag(D) is positive semidefinite
+- `stiffness` ↔ κ > 0 of the spring that ties θ to 0; a = 1 + D + κ L s²_max ≥ 1 + D + κ L s²
+
+One step, with r shared by all coordinates of a problem:
+
+    b  = π - κ √L s θ
+    r⁺ = [r + Σ c b / a] / [1 + Σ 2c² / a]
+    π⁺ = (b - 2 c r⁺) / a
+    θ⁺ = θ + √L s π⁺
+
+It satisfies Δ(r² + ½‖π‖² + ½κ‖θ‖²) ≤ -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s > 0, D ≥ 0 and κ ≥ 0: J is
+skew-symmetric (c and s enter with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
+
+All energies are numbers without units. Before a step π is expressed in the new unit U, and r² is set to min(φ, 1), both
+as far as the account `energy` pays (an energy tank: Duindam and Stramigioli 2004; Franken et al. 2011). Of what a
+step releases the share 1/k leaves the account for good. So the account never increases, r² + ½‖π‖² + ½κ‖θ‖² never
+exceeds it, and ‖θ‖ ≤ √(2 E₀ / κ) for ever.
+
+The scalar auxiliary variable is due to Shen, Xu and Yang 2018 ("The scalar auxiliary variable (SAV) approach for
+gradient flows") and, for optimisation, to Liu and Tian 2020 ("AEGD: adaptive gradient descent with energy").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ph_l2o import segments
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.params import Layout, Params
+from ph_l2o.port_hamiltonian import controller
+from ph_l2o.port_hamiltonian.energy import (
+    DECAYS,
+    Energies,
+    PortHamiltonianState,
+    Seen,
+    compare_gradients,
+    damped,
+    observe,
+    paid,
+    remember,
+    settle,
+    solve,
+)
+
+TINY = 1e-20  # beside squares of gradients in their unit
+LOG_GAIN_RANGE = (-30.0, 8.0)
+
+
+class _Look(NamedTuple):
+    """What a step sees, and what the controller makes of it."""
+
+    seen: Seen
+    grad: Tensor
+    averages: Tensor
+    second: Tensor
+    sums: Tensor
+    sizes: Tensor
+    ports: controller.Ports
+    second_mean: Tensor
+    reference: Tensor
+
+
+class PortHamiltonian(LearnedOptimizer):
+    """Port-Hamiltonian dynamics with a learned per-tensor controller; see the module's text.
+
+    The step scale is s² = gain / √(ρ v + (1 - ρ) v̄) with v the average of the squared gradient, v̄ its mean over the
+    tensor and ρ ∈ (0, 1), from one step size for a tensor (ρ = 0) to Adam's (ρ → 1). gain = lr · (v̄ₐ / ref)^{lean / 2}
+    follows the gradient's size v̄ₐ relative to its past, from normalised steps (lean = 0) to gradient descent (1). The
+    controller gives lr, mix, D, lean and ρ for each tensor in each step. lr is proportional to powers of two natural
+    lengths besides, see `Controller`.
+
+    The loss may be missing (None) or hidden; then U is an average of Σ h², the decrease that steps predict.
+
+    Args:
+        hidden_size: Width of the controller's two hidden layers, >= 1.
+        init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
+        budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
+        radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N) · √(1 + 1 / radius²), > 0.
+        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k, see `Controller`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    takes_padding: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 32,
+        init_lr: float = 0.05,
+        budget: float = 100.0,
+        radius: float = 1000.0,
+        pace: Sequence[float] = (0.0, 0.0),
+    ):
+        super().__init__()
+        if hidden_size < 1:
+            raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
+        for name, value in (("init_lr", init_lr), ("budget", budget), ("radius", radius)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"optimizer.{name}={value}: must be > 0 and finite")
+        if len(pace) != 2 or not all(map(math.isfinite, pace)):
+            raise ValueError(f"optimizer.pace={list(pace)}: must be two finite numbers")
+        self.budget, self.radius = budget, radius
+        self.controller = controller.Controller(hidden_size, init_lr, pace)
+
+    def init(self, params: Params) -> PortHamiltonianState:
+        """Nothing seen yet; see `LearnedOptimizer.init`."""
+        flat = params.flat
+        zero, none = torch.zeros_like(flat), torch.zeros_like(flat[:, 0])
+        energy, stiffness = self.account(_dot(flat, flat), params.layout.table(controller.sizes, flat).sum())
+        averages = zero[:, None].repeat(1, len(DECAYS), 1)
+        numbers = dict.fromkeys(PortHamiltonianState._fields, none)
+        tensors = {"averages": averages, "second": zero, "momentum": zero}
+        return PortHamiltonianState(
+            **numbers | tensors | {"energy": energy, "stiffness": stiffness, "uses_loss": none + 1}
+        )
+
+    def account(self, square: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """E₀ and κ for parameters with ‖θ₀‖² = `square` `(B,)` and `size` coordinates."""
+        stiffness = 2 * self.budget / (self.radius**2 * torch.maximum(square, size))
+        return self.budget + 0.5 * stiffness * square, stiffness
+
+    def settle(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+        """`settle` of the account, which a variant of the energy may replace."""
+        return settle(spent, square, seen, state)
+
+    def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
+        """See `LearnedOptimizer.hide_loss`."""
+        return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
+
+    def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> _Look:
+        seen = observe(grads.flat.detach().abs().amax(1), loss, state)
+        grad = torch.where(seen.fine[:, None], grads.flat, 0.0) * seen.factor[:, None]
+        averages, second = _averaged(state, seen, grad)
+        sums = _sums(params.flat, grad, averages, second, state.momentum, params.layout)
+        sizes = params.layout.table(controller.sizes, params.flat)
+        second_mean, reference = compare_gradients(sums, sizes, seen, state)
+        ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
+        return _Look(seen, grad, averages, second, sums, sizes, ports, second_mean, reference)
+
+    def diagnose(
+        self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
+    ) -> dict[str, Tensor]:
+        """See `LearnedOptimizer.diagnose`: the account and what is in use of it; the ports of each tensor."""
+        ports = self._look(params, grads, loss, state).ports
+        spring = 0.5 * state.stiffness * _dot(params.flat, params.flat)
+        return {
+            "energy": state.energy,
+            "kinetic": state.kinetic,
+            "spring": spring,
+            "tank": state.energy - state.kinetic - spring,
+            "trust": state.trust,
+            "skipped": state.skipped,
+            "lr": ports.log_gain.clamp(*LOG_GAIN_RANGE).exp(),
+            "damping": 1 / ports.keep - 1,
+            "mix": ports.mix,
+            "rho": ports.rho,
+            "lean": ports.lean,
+        }
+
+    def update(
+        self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
+    ) -> tuple[Params, PortHamiltonianState]:
+        """One step of the scheme; see `LearnedOptimizer.update`. A loss of None is a missing one."""
+        flat, layout = params.flat, params.layout
+        look = self._look(params, grads, loss, state)
+        seen, grad, averages, second, sums, sizes, ports = look[:7]
+
+        # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
+        floor = (1 - ports.rho) * (sums[:, controller.SECOND] / sizes + TINY)
+        gain = ports.log_gain.clamp(*LOG_GAIN_RANGE).exp()
+        root, base, rho, mix = layout.expand(torch.stack([gain.sqrt(), floor, ports.rho, ports.mix], 1)).unbind(1)
+        scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
+        push = scale * torch.lerp(grad, averages[:, 0], mix)
+
+        squares = layout.dot(push, push)
+        before = self.settle(squares.sum(1), sums[:, controller.THETA].sum(1), seen, state)
+        root_length, bound = before.length.sqrt(), gain * floor.rsqrt()
+        keep = damped(ports.keep, bound, before, seen, state)
+        spring = torch.where(seen.fine, state.stiffness * root_length, 0.0)[:, None]
+        shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
+        products = layout.dot(push, shifted)
+        trust, share = solve((keep * products).sum(1), (keep * squares).sum(1), before)
+
+        force = torch.where(seen.fine, trust / root_length, 0.0)[:, None]
+        momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
+        move = torch.where(seen.fine, root_length, 0.0)[:, None]
+        new = torch.addcmul(flat * before.fit[:, None], scale * momentum, move)
+
+        kinetic = 0.5 * _dot(momentum, momentum)
+        energy = paid(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
+        after = remember(state, seen, before, look.second_mean, look.reference, energy, kinetic, trust, share)
+        return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
+
+
+def _averaged(state: PortHamiltonianState, seen: Seen, grad: Tensor) -> tuple[Tensor, Tensor]:
+    change = seen.change[:, None]
+    averages = torch.lerp(state.averages * change[..., None], grad[:, None], seen.weights[:, : len(DECAYS), None])
+    return averages, torch.lerp(state.second * change * change, grad * grad, seen.weights[:, len(DECAYS), None])
+
+
+def _sums(flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout) -> Tensor:
+    """Sums over each tensor, `(B, 9, T)`: of squares, of v, and of the products of the gradient."""
+    rows = torch.cat([grad[:, None], averages, momentum[:, None], flat[:, None]], 1)
+    grad, others = rows[:, :1], rows[:, 1:-1]
+    if segments.is_tracing():
+        return torch.cat([layout.dot(rows, rows), layout.sum(second[:, None]), layout.dot(grad, others)], 1)
+    return layout.sum(torch.cat([rows * rows, second[:, None], grad * others], 1))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1)  # a matrix product may be of less precision than the numbers have

@@ -1,0 +1,172 @@
+"""The three passes over the coordinates as compiled loops, each of which reads and writes every buffer once.
+
+The loops are C++, compiled by the machine's compiler when they are first used, in about a second, and kept between
+processes. They serve all sizes and settings; nothing is compiled anew when these change.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ph_l2o.errors import CompilerError
+from ph_l2o.port_hamiltonian.kernels import Numbers, Slot, over_tensors
+
+SOURCE = Path(__file__).with_name("fused.cpp")
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math",
+          "-ffp-contract=fast", "-fopenmp-simd")  # fmt: skip
+_LENGTH = 2**16  # coordinates that one thread takes at once, of several threads
+_NAMES = {torch.float32: "f32", torch.float64: "f64"}
+
+
+class Fused:
+    """The passes of `kernels.Plain`, compiled; for tensors on the CPU, without transient buffers.
+
+    Args:
+        slots: The tensors of the step, each with a gradient.
+
+    Raises:
+        CompilerError: If there is no C++ compiler, or it fails.
+    """
+
+    def __init__(self, slots: Sequence[Slot]):
+        self.slots, self.library = slots, load_library()
+        threads = torch.get_num_threads()
+        length = _LENGTH if threads > 1 else 2**62
+        ranges = [
+            (k, first, min(length, slot.theta.numel() - first))
+            for k, slot in enumerate(slots)
+            for first in range(0, slot.theta.numel(), length)
+        ]
+        self.owners = [k for k, _, _ in ranges]
+        jobs = [(suffix, [n for n, k in enumerate(self.owners) if slots[k].theta.dtype == dtype][first::threads])
+                for dtype, suffix in _NAMES.items() for first in range(threads)]  # fmt: skip
+        self.jobs = [(suffix, *self._arguments(chosen, ranges)) for suffix, chosen in jobs if chosen]
+
+    def largest(self) -> float:
+        """See `Plain.largest`."""
+        return float(self._run("largest", 1.0, np.zeros((len(self.slots), 1)), 1).max())  # NaN, if any is
+
+    def absorb(self, factor: float, weights: Numbers) -> Numbers:
+        """See `Plain.absorb`."""
+        return self._over_tensors(self._run("absorb", factor, weights, 7))
+
+    def predict(self, factor: float, numbers: Numbers) -> Numbers:
+        """See `Plain.predict`."""
+        return self._over_tensors(self._run("predict", factor, numbers, 3))
+
+    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
+        """See `Plain.move`."""
+        return self._over_tensors(self._run("move", factor, np.concatenate([predicted, numbers], 1), 2))
+
+    def _over_tensors(self, sums: Numbers) -> Numbers:
+        return over_tensors(sums, self.owners, len(self.slots))
+
+    def _arguments(self, chosen: list[int], ranges: list[tuple[int, int, int]]) -> tuple[Any, ...]:
+        """Count; where results go, which numbers are meant, pointers, sizes."""
+        pointers = list[int]()
+        for n in chosen:
+            k, first, _ = ranges[n]
+            slot, skipped = self.slots[k], first * self.slots[k].theta.element_size()
+            assert slot.grad is not None
+            pointers += [x.data_ptr() + skipped for x in (slot.grad, slot.theta, *slot.flats)]
+        count = len(chosen)
+        integers = ctypes.c_int64 * count
+        return (
+            count, integers(*chosen), integers(*(self.owners[n] for n in chosen)),
+            (ctypes.c_void_p * len(pointers))(*pointers), integers(*(ranges[n][2] for n in chosen)),
+        )  # fmt: skip
+
+    def _run(self, name: str, factor: float, numbers: Numbers, columns: int) -> Numbers:
+        out, numbers = np.zeros((len(self.owners), columns)), np.ascontiguousarray(numbers)
+        last = (ctypes.c_double(factor), ctypes.c_void_p(numbers.ctypes.data), ctypes.c_void_p(out.ctypes.data))
+
+        def work(job: tuple[Any, ...]) -> None:
+            suffix, *first = job
+            getattr(self.library, f"{name}_{suffix}")(*first, *last)
+
+        if len(self.jobs) == 1:
+            work(self.jobs[0])
+        else:  # ctypes lets other threads run meanwhile
+            list(_pool(torch.get_num_threads()).map(work, self.jobs))
+        return out
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "ph_l2o")
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The loops, compiled if they are not yet.
+
+    Raises:
+        CompilerError: If there is no C++ compiler, or it fails.
+    """
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    compiler = next((found for name in names if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise CompilerError("compile=True: there is no C++ compiler; install g++ or clang++, or leave it at False")
+    key = "\n".join([SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _processor()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    target = _folder() / f"fused_{name}.so"
+    if not target.exists():
+        _build(compiler, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise CompilerError(f"compile=True: {target} cannot be loaded ({error}); remove it") from error
+
+
+def _build(compiler: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [compiler, *_FLAGS, str(SOURCE), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise CompilerError(
+                f"compile=True: {compiler} failed ({lines[0]}); set CXX to another, or leave it at False"
+            )
+        os.replace(made, target)  # whole, or not at all, if several processes compile at once
+
+
+def _folder() -> Path:
+    """A folder that only this user can write to: what lies in it is executed."""
+    base = os.environ.get("PH_L2O_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "ph_l2o"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return _temporary()
+
+
+@functools.cache
+def _temporary() -> Path:
+    return Path(tempfile.mkdtemp(prefix="ph_l2o_"))
+
+
+def _processor() -> str:
+    """Code for one processor may not run on another that shares the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

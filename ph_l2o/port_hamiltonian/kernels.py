@@ -1,0 +1,239 @@
+"""The three passes over all coordinates of a step, in place, by plain operations.
+
+Passes take and return numbers for each tensor, float64; what they mean is in `ph_l2o/port_hamiltonian/in_place.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
+Numbers = NDArray[np.float64]
+AVERAGES = ("fast", "slow", "second", "momentum")
+_LENGTH = 2**17  # coordinates of a batch on a CPU, so that what one operation leaves is in the cache for the next
+
+
+@dataclass(slots=True)
+class Slot:
+    """One tensor in a step.
+
+    Attributes:
+        name: For the diagnostics.
+        shape: Shape of the parameter.
+        theta: Parameters, flat.
+        grad: Gradient, flat, of the same type; None if the tensor takes no part.
+        memory: `fast` and `slow`, averages of the gradient, `second`, v, and `momentum`, π, of the parameter's shape;
+            `step`, the number of steps in it; `second_sum`, Σ v, and `momentum_square`, ‖π‖². None for a tensor that
+            never took part.
+        flats: The four tensors of the memory, flat; empty without one.
+        lr: Factor of the squared step scale.
+        weight_decay: Stiffness of its spring beside the common one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    theta: Tensor
+    grad: Tensor | None
+    memory: dict[str, Any] | None
+    flats: tuple[Tensor, ...]
+    lr: float
+    weight_decay: float
+
+
+class Plain:
+    """The passes by operations of torch, on any device, with one transient buffer as large as the parameters.
+
+    Args:
+        slots: The tensors of the step, each with a gradient.
+    """
+
+    def __init__(self, slots: Sequence[Slot]):
+        self.count = len(slots)
+        plans = list[_Plan]()
+        for k, slot in enumerate(slots):
+            length = _LENGTH if slot.theta.device.type == "cpu" else slot.theta.numel()
+            for part in _parts(slot, length):
+                if not plans or not plans[-1].takes(part[0], length):
+                    plans.append(_Plan(part[0]))
+                plans[-1].add(k, part)
+        self.mixed = len({(plan.device, plan.dtype) for plan in plans}) > 1
+        self.batches = _with_buffers(plans)
+
+    def largest(self) -> float:
+        """Largest absolute value of the gradient; NaN if any is."""
+        extremes = [x for batch in self.batches for grad in batch.grad for x in grad.aminmax()]
+        if self.mixed:
+            extremes = [x.to("cpu", torch.float64) for x in extremes]
+        return torch.stack(extremes).abs().amax().item()
+
+    def absorb(self, factor: float, weights: Numbers) -> Numbers:
+        """Take in factor · grad: g.
+
+        Args:
+            factor: From the gradient to what is remembered of it; at 1 an operation is saved.
+            weights: Of g in both averages and of g² in v, `(T, 3)`.
+
+        Returns:
+            Sums `(T, 7)`: squares of g, of both averages and of θ; products of g with both averages and π.
+        """
+        of_fast, of_slow, of_second = weights.T.tolist()
+        dot, found = torch.dot, list[Tensor]()
+        for batch in self.batches:
+            grads = batch.grad if factor == 1 else batch.scaled(factor)
+            second = batch.of(of_second)
+            foreach._foreach_lerp_(batch.fast, grads, batch.of(of_fast))
+            foreach._foreach_lerp_(batch.slow, grads, batch.of(of_slow))
+            foreach._foreach_mul_(batch.second, [1 - w for w in second])
+            foreach._foreach_addcmul_(batch.second, grads, grads, second)
+            columns = (grads, batch.fast, batch.slow, batch.momentum, batch.theta)
+            for g, fast, slow, pi, theta in zip(*columns, strict=True):
+                found += [
+                    dot(g, g), dot(fast, fast), dot(slow, slow), dot(theta, theta),
+                    dot(g, fast), dot(g, slow), dot(g, pi),
+                ]  # fmt: skip
+        return self._sums(found, 7, self.batches)
+
+    def predict(self, factor: float, numbers: Numbers) -> Numbers:
+        """Find the scale q = (v + floor)^(-1/4), and ĝ between g and its average.
+
+        Args:
+            factor: As for `absorb`.
+            numbers: floor, and the average's share in ĝ, `(T, 2)`.
+
+        Returns:
+            Sums `(T, 3)` of (q ĝ)², q ĝ π and q ĝ q θ.
+        """
+        floor, mix = numbers.T.tolist()
+        dot, found = torch.dot, list[Tensor]()
+        for batch in reversed(self.batches):  # what the last pass ended with is still in the cache
+            if len(batch.scales) == 1:
+                torch.add(batch.second[0], floor[batch.owners[0]], out=batch.scale)
+            else:
+                foreach._foreach_copy_(batch.scales, batch.second)
+                foreach._foreach_add_(batch.scales, batch.of(floor))
+            batch.scale.rsqrt_().sqrt_()
+            pushes = batch.pushes(factor, mix)
+            batch.scratch.mul_(batch.scale)
+            for push, pi, scale, theta in zip(pushes, batch.momentum, batch.scales, batch.theta, strict=True):
+                found += [dot(push, push), dot(push, pi), dot(push.mul_(scale), theta)]
+        return self._sums(found, 3, reversed(self.batches))
+
+    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
+        """π ← keep π - q (force ĝ + spring θ), θ ← θ + rate q π.
+
+        Args:
+            factor: As for `absorb`.
+            predicted: `numbers` of `predict`.
+            numbers: keep, force, spring and rate, `(T, 4)`.
+
+        Returns:
+            Sums `(T, 2)` of π² and θ² afterwards.
+        """
+        mix = predicted[:, 1].tolist()
+        keep, force, spring, rate = (numbers * (1, -1, -1, 1)).T.tolist()
+        dot, found = torch.dot, list[Tensor]()
+        for batch in self.batches:
+            pushes = batch.pushes(factor, mix)
+            foreach._foreach_mul_(batch.momentum, batch.of(keep))
+            foreach._foreach_addcmul_(batch.momentum, batch.scales, pushes, batch.of(force))
+            foreach._foreach_addcmul_(batch.momentum, batch.scales, batch.theta, batch.of(spring))
+            foreach._foreach_addcmul_(batch.theta, batch.scales, batch.momentum, batch.of(rate))
+            for pi, theta in zip(batch.momentum, batch.theta, strict=True):
+                found += [dot(pi, pi), dot(theta, theta)]
+        return self._sums(found, 2, self.batches)
+
+    def _sums(self, found: list[Tensor], columns: int, batches: Iterable[_Batch]) -> Numbers:
+        """Sums over parts, in the order of the batches, to sums over tensors."""
+        if self.mixed:
+            found = [x.to("cpu", torch.float64) for x in found]
+        sums = torch.stack(found).to("cpu", torch.float64).view(-1, columns).numpy()
+        return over_tensors(sums, [k for batch in batches for k in batch.owners], self.count)
+
+
+class _Plan:
+    """Parts that will be a batch: of one device and type, and few enough for the cache."""
+
+    def __init__(self, like: Tensor):
+        self.device, self.dtype, self.length = like.device, like.dtype, 0
+        self.owners, self.parts = list[int](), list[tuple[Tensor, ...]]()
+
+    def takes(self, x: Tensor, length: int) -> bool:
+        return self.length + x.numel() <= length and x.device == self.device and x.dtype == self.dtype
+
+    def add(self, owner: int, part: tuple[Tensor, ...]) -> None:
+        self.owners.append(owner)
+        self.parts.append(part)
+        self.length += part[0].numel()
+
+
+class _Batch:
+    """Flat parts of tensors, with a scratch that batches share, and a buffer that `predict` leaves to `move`."""
+
+    def __init__(self, plan: _Plan, scratch: Tensor, scale: Tensor):
+        self.owners, self.scratch, self.scale = plan.owners, scratch, scale
+        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = map(
+            list, zip(*plan.parts, strict=True)
+        )
+        sizes = [x.numel() for x in self.theta]
+        self.views, self.scales = list(scratch.split(sizes)), list(scale.split(sizes))
+
+    def of(self, column: list[float]) -> list[float]:
+        """A number of each tensor, for each part."""
+        return [column[k] for k in self.owners]
+
+    def scaled(self, factor: float) -> list[Tensor]:
+        """The gradient times `factor`, in the scratch."""
+        if len(self.views) == 1:
+            torch.mul(self.grad[0], factor, out=self.scratch)
+        else:
+            foreach._foreach_copy_(self.views, self.grad)
+            if factor != 1:
+                self.scratch.mul_(factor)
+        return self.views
+
+    def pushes(self, factor: float, mix: list[float]) -> list[Tensor]:
+        """ĝ, in the scratch."""
+        if factor == 1 and len(self.views) == 1:
+            torch.lerp(self.grad[0], self.fast[0], mix[self.owners[0]], out=self.scratch)
+        else:
+            foreach._foreach_lerp_(self.scaled(factor), self.fast, self.of(mix))
+        return self.views
+
+
+def _with_buffers(plans: list[_Plan]) -> list[_Batch]:
+    """One allocation for each device and type: of many, a CPU's allocator returns memory only to fault it in again."""
+    buffers: dict[Any, list[Tensor]] = {}
+    for kind in {(plan.device, plan.dtype) for plan in plans}:
+        lengths = [plan.length for plan in plans if (plan.device, plan.dtype) == kind]
+        buffer = torch.empty(max(lengths) + sum(lengths), device=kind[0], dtype=kind[1])
+        buffers[kind] = list(buffer.split([max(lengths), *lengths]))
+    batches = []
+    for plan in plans:
+        scratch, *_ = own = buffers[plan.device, plan.dtype]
+        batches.append(_Batch(plan, scratch[: plan.length], own.pop(1)))
+    return batches
+
+
+def over_tensors(sums: Numbers, owners: list[int], count: int) -> Numbers:
+    """Add the sums of parts, `(P, k)`, to those of tensors, `(T, k)`; `owners` are the tensors of the parts."""
+    if owners == list(range(count)):
+        return sums
+    found = np.zeros((count, sums.shape[1]))
+    np.add.at(found, owners, sums)
+    return found
+
+
+def _parts(slot: Slot, length: int) -> list[tuple[Tensor, ...]]:
+    """Gradient, θ and what is remembered, in parts of at most `length` coordinates."""
+    assert slot.grad is not None
+    columns = (slot.grad, slot.theta, *slot.flats)
+    if slot.theta.numel() <= length:
+        return [columns]
+    return list(zip(*(x.split(length) for x in columns), strict=True))

@@ -1,0 +1,186 @@
+"""The port-Hamiltonian learned optimizer with a Kronecker-factored mass matrix.
+
+The dynamics are those of `port_hamiltonian.py`, in coordinates in which they are easier: each matrix W of θ is seen as
+X = Q_Lᵀ W Q_R, its gradient as Q_Lᵀ G Q_R, where Q_L and Q_R are eigenvectors of averages of GGᵀ and GᵀG; each short
+vector w as Q_Lᵀ w. Seen in the coordinates of W the step scale is S = Q diag(s) Qᵀ with Q = Q_L ⊗ Q_R, a full matrix in
+place of a diagonal one.
+
+Whatever holds of the plain optimizer holds of this one. A change of orthogonal coordinates is a canonical
+transformation: the norms of θ and π, which is all that the energies are made of, are the same in all of them, so that
+neither the step nor a change of bases between steps adds to the account (`docs/theory.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ph_l2o.optimizers.eigenbases import Eigenbases, check_settings, eigenbases, where_rows
+from ph_l2o.params import Layout, Params
+from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
+from ph_l2o.port_hamiltonian.energy import LEAST, PortHamiltonianState
+
+DECAY = 0.95  # of L and R
+_LONGEST_VECTOR = 128  # that is rotated
+_EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
+
+
+class KroneckerState(NamedTuple):
+    """What the optimizer remembers; K numbers are packed as in `eigenbases.py`.
+
+    Attributes:
+        dynamics: What the plain optimizer remembers, in the coordinates of the bases.
+        gram: L and R in units of the gradient's unit squared, `(B, K)`.
+        basis: Q_L and Q_R, `(B, K)`.
+    """
+
+    dynamics: PortHamiltonianState
+    gram: Tensor
+    basis: Tensor
+
+    def radius(self) -> Tensor:
+        """See `PortHamiltonianState.radius`."""
+        return self.dynamics.radius()
+
+
+class PortHamiltonianKronecker(PortHamiltonian):
+    """Port-Hamiltonian dynamics in the eigenbases of Shampoo's factors; see the module's text.
+
+    It has the same meta-parameters as `PortHamiltonian`, and can be used with weights that were trained for that one.
+
+    Vectors of up to 128 numbers are rotated too, by the eigenvectors of the average of ggᵀ.
+
+    The first step is the plain optimizer's. After it L = GGᵀ and R = GᵀG have their exact eigenvectors as bases, later
+    power iterations Q ← QR(LQ) bring them up to date. The averages of the gradient and π turn with the bases, v as
+    variances of uncorrelated numbers do. Bases count as constants in meta-gradients: the derivative of eigenvectors is
+    infinite where eigenvalues meet.
+
+    A step without new bases costs no decomposition; to know that, `update` looks at the step counter, as `SOAP` does.
+
+    Args:
+        hidden_size: See `PortHamiltonian`.
+        init_lr: See `PortHamiltonian`.
+        budget: See `PortHamiltonian`.
+        radius: See `PortHamiltonian`.
+        pace: See `PortHamiltonian`.
+        precondition_frequency: Steps between power iterations, >= 1.
+        max_preconditioner_dim: Longest side of a tensor that is rotated, >= 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference for the bases: Vyas et al. 2024, "SOAP: improving and stabilizing Shampoo using Adam" (arXiv 2409.11321).
+    """
+
+    takes_padding: ClassVar[bool] = False  # where matrices lie is part of the rule
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 32,
+        init_lr: float = 0.05,
+        budget: float = 100.0,
+        radius: float = 1000.0,
+        pace: Sequence[float] = (0.0, 0.0),
+        precondition_frequency: int = 10,
+        max_preconditioner_dim: int = 1024,
+    ):
+        super().__init__(hidden_size=hidden_size, init_lr=init_lr, budget=budget, radius=radius, pace=pace)
+        check_settings(precondition_frequency, max_preconditioner_dim)
+        self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
+
+    def init(self, params: Params) -> KroneckerState:  # type: ignore[override]
+        """Nothing seen yet, in the coordinates of θ; see `LearnedOptimizer.init`."""
+        basis = self._bases(params.layout).identity(params.flat)
+        return KroneckerState(super().init(params), torch.zeros_like(basis), basis)
+
+    def hide_loss(self, state: KroneckerState, hidden: Tensor) -> KroneckerState:  # type: ignore[override]
+        """See `LearnedOptimizer.hide_loss`."""
+        return state._replace(dynamics=super().hide_loss(state.dynamics, hidden))
+
+    def diagnose(  # type: ignore[override]
+        self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
+    ) -> dict[str, Tensor]:
+        """See `PortHamiltonian.diagnose`."""
+        bases = self._bases(params.layout)
+        rotated_params, rotated_grads = (x.like(bases.rotated(x.flat, state.basis)) for x in (params, grads))
+        return super().diagnose(rotated_params, rotated_grads, loss, state.dynamics)
+
+    def update(  # type: ignore[override]
+        self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
+    ) -> tuple[Params, KroneckerState]:
+        """One step; see `PortHamiltonian.update`."""
+        bases, before, basis = self._bases(params.layout), state.dynamics, state.basis.detach()
+        inside = params.like(bases.rotated(params.flat, basis))
+        new, after = super().update(inside, grads.like(bases.rotated(grads.flat, basis)), loss, before)
+        if not bases.sizes:
+            return new, state._replace(dynamics=after)
+        params = params.like(params.flat + bases.rotated(new.flat - inside.flat, basis, back=True))
+
+        fine = after.step > before.step
+        grad = torch.where(fine[:, None], grads.flat.detach(), 0.0)
+        change = torch.where(before.step > 0, before.gradient_unit / after.gradient_unit, 0.0).detach()
+        unit, every = after.gradient_unit.detach(), self.precondition_frequency
+        gram, new_basis, is_new = renewed(bases, state.gram, basis, grad, unit, change, after.step, every)
+        gram = torch.where(fine[:, None], gram, state.gram)
+        moving = (after.averages, after.second, after.momentum, basis)
+
+        def moved() -> tuple[Tensor, ...]:
+            return *_moved(bases, after, basis, new_basis), new_basis
+
+        averages, second, momentum, basis = where_rows(fine & is_new, moved, moving)
+        after = after._replace(averages=averages, second=second, momentum=momentum)
+        return params, KroneckerState(after, gram, basis)
+
+    def _bases(self, layout: Layout) -> Eigenbases:
+        return bases_of(layout, self.max_preconditioner_dim)
+
+
+def bases_of(layout: Layout, longest: int) -> Eigenbases:
+    """The bases of matrices, with sides of up to `longest` rotated, and of short vectors."""
+    return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest))
+
+
+def renewed(
+    bases: Eigenbases,
+    gram: Tensor,
+    basis: Tensor,
+    grad: Tensor,
+    unit: Tensor,
+    change: Tensor,
+    step: Tensor,
+    frequency: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L and R with a gradient more, and bases that fit them where they are due.
+
+    Args:
+        bases: Which sides are rotated.
+        gram: L and R, `(B, K)`, in units of the last gradient's unit.
+        basis: Q_L and Q_R, `(B, K)`.
+        grad: The gradient in the coordinates of θ, `(B, N)`, finite.
+        unit: Its unit, `(B,)`, > 0.
+        change: The last unit over this one, `(B,)`; 0 in the first step.
+        step: Gradients so far with this one, `(B,)`, >= 1.
+        frequency: Steps between power iterations.
+
+    Returns:
+        L and R, Q_L and Q_R, and where the latter are new, booleans `(B,)`.
+    """
+    weight = ((1 - DECAY) / (1 - DECAY ** step.clamp_min(1))).to(gram)[:, None]
+    gram = torch.lerp(gram.detach() * (change * change)[:, None], bases.products(grad, unit), weight)
+    first = step == 1
+    due = (step % frequency == 0) | (step[:, None] == step.new_tensor(_EARLY)).any(1)
+    (new,) = where_rows(first, lambda: (bases.eigenvectors(gram),), (basis,))
+    (new,) = where_rows(due & ~first, lambda: bases.improved(gram, basis)[:1], (new,))
+    return gram, new, due
+
+
+def _moved(bases: Eigenbases, after: PortHamiltonianState, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Averages, v and π in new bases; π has no more energy than before, whatever rounding does."""
+    averages = torch.stack([bases.moved(x, old, new) for x in after.averages.unbind(1)], 1)
+    momentum = bases.moved(after.momentum, old, new)
+    fit = (after.kinetic / (0.5 * (momentum * momentum).sum(1)).clamp_min(LEAST)).clamp_max(1).sqrt().detach()
+    return averages, bases.moved_variances(after.second, old, new), momentum * fit[:, None]

@@ -1,0 +1,103 @@
+"""What is optimised: a `Task` is a distribution of problems, a `Problem` a batch of draws from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ph_l2o.keys import ProblemKeys
+from ph_l2o.params import Params
+
+Buffers = Mapping[str, Tensor]
+
+
+class Problem(ABC):
+    """B optimisation problems, all advanced at once.
+
+    Attributes:
+        keys: Where the random draws of these problems come from.
+        params: Start θ₀, tensors of shape `(B, *shape)`.
+        buffers: What a step changes besides the parameters (BatchNorm's running statistics), tensors of shape
+            `(B, *shape)`; empty for most.
+        stochastic: Whether the loss depends on a mini-batch or noise.
+        hidden: Problems whose loss the optimizer never sees, booleans `(B,)`; None: it sees all.
+    """
+
+    keys: ProblemKeys
+    params: Params
+    buffers: Buffers = MappingProxyType({})
+    stochastic: bool = False
+    hidden: Tensor | None = None
+
+    @property
+    def num_problems(self) -> int:
+        """Number of problems, B."""
+        return self.params.num_problems
+
+    def batches(self, first: int, count: int) -> Iterator[Any]:
+        """What is drawn for the inner steps `first … first + count - 1`, one item a step.
+
+        The draws of a step depend on its number alone, not on the window in which it is asked for.
+        """
+        del first
+        return iter([None] * count)
+
+    def final_batches(self, count: int) -> Iterator[Any]:
+        """Fresh draws, not among those of any inner step, for the loss at the end of an episode."""
+        return self.batches(0, count)
+
+    @abstractmethod
+    def loss(self, params: Params, buffers: Buffers, batch: Any) -> tuple[Tensor, Buffers]:
+        """Loss of every problem at its parameters.
+
+        Args:
+            params: Tensors of shape `(B, *shape)`.
+            buffers: Carry of the last step, as `self.buffers`.
+            batch: An item of `batches`.
+
+        Returns:
+            Losses of shape `(B,)`, twice differentiable in `params`, and the next buffers.
+        """
+
+    def test_metrics(self, params: Params, buffers: Buffers) -> dict[str, Tensor]:
+        """Metrics on data that no problem is trained on, each of shape `(B,)`; empty where there is none."""
+        del params, buffers
+        return {}
+
+
+class Task(ABC):
+    """A distribution of problems.
+
+    Attributes:
+        name: Short name, for tables and folders.
+        can_be_negative: Whether losses can fall below zero; geometric means and log objectives then make no sense.
+        num_architectures: How many sets of tensor shapes its problems have. With `compile=auto` each of a few has an
+            inner step compiled for it, and many share a compiled update.
+    """
+
+    name: str
+    num_architectures: int = 1
+    can_be_negative: ClassVar[bool] = False
+
+    @abstractmethod
+    def sample(
+        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Problem:
+        """Draw `len(keys)` problems; the same keys give the same problems on every device."""
+
+    def members(self) -> list[tuple[str, Task]]:
+        """Names and tasks that a validation covers: the task itself, or the members of a mixture."""
+        return [(self.name, self)]
+
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
+        """Fetch and verify what the task needs, before any work starts. Called once for each process."""
+
+    def spec(self) -> dict[str, Any]:
+        """What defines the distribution, as plain values: the class and its public attributes."""
+        values = {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **values}

@@ -1,0 +1,108 @@
+"""What the port-Hamiltonian optimizer's controller sees and sets, against a slow and literal implementation."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ph_l2o.optimizers import PortHamiltonian, map_state
+from ph_l2o.params import Layout, Params
+from ph_l2o.port_hamiltonian import controller
+from ph_l2o.port_hamiltonian.energy import PortHamiltonianState
+
+PROBLEMS = 4
+LAYOUTS = {
+    "one": Layout(("theta",), ((5,),)),
+    "five": Layout(("w1", "b1", "w2", "b2", "kernel"), ((3, 4), (3,), (2, 3), (), (2, 3, 2, 2))),
+}
+
+
+def expected(
+    optimizer: PortHamiltonian, layout: Layout, flat: Tensor, grad: Tensor, loss: float, old: PortHamiltonianState,
+    now: PortHamiltonianState,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Features `(T, 27)` and the ports log gain, mix, keep, ρ, lean `(T, 5)` of one problem, for the next state."""
+    uses, unit, k, count = bool(now.uses_loss), now.gradient_unit.item(), now.step.item(), layout.numel
+    mean, reference = now.second_mean.item() + 1e-20, now.reference.item() + 1e-20
+    length = 0.0
+    of_loss = [0.0] * 4
+    if uses:
+        fast, slow, start = now.loss_fast.item(), now.loss_slow.item(), now.loss_start.item()
+        of_loss = [0.3 * math.log(loss / fast), 0.3 * math.log(fast / slow), 0.3 * math.log(loss / start), 1.0]
+        length = math.log(fast / (unit * count * math.sqrt(mean))) + 2
+        length = min(max(length, -10), 10)
+    of_problem = [
+        0.25 * math.log(mean / reference),
+        *of_loss,
+        0.3 * length,
+        old.trust.item(),
+        0.3 * math.log(old.share.item() + 1e-4),
+        0.3 * math.log(k),
+        0.2 * math.log(count),
+        *(math.tanh(k / scale - 1) for scale in (20, 100, 1000)),
+    ]
+    features, ports = [], []
+    columns = (flat, old.momentum, grad / unit, *now.averages, now.second)
+    for t, (theta, pi, g, m9, m99, v) in enumerate(zip(*(x.split(layout.sizes) for x in columns), strict=True)):
+        log_v, shape = math.log(v.mean().item() + 1e-20), layout.shapes[t]
+        of_tensor = [
+            0.25 * (log_square(m9) - log_v),
+            0.25 * (log_square(m99) - log_v),
+            0.5 * (log_square(g) - log_v),
+            0.2 * (log_v - math.log(mean)),
+            0.2 * max(log_square(pi) + math.log(count), -20),
+            0.3 * max(log_square(theta), -20),
+            *((g * x).mean().item() * math.exp(-0.5 * (log_square(g) + log_square(x))) for x in (m9, m99, pi)),
+        ]
+        static = [
+            0.2 * math.log(len(g)),
+            float(len(shape) > 1),
+            0.2 * math.log(min(shape[0], len(g) // shape[0])) if shape else 0.0,
+            t / layout.num_tensors,
+            float(t >= layout.num_tensors - 2),
+        ]
+        x = torch.tensor([*of_tensor, *of_problem, *static], dtype=flat.dtype)
+        out = optimizer.controller(x)
+        mix, keep, lean, rho = torch.sigmoid(out[1:]).tolist()
+        size = max(math.sqrt((theta * theta).mean().item()), 0.05)
+        powers = optimizer.controller.powers.tolist()
+        pace = optimizer.controller.pace.tolist()
+        log_lr = out[0].item() + powers[0] * length + powers[1] * math.log(size)
+        log_lr += pace[0] + pace[1] * math.log(1 + min(k, 2000) / 50)
+        features.append(x)
+        ports.append([log_lr + 0.5 * lean * math.log(mean / reference), mix, keep, 0.999 * rho, lean])
+    return torch.stack(features), torch.tensor(ports, dtype=flat.dtype)
+
+
+def log_square(x: Tensor) -> float:
+    return math.log((x * x).mean().item() + 1e-20)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@torch.no_grad()
+def test_features_and_ports_match_the_reference(layout, monkeypatch):
+    torch.manual_seed(0)
+    optimizer = PortHamiltonian().double()
+    for p in (*optimizer.parameters(), optimizer.controller.pace):
+        p += 0.5 * torch.randn_like(p)
+    set_ports, seen, found = controller.ports, [], []
+    monkeypatch.setattr(controller, "ports", lambda *arguments: found.append(set_ports(*arguments)) or found[-1])
+    optimizer.controller.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    params = Params(torch.randn(PROBLEMS, layout.numel, dtype=torch.float64), layout)
+    params.flat[1] *= 1e-3  # entries below the least size
+    state = optimizer.hide_loss(optimizer.init(params), torch.arange(PROBLEMS) == 2)
+    for _ in range(30):
+        seen.clear()
+        found.clear()
+        grads = params.like(params.flat + torch.randn_like(params.flat))
+        loss = grads.flat.square().sum(1) * torch.tensor([1.0, 1.0, 1.0, 1e6], dtype=torch.float64)
+        new, following = optimizer.update(params, grads, loss, state)
+        rows = seen[0].unflatten(0, (PROBLEMS, -1))
+        ports = torch.stack(found[0], 2)
+        for i in range(PROBLEMS):
+            old, now = (map_state(lambda x: x[i], s) for s in (state, following))  # noqa: B023
+            features, sets = expected(optimizer, layout, params.flat[i], grads.flat[i], loss[i].item(), old, now)
+            torch.testing.assert_close(rows[i], features)
+            torch.testing.assert_close(ports[i], sets)
+        params, state = new, following
