@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from ph_l2o.checks import did_you_mean
 from ph_l2o.errors import ConfigError
 
 _ALLOWED = ("ph_l2o", "torch", "pytorch_lightning")
@@ -35,6 +36,9 @@ def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
         cause = error.__cause__
         if isinstance(cause, ValueError):
             raise cause from None
+        if isinstance(cause, ImportError):  # of a logger, such as TensorBoard's
+            text = str(cause).splitlines()[0]
+            raise ConfigError(f"{key}: {plain['_target_']} needs a package that is not installed ({text})") from error
         raise ConfigError(f"{plain['_target_']}: {cause or str(error).splitlines()[0]}") from error
 
 
@@ -66,13 +70,28 @@ def _check_types(node: dict[str, Any], key: str) -> None:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (HydraException, ImportError, AttributeError, NameError, TypeError):
         return  # instantiate says what is wrong
+    accepted = _accepted(target)
     for name, value in node.items():
+        if accepted is not None and not name.startswith("_") and name not in accepted:
+            hint = did_you_mean(name, accepted)
+            raise ConfigError(f"{key}.{name}: no such argument of {node['_target_']}{hint}".lstrip("."))
         hint = hints.get(name)
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         plain = [o for o in options if o in _WORDS or o is type(None)]
         if plain and len(plain) == len(options) and not any(_fits(value, o) for o in plain):
             words = " or ".join(_WORDS.get(o, "null") for o in plain)
             raise ConfigError(f"{key}.{name}={value}: must be {words}".lstrip("."))
+
+
+def _accepted(target: Any) -> list[str] | None:
+    """Names of the arguments; None where any is accepted."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):  # of builtins
+        return None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return list(parameters)
 
 
 def _fits(value: Any, kind: Any) -> bool:

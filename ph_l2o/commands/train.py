@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.folders import find_checkpoint, remove_if_untouched
@@ -23,8 +25,7 @@ from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.validate import check_resume, check_start, validate_training
 from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WeightsError
 from ph_l2o.files import git_revision, json_text, write_atomically
-from ph_l2o.meta import MetaLearner, ProblemSharing, fit
-from ph_l2o.meta.wandb_run import wandb_logger
+from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
 from ph_l2o.ranks import has_own_folder, is_rank_zero
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def run_training(cfg: DictConfig) -> float:
     try:
         parts = _prepare(cfg, resume)
     except BaseException:
+        _finish_wandb(1)
         if is_rank_zero():
             _close_log_files()
             remove_if_untouched(folder)
@@ -68,6 +70,8 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     parts["callbacks"] = [
         build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node
     ]
+    parts["make_trainer"] = build(cfg.trainer, "trainer", plugins=plugins)
+    check_trainer(key for key in cfg.trainer if not key.startswith("_"))
     if cfg.weights is not None:
         start_from(str(cfg.weights), parts["optimizer"])
     if cfg.trainer.precision == "64-true":
@@ -76,6 +80,9 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
         check_resume(resume, cfg, parts["optimizer"])
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
+    # Last, since they may begin to write.
+    nodes = {name: node for name, node in (cfg.logger or {}).items() if node}
+    parts["loggers"] = [build(node, f"logger.{name}", plugins=plugins) for name, node in nodes.items()]
     return parts
 
 
@@ -121,7 +128,8 @@ def _train(
     if resume is not None:
         log.info("resuming from %s", resume)
     began = time.monotonic()
-    loggers = _loggers(cfg, folder, resume, config)
+    for logger in parts["loggers"]:
+        logger.log_hyperparams(_plain(config))
     learner = MetaLearner(
         parts["optimizer"],
         parts["task"],
@@ -131,10 +139,11 @@ def _train(
         config=_plain(config),
         compile=cfg.compile,
     )
-    trainer = _fit(cfg, learner, folder, resume, record, loggers=loggers, callbacks=parts["callbacks"])
+    more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
+    trainer = _fit(cfg, learner, folder, resume, record, **more)
     log.info("meta-training took %.0f s", time.monotonic() - began)
     if trainer.is_global_zero and cfg.compare:
-        _compare(cfg, parts, folder, loggers)
+        _compare(cfg, parts, folder)
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
     value = float(score) if score is not None else math.inf
     return value if math.isfinite(value) else DIVERGED_SCORE
@@ -157,12 +166,12 @@ def _fit(
     devices = {"accelerator": cfg.strategy.accelerator, "devices": cfg.strategy.devices, "strategy": strategy}
     devices["num_nodes"] = cfg.strategy.get("num_nodes", 1)
     try:
-        return fit(learner, folder, ckpt_path=resume, **more, **devices, **cfg.trainer)
+        return fit(learner, folder, ckpt_path=resume, **more, **devices)
     except ProcessError as error:
         raise ProcessError(explained(error)) from error
 
 
-def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path, loggers: list[Any]) -> None:
+def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path) -> None:
     best, _ = load_checkpoint(folder / "checkpoints" / "best.ckpt", plugins=cfg.plugins)
     from hydra.core.hydra_config import HydraConfig
 
@@ -179,39 +188,14 @@ def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path, loggers: list
         seed=cfg.seed,
         cache_dir=Path(cfg.paths.runs) / "cache",
     )
-    for logger in loggers:
-        log_to_wandb(logger, comparison, folder)
-
-
-def _loggers(cfg: DictConfig, folder: Path, resume: Path | None, config: dict[Any, Any]) -> list[Any]:
-    settings = cfg.logger.get("wandb")
-    if settings is None:
-        return []
-    from hydra.core.hydra_config import HydraConfig
-
-    sweep = Path(HydraConfig.get().sweep.dir).name if _is_multirun() else None
-    id_file = folder / "wandb_id"
-    run_id = id_file.read_text().strip() if resume is not None and id_file.is_file() else None
-    logger = wandb_logger(
-        folder,
-        project=settings.project,
-        name=settings.name or f"{cfg.run_name}_seed{cfg.seed}",
-        group=settings.group or sweep,
-        tags=tuple(settings.tags),
-        offline=settings.offline,
-        run_id=run_id,
-        config=_plain(config),
-    )
-    if is_rank_zero():
-        id_file.write_text(str(logger.version) + "\n")
-    return [logger]
+    for logger in parts["loggers"]:
+        if isinstance(logger, WandbLogger):
+            log_to_wandb(logger, comparison, folder)
 
 
 @contextlib.contextmanager
 def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
     """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
-    import sys
-
     began, status, lost = time.time(), "error", False
 
     def record(status: str) -> None:
@@ -232,16 +216,18 @@ def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
     finally:
         if is_rank_zero() or lost:
             record(status)
-        if "wandb" in sys.modules:
-            import wandb
+        _finish_wandb(0 if status == "ok" else 1)
 
-            if wandb.run is not None:
-                wandb.finish(exit_code=0 if status == "ok" else 1)
+
+def _finish_wandb(exit_code: int) -> None:
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
 
 
 def _plain(config: dict[Any, Any]) -> dict[str, Any]:
     """What a checkpoint keeps: plain values, nothing of this machine's folders."""
-    return {k: v for k, v in config.items() if k not in ("paths", "hydra")}
+    return {k: v for k, v in config.items() if k not in ("paths", "hydra", "logger")}
 
 
 def _is_multirun() -> bool:

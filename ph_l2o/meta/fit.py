@@ -7,7 +7,7 @@ import copy
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,56 @@ _IGNORED_WARNINGS = (
 )
 
 
+# Arguments of Lightning's trainer that are set elsewhere.
+_SET_BY = {
+    "max_steps": "meta.outer_steps",
+    "max_epochs": "meta.outer_steps",
+    "min_steps": "meta.outer_steps",
+    "min_epochs": "meta.outer_steps",
+    "val_check_interval": "meta.val_every",
+    "check_val_every_n_epoch": "meta.val_every",
+    "reload_dataloaders_every_n_epochs": "meta.val_every",
+    "num_sanity_val_steps": "the checks before a training",
+    "inference_mode": "the validation, which needs gradients",
+    "gradient_clip_val": "meta.gradient_clip",
+    "use_distributed_sampler": "strategy",
+    "accelerator": "strategy",
+    "devices": "strategy",
+    "num_nodes": "strategy",
+    "strategy": "strategy",
+    "default_root_dir": "paths.runs",
+    "logger": "logger",
+    "callbacks": "callbacks",
+    "enable_checkpointing": "the checkpoints that every run writes",
+}
+
+
+def check_trainer(arguments: Iterable[str]) -> None:
+    """Raise ValueError for an argument of Lightning's trainer that is set elsewhere."""
+    for name in arguments:
+        if name in _SET_BY:
+            raise ValueError(f"trainer.{name}=…: is set by {_SET_BY[name]}; leave it out")
+
+
 def fit(
     learner: MetaLearner,
     output_dir: str | Path,
     *,
     ckpt_path: str | Path | None = None,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Logger] | None = None,
     callbacks: Sequence[Callback] | None = None,
+    make_trainer: Callable[..., pl.Trainer] = pl.Trainer,
     **trainer: Any,
 ) -> pl.Trainer:
-    """Train, writing `metrics.csv` and `checkpoints/{best,last}.ckpt`.
+    """Train, writing `checkpoints/{best,last}.ckpt`.
 
     Args:
         learner: What is trained.
         output_dir: Folder of the run.
         ckpt_path: A checkpoint to go on from; the run continues bit for bit as if it had not stopped.
-        loggers: Loggers beside the CSV file.
+        loggers: Loggers; the default writes `metrics.csv` into the folder.
         callbacks: Callbacks beside the checkpoints; the default shows progress.
+        make_trainer: Makes the trainer.
         trainer: Further arguments of `pytorch_lightning.Trainer`; `strategy="ddp"` means `ProblemSharing`.
 
     Returns:
@@ -63,24 +96,14 @@ def fit(
     Raises:
         ProcessError: If another process of the run is lost.
     """
-    folder = Path(output_dir) / "checkpoints"
-    best = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor="val/score",
-        mode="min",
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-        save_on_train_epoch_end=False,
-    )
-    last = ModelCheckpoint(
-        folder, filename="last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=False
-    )
     own = [MetaProgress()] if callbacks is None else list(callbacks)
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
         "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        **getattr(make_trainer, "keywords", {}),
         **trainer,
         "max_steps": learner.meta.outer_steps,
         "max_epochs": -1,
@@ -89,20 +112,25 @@ def fit(
         "inference_mode": False,
         "gradient_clip_val": learner.meta.gradient_clip,
         "use_distributed_sampler": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "default_root_dir": str(output_dir),
-        "logger": [MetricsCSV(output_dir, resume=ckpt_path is not None), *loggers],
-        "callbacks": [best, last, *own],
+        "logger": [MetricsCSV(output_dir)] if loggers is None else list(loggers),
+        "callbacks": [*_checkpoints(Path(output_dir) / "checkpoints"), *own],
     }
     if settings.get("strategy") == "ddp":
         settings["strategy"] = ProblemSharing(average=not learner.estimator.averages_processes)
     with warnings.catch_warnings(), lost_processes(), _quick_look_for_gpus():
         for text in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", text)
-        made = pl.Trainer(**settings)
+        made = make_trainer(**settings)
         made.fit(learner, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return made
+
+
+def _checkpoints(folder: Path) -> list[ModelCheckpoint]:
+    """`best.ckpt` and `last.ckpt`, both at the validation whose score is in them."""
+    common: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": False}
+    best = {"filename": "best", "monitor": "val/score", "mode": "min", "auto_insert_metric_name": False}
+    return [ModelCheckpoint(folder, **best, **common), ModelCheckpoint(folder, filename="last", **common)]
 
 
 @contextlib.contextmanager

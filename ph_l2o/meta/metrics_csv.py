@@ -19,14 +19,13 @@ class MetricsCSV(Logger):
     Lightning's own CSVLogger deletes the file of a run that is resumed.
 
     Args:
-        folder: Folder of the run.
-        resume: Keep the rows of the run so far; those that the resumed run repeats are dropped.
+        folder: Folder of the run. Of a file that is there, rows from before the first step to come are kept.
         flush_every: Rows that are written at once.
     """
 
-    def __init__(self, folder: str | Path, *, resume: bool = False, flush_every: int = 100):
+    def __init__(self, folder: str | Path, *, flush_every: int = 100):
         super().__init__()
-        self.path, self.resume, self.flush_every = Path(folder) / "metrics.csv", resume, flush_every
+        self.path, self.flush_every, self._is_new = Path(folder) / "metrics.csv", flush_every, True
         self._columns: list[str] = []
         self._pending: dict[int, dict[str, Any]] = {}
 
@@ -53,7 +52,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics to the row of an outer step, counted from 1."""
         number = (step or 0) + 1
-        if self.resume:
+        if self._is_new:
             self._take_up(number)
         row = self._pending.setdefault(number, {_STEP: number})
         row.update({k: v for k, v in metrics.items() if k != "epoch"})
@@ -61,7 +60,7 @@ class MetricsCSV(Logger):
             self._write([self._pending.pop(k) for k in sorted(self._pending) if k != number])
 
     def _take_up(self, number: int) -> None:
-        self.resume = False
+        self._is_new = False
         if self.path.is_file():
             rows = [row for row in self._read() if int(row[_STEP]) < number]
             self._rewrite(rows)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ph_l2o.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -17,22 +19,19 @@ def wandb_logger(
     project: str,
     name: str,
     group: str | None = None,
-    tags: tuple[str, ...] = (),
+    tags: Sequence[str] = (),
     offline: bool | None = None,
-    run_id: str | None = None,
-    config: dict[str, Any] | None = None,
 ) -> Any:
     """A Lightning logger for W&B: online where an API key is configured, else offline, said in one line.
 
     Args:
-        folder: Folder of the run; W&B's files lie in `wandb/` below it.
+        folder: Folder of the run; W&B's files lie in `wandb/` below it. Where `wandb_id` in it names a run, as after a
+            resume, that run goes on.
         project: W&B project.
         name: Name of the run.
         group: Group of the run, such as a sweep.
         tags: Tags of the run.
         offline: True, False, or None to decide by whether there is an API key.
-        run_id: The W&B run to go on with, when a run is resumed.
-        config: Logged as the run's configuration.
     """
     from pytorch_lightning.loggers import WandbLogger
     from pytorch_lightning.utilities import rank_zero_only
@@ -51,6 +50,8 @@ def wandb_logger(
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    id_file = Path(folder) / "wandb_id"
+    run_id = id_file.read_text().strip() if id_file.is_file() else None
     mode = os.environ.get("WANDB_MODE")
     if offline is not None:
         mode = "offline" if offline else "online"
@@ -59,7 +60,7 @@ def wandb_logger(
     # Lightning's own offline switch sets WANDB_MODE=dryrun, which current W&B does not know.
     run = wandb.init(
         project=project, name=name, group=group, tags=list(tags), dir=str(folder), mode=mode,  # type: ignore[arg-type]
-        id=run_id, resume="allow" if run_id else None, config=config,
+        id=run_id, resume="allow" if run_id else None,
     )  # fmt: skip
     where = run.url if mode == "online" else mode
     if mode == "offline":
@@ -68,4 +69,5 @@ def wandb_logger(
     logger = OuterStepLogger(experiment=run, save_dir=str(folder))
     run.define_metric("outer_step")
     run.define_metric("*", step_metric="outer_step")
+    write_atomically(id_file, f"{run.id}\n")
     return logger
