@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ph_l2o import meta_train
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.estimators import Truncated
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian
@@ -104,7 +103,7 @@ def quadratic(name: str, seed: int, outer_steps: int, data: Path) -> dict[str, f
     del data
     optimizer = made(name, seed, 0.05)
     trained = meta_train(
-        optimizer, Quadratic(), outer_steps, estimator=Truncated(20), seed=seed, compile="step", num_problems=64,
+        optimizer, Quadratic(), outer_steps, truncation=20, seed=seed, compile="step", num_problems=64,
         horizons=(20, 60, 100, 100, 200), val_every=max(outer_steps // 6, 1), val_problems=256, val_horizon=100,
     )  # fmt: skip
     problem = Quadratic().sample(ProblemKeys(1, "val", 1, range(2000)))
@@ -122,7 +121,7 @@ def mnist(name: str, seed: int, outer_steps: int, data: Path) -> dict[str, float
     """Trained on three activations; the mean of the last 10 of 100 steps, and of 50 at 1,000 steps."""
     task = functools.partial(ImageClassification, data_dir=data)
     trained = meta_train(
-        made(name, seed, 0.02), task(activation=ACTIVATIONS), outer_steps, estimator=Truncated(50), seed=seed,
+        made(name, seed, 0.02), task(activation=ACTIVATIONS), outer_steps, truncation=50, seed=seed,
         compile="step", num_problems=4, horizons=(100, 200), rescale=0.7, val_every=max(outer_steps // 4, 1),
         val_problems=12, val_horizon=100,
     )  # fmt: skip

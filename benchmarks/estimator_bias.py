@@ -19,6 +19,7 @@ import torch
 
 from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Estimator, Forward, Full, Truncated
 from ph_l2o.evaluation.plots import to_png
+from ph_l2o.inner import Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,23 +28,26 @@ if TYPE_CHECKING:
 PROBLEMS = 256  # equal problems, each with perturbations of its own
 
 
-def episode(estimator: Estimator, horizon: int, num_problems: int, number: int) -> list[float]:
+def episode(estimator: Estimator, truncation: int, horizon: int, num_problems: int, number: int) -> list[float]:
     """The meta-gradient of each window."""
     optimizer, phi, problem = closed.optimizer(), closed.phi(), closed.problem(num_problems, number)
     carry, found = estimator.start(optimizer, problem), []
-    for first in range(0, horizon, estimator.truncation):
-        estimate = estimator(optimizer, phi, problem, carry, first, OBJECTIVES["mean_loss"])
+    count = estimator.window_length(truncation, horizon)
+    for first in range(0, horizon, count):
+        estimate = estimator(Window(optimizer, phi, problem, carry, first, count, OBJECTIVES["mean_loss"]))
         carry = estimate.carry
         found.append(estimate.gradient["log_lr"].item())
     return found
 
 
-def measured(estimator: Estimator, horizon: int, episodes: int) -> dict[str, float]:
+def measured(estimator: Estimator, truncation: int, horizon: int, episodes: int) -> dict[str, float]:
     """Relative bias with its standard error, and relative standard deviations for one antithetic pair."""
     exact = closed.derivative(closed.START, horizon)
     random = not isinstance(estimator, Truncated) and getattr(estimator, "num_directions", 1) is not None
     problems, count = (PROBLEMS, episodes) if random else (1, 1)
-    found = torch.tensor([episode(estimator, horizon, problems, k) for k in range(count)], dtype=torch.float64)
+    found = torch.tensor(
+        [episode(estimator, truncation, horizon, problems, k) for k in range(count)], dtype=torch.float64
+    )
     means = found.mean(1) / exact
     deviation = means.std().item() if random else 0.0
     window = found.var(0).mean().sqrt().item() / abs(exact) if random else 0.0
@@ -55,16 +59,16 @@ def measured(estimator: Estimator, horizon: int, episodes: int) -> dict[str, flo
     }
 
 
-def contestants(truncation: int, sigma: float) -> dict[str, Estimator]:
-    """All estimators with windows of one length."""
+def contestants(sigma: float) -> dict[str, Estimator]:
+    """All estimators whose windows may be shorter than an episode."""
     return {
-        "truncated": Truncated(truncation),
-        "forward": Forward(truncation),
-        "forward, 1 direction": Forward(truncation, num_directions=1),
-        "es": ES(truncation, sigma=sigma),
-        "pes": PES(truncation, sigma=sigma),
-        "es_single": ESSingle(truncation, sigma=sigma),
-        "nres": NRES(truncation, sigma=sigma),
+        "truncated": Truncated(),
+        "forward": Forward(),
+        "forward, 1 direction": Forward(num_directions=1),
+        "es": ES(sigma=sigma),
+        "pes": PES(sigma=sigma),
+        "es_single": ESSingle(sigma=sigma),
+        "nres": NRES(sigma=sigma),
     }
 
 
@@ -157,10 +161,10 @@ def main() -> None:
     """Measure, print a table, write JSON and a figure."""
     given = arguments()
     torch.set_num_threads(1)
-    found = {("full", given.horizon): measured(Full(given.horizon), given.horizon, given.episodes)}
+    found = {("full", given.horizon): measured(Full(), given.horizon, given.horizon, given.episodes)}
     for truncation in given.truncations:
-        for name, estimator in contestants(truncation, given.sigma).items():
-            found[name, truncation] = measured(estimator, given.horizon, given.episodes)
+        for name, estimator in contestants(given.sigma).items():
+            found[name, truncation] = measured(estimator, truncation, given.horizon, given.episodes)
     rows = [
         (
             f"`{name}`", str(given.horizon // truncation), bias(f),

@@ -53,7 +53,7 @@ def main() -> None:
         optimizer,
         task,
         outer_steps=arguments.outer_steps,
-        estimator=ESSingle(50, num_pairs=2, sigma=arguments.sigma),
+        estimator=ESSingle(num_pairs=2, sigma=arguments.sigma),
         num_problems=128,
         horizons=(STEPS,),
         episodes=20,

@@ -24,6 +24,7 @@ import torch
 from torch import distributed as dist
 
 from ph_l2o.estimators import ES, OBJECTIVES, Truncated
+from ph_l2o.inner import Window
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.episodes import EpisodeSource
 from ph_l2o.optimizers import LSTM, LearnedOptimizer, PortHamiltonian
@@ -105,18 +106,18 @@ def window(name: str, data: Path, repetitions: int) -> dict:
     task = Quadratic() if task_name == "quadratic" else ImageClassification(data_dir=data)
     task.prepare()
     order = 1 if make is LSTM else 2
-    estimator = Truncated(truncation, order=order) if estimator_name == "truncated" else ES(truncation)
+    estimator = Truncated(order=order) if estimator_name == "truncated" else ES()
     source = EpisodeSource(task, seed=0, num_problems=problems, horizons=(100,), start=estimator.start)
     optimizer = make()
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     episode = source.begin(0, optimizer, rank=0, world_size=1, **WHERE)
-    shorter = type(estimator)(1)
-    shorter(optimizer, phi, episode.problem, episode.carry, 0, objective)  # warms up
+    window = Window(optimizer, phi, episode.problem, episode.carry, 0, truncation, objective)
+    estimator(window._replace(count=1))  # warms up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     values = []
     for _ in range(repetitions):
         began = time.process_time()
-        estimate = estimator(optimizer, phi, episode.problem, episode.carry, 0, objective)
+        estimate = estimator(window)
         values.append(1e3 * (time.process_time() - began))
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     numbers = estimate.carry.params.flat.numel() + sum(x.numel() for x in estimate.carry.state)

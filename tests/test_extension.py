@@ -126,8 +126,7 @@ def make(name: str, key: str, **arguments):
 @pytest.mark.parametrize("task", ["Rosenbrock", "Regression"])
 def test_meta_trains_and_compares(outside, task, tmp_path):
     task, optimizer = make(task, "task"), make("Learned", "optimizer", rate=0.1)
-    estimator = ph_l2o.estimators.Truncated(2)
-    trained = ph_l2o.meta_train(optimizer, task, outer_steps=2, estimator=estimator, output_dir=tmp_path, **SETTINGS)
+    trained = ph_l2o.meta_train(optimizer, task, outer_steps=2, truncation=2, output_dir=tmp_path, **SETTINGS)
     assert type(trained) is type(optimizer)
     assert not torch.equal(trained.log_rate, optimizer.log_rate)
     assert torch.isfinite(trained.log_rate) and torch.isfinite(trained.mix)

@@ -60,23 +60,18 @@ def task(name: str, data: Path, activations: tuple[str, ...] = ("sigmoid",)) -> 
     return made
 
 
-def estimators(truncation: int) -> dict[str, Callable[[], Estimator]]:
-    """All of the registry; both orders of `truncated`; all directions and one, where there is the choice.
-
-    Args:
-        truncation: Inner steps of a window; `full` takes the whole episode.
-    """
+def estimators() -> dict[str, Callable[[], Estimator]]:
+    """All of the registry; both orders of `truncated`; all directions and one, where there is the choice."""
     made: dict[str, Callable[[], Estimator]] = {}
     for name, factory in ESTIMATORS.items():
         known = inspect.signature(factory).parameters
-        window = {"truncation": truncation} if "truncation" in known and name != "full" else {}
         if name == "truncated":
-            made |= {f"{name} order {k}": functools.partial(factory, **window, order=k) for k in (1, 2)}
+            made |= {f"{name} order {k}": functools.partial(factory, order=k) for k in (1, 2)}
         elif "num_directions" in known:
-            made[f"{name} {ALL_DIRECTIONS}"] = functools.partial(factory, **window, num_directions=None)
-            made[f"{name} one direction"] = functools.partial(factory, **window, num_directions=1)
+            made[f"{name} {ALL_DIRECTIONS}"] = functools.partial(factory, num_directions=None)
+            made[f"{name} one direction"] = functools.partial(factory, num_directions=1)
         else:
-            made[name] = functools.partial(factory, **window)
+            made[name] = factory
     return made
 
 

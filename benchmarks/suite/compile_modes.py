@@ -16,14 +16,14 @@ from suite.options import Options
 from suite.outer_loop import HAS_COMPILATION, Loop, Ours, imported, reference
 
 MODES: tuple[str | bool, ...] = (False, "update", "step") if HAS_COMPILATION else (False,)
-STRATEGIES: dict[str, Callable[[int], Estimator]] = {"es": ES, "pes": PES}
+STRATEGIES: dict[str, Callable[[], Estimator]] = {"es": ES, "pes": PES}
 OTHERS = {"lstm": 2, "hnn": 4}  # on MNIST, with the number of outer steps
 ACTIVATIONS = {"quadratic": ("sigmoid",), "mnist": ("sigmoid", "relu", "tanh")}
 LOOPS = {
-    "quadratic": (Loop(64, (20, 60, 100, 100, 200), 60), 20),
-    "mnist": (Loop(4, (100,), 6, rescale=0.7), 50),
+    "quadratic": Loop(64, (20, 60, 100, 100, 200), 60, 20),
+    "mnist": Loop(4, (100,), 6, 50, rescale=0.7),
 }
-QUICK = {"quadratic": (Loop(2, (4,), 2), 2), "mnist": (Loop(2, (4,), 2, rescale=0.7), 2)}
+QUICK = {"quadratic": Loop(2, (4,), 2, 2), "mnist": Loop(2, (4,), 2, 2, rescale=0.7)}
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,20 @@ class Case:
     task: str
     made: Task
     loop: Loop
-    truncation: int
 
     def ours(
         self, mode: str | bool, *, optimizer: str = "port_hamiltonian", outer_steps: int | None = None,
-        estimator: Callable[[int], Estimator] = Truncated,
+        estimator: Callable[[], Estimator] = Truncated,
     ) -> Ours:  # fmt: skip
         """Our outer loop in a mode."""
         make = functools.partial(cases.optimizer, optimizer, self.task)
         loop = replace(self.loop, outer_steps=outer_steps or self.loop.outer_steps)
-        return Ours(make, self.made, lambda: estimator(self.truncation), loop, mode=mode)
+        return Ours(make, self.made, estimator, loop, mode=mode)
 
 
 def case(task: str, options: Options) -> Case:
     """A case with its task's data read."""
-    loop, truncation = (QUICK if options.quick else LOOPS)[task]
-    return Case(task, cases.task(task, options.data, ACTIVATIONS[task]), loop, truncation)
+    return Case(task, cases.task(task, options.data, ACTIVATIONS[task]), (QUICK if options.quick else LOOPS)[task])
 
 
 def measured(options: Options) -> Found:
@@ -69,10 +67,8 @@ def measured(options: Options) -> Found:
         references = []
         if script is not None:
             references = [f"{task}, {options.reference.name}"] if options.reference else []
-            contestants[references[0]] = reference(
-                script, here.made, ACTIVATIONS[task], Truncated(here.truncation), here.loop
-            )
-        settings = {**vars(here.loop), "truncation": here.truncation, "activations": ACTIVATIONS[task]}
+            contestants[references[0]] = reference(script, here.made, ACTIVATIONS[task], here.loop)
+        settings = {**vars(here.loop), "activations": ACTIVATIONS[task]}
         found.add(
             contest(contestants, options.repetitions, unit="task-steps/s", references=references, settings=settings)
         )

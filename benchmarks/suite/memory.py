@@ -16,7 +16,7 @@ def questions(options: Options) -> dict[str, dict[str, Any]]:
     """Every estimator at two horizons on one network; every optimizer on the same windows."""
     short, long, truncation = (4, 8, 2) if options.quick else (40, 120, 20)
     asked: dict[str, dict[str, Any]] = {}
-    for estimator in cases.estimators(truncation):
+    for estimator in cases.estimators():
         # All directions do not fit for the port-Hamiltonian network: their row is the one of an optimizer with few.
         optimizer = "adam" if cases.refused(NAME, estimator) else NAME
         if options.quick and not estimator.startswith(("truncated", "full")):

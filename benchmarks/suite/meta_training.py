@@ -15,8 +15,8 @@ from suite.outer_loop import HAS_COMPILATION, Loop, Ours
 UNIT = "task-steps/s"
 
 
-def sizes(optimizer: str, task: str, options: Options) -> tuple[Loop, int]:
-    """A loop and a truncation; episodes have two windows, and a repetition has whole episodes."""
+def sizes(optimizer: str, task: str, options: Options) -> Loop:
+    """A loop; episodes have two windows, and a repetition has whole episodes."""
     if task == "quadratic":
         problems, truncation, outer_steps = 64, 20, 4
     elif optimizer == "lstm":
@@ -25,7 +25,7 @@ def sizes(optimizer: str, task: str, options: Options) -> tuple[Loop, int]:
         problems, truncation, outer_steps = 4, 20, 2
     if options.quick:
         problems, truncation, outer_steps = 2, 2, 2
-    return Loop(problems, (2 * truncation,), outer_steps), truncation
+    return Loop(problems, (2 * truncation,), outer_steps, truncation)
 
 
 def measured(options: Options) -> Found:
@@ -35,9 +35,9 @@ def measured(options: Options) -> Found:
         made = cases.task(task, options.data)
         for optimizer in cases.OPTIMIZERS:
             say(f" {optimizer}, {task}")
-            loop, truncation = sizes(optimizer, task, options)
+            loop = sizes(optimizer, task, options)
             contestants = {}
-            for name, make in cases.estimators(truncation).items():
+            for name, make in cases.estimators().items():
                 label, why = f"{optimizer}, {task}, {name}", cases.refused(optimizer, name)
                 if not _is_wanted(optimizer, task, name, options):
                     continue
@@ -46,7 +46,7 @@ def measured(options: Options) -> Found:
                     continue
                 make_optimizer = functools.partial(cases.optimizer, optimizer, task)
                 contestants[label] = Ours(make_optimizer, made, make, loop)
-            settings = {**vars(loop), "truncation": truncation} | ({"compile": False} if HAS_COMPILATION else {})
+            settings = vars(loop) | ({"compile": False} if HAS_COMPILATION else {})
             found.add(contest(contestants, options.repetitions, unit=UNIT, settings=settings))
     return found
 

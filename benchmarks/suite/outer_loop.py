@@ -32,19 +32,21 @@ class Loop:
         problems: Problems of a batch.
         horizons: Inner steps of the episodes, in turn.
         outer_steps: Outer steps of a repetition.
+        truncation: Inner steps of a window.
         rescale: Log scale of the random re-scaling.
     """
 
     problems: int
     horizons: tuple[int, ...]
     outer_steps: int
+    truncation: int
     rescale: float = 0.0
 
     def settings(self) -> MetaSettings:
         """With one validation at the end, as short as can be; the clock has stopped before it."""
         return MetaSettings(
             outer_steps=self.outer_steps, num_problems=self.problems, horizons=self.horizons, rescale=self.rescale,
-            val_every=self.outer_steps, val_problems=2, val_horizon=1,
+            truncation=self.truncation, val_every=self.outer_steps, val_problems=2, val_horizon=1,
         )  # fmt: skip
 
     def task_steps(self, estimator: Estimator, outer_steps: int | None = None) -> int:
@@ -52,7 +54,7 @@ class Loop:
         done = age = episode = 0
         for _ in range(self.outer_steps if outer_steps is None else outer_steps):
             horizon = self.horizons[episode % len(self.horizons)]
-            window = estimator.for_horizon(horizon).truncation
+            window = estimator.window_length(self.truncation, horizon)
             done, age = done + window, age + window
             if age >= horizon:
                 episode, age = episode + 1, 0
@@ -131,9 +133,7 @@ def timed(learner: MetaLearner, **trainer: Any) -> Clock:
     return clock
 
 
-def reference(
-    script: ModuleType, task: Task, activations: Sequence[str], estimator: Truncated, loop: Loop
-) -> Callable[[], float]:
+def reference(script: ModuleType, task: Task, activations: Sequence[str], loop: Loop) -> Callable[[], float]:
     """A measurement of the reference script's `meta_train`, on problems of the same sizes."""
     generator = torch.Generator().manual_seed(1)
     images: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -151,10 +151,8 @@ def reference(
         torch.manual_seed(0)
         optimizer = script.Controller()
         began = time.perf_counter()
-        script.meta_train(
-            optimizer, sample, loop.outer_steps, estimator.truncation, list(loop.horizons), lambda *_: None
-        )
-        return loop.task_steps(estimator) / (time.perf_counter() - began)
+        script.meta_train(optimizer, sample, loop.outer_steps, loop.truncation, list(loop.horizons), lambda *_: None)
+        return loop.task_steps(Truncated()) / (time.perf_counter() - began)
 
     return measure
 

@@ -24,7 +24,7 @@ def main() -> None:
     case = compile_modes.case(question["task"], Options(data=Path(question["data"])))
     loop = dataclasses.replace(case.loop, outer_steps=OUTER_STEPS)
     optimizer = cases.optimizer("port_hamiltonian", case.task)
-    steps = timed(learner(optimizer, case.made, Truncated(case.truncation), loop, question["mode"])).steps()
+    steps = timed(learner(optimizer, case.made, Truncated(), loop, question["mode"])).steps()
     print(json.dumps(beyond_steady_state(steps)))
 
 

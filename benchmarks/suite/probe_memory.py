@@ -20,6 +20,7 @@ import torch
 from _measure import REFUSALS
 
 from ph_l2o.estimators import OBJECTIVES
+from ph_l2o.inner import Window
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks import Quadratic, Task
 from suite import cases, fresh
@@ -39,13 +40,14 @@ def episode(case: dict[str, Any], task: Task, truncation: int) -> None:
     """All windows of an episode; one inner step for each window of the case where the truncation is 1."""
     horizon = case["horizon"] * truncation // case["truncation"]
     optimizer = cases.optimizer(case["optimizer"], case["task"])
-    estimator = cases.estimators(truncation)[case["estimator"]]().for_horizon(horizon)
+    estimator = cases.estimators()[case["estimator"]]()
+    count, objective = estimator.window_length(truncation, horizon), OBJECTIVES["mean_log_loss"]
     problem = task.sample(ProblemKeys(0, "train", 0, range(case["problems"])))
     phi = dict(optimizer.named_parameters())
     with torch.no_grad():
         carry = estimator.start(optimizer, problem)
-    for first in range(0, horizon, estimator.truncation):
-        carry = estimator(optimizer, phi, problem, carry, first, OBJECTIVES["mean_log_loss"]).carry
+    for first in range(0, horizon, count):
+        carry = estimator(Window(optimizer, phi, problem, carry, first, count, objective)).carry
 
 
 def forked(case: dict[str, Any], task: Task) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def main() -> None:
     set_up_torch(question["threads"])
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     devices, skip = question["devices"], question["skip"]
-    loop = Loop(question["problems"], (question["horizon"],), question["outer_steps"])
-    estimator = Truncated(question["truncation"])
+    loop = Loop(question["problems"], (question["horizon"],), question["outer_steps"], question["truncation"])
+    estimator = Truncated()
     torch.manual_seed(0)
     task = question["task"]
     made = cases.task(task, Path(question["data"]))

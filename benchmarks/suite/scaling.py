@@ -35,9 +35,9 @@ def measured(options: Options) -> Found:
 
 
 def _ours(name: str, problems: int, horizon: int, outer_steps: int, truncation: int = TRUNCATION) -> Ours:
-    loop = Loop(problems, (horizon,), outer_steps)
+    loop = Loop(problems, (horizon,), outer_steps, truncation)
     make = functools.partial(cases.optimizer, name, "quadratic")
-    return Ours(make, cases.Quadratic(), lambda: Truncated(truncation), loop)
+    return Ours(make, cases.Quadratic(), Truncated, loop)
 
 
 def problems(options: Options) -> Found:
@@ -55,10 +55,10 @@ def parameters(options: Options) -> Found:
     sizes = (10**3, 10**4) if options.quick else tuple(10**k for k in range(3, 8))
     contestants: dict[str, Callable[[], float]] = {}
     for n in sizes:
-        loop = Loop(1, (4,), 2)
+        loop = Loop(1, (4,), 2, 2)
         make = functools.partial(cases.optimizer, NAME)
         if n <= MANY:
-            contestants[f"parameters, {n:,}, meta-training"] = Ours(make, Diagonal(n), lambda: Truncated(2), loop)
+            contestants[f"parameters, {n:,}, meta-training"] = Ours(make, Diagonal(n), Truncated, loop)
         contestants[f"parameters, {n:,}, inner steps"] = inner_steps(n, STEPS if n <= MANY else 1)
     return contest(contestants, options.repetitions, unit=UNIT, settings={"problems": 1, "truncation": 2})
 

@@ -21,6 +21,8 @@ _OWN = (
     CheckpointError, CompileError, CompilerError, ConfigError, DataError, NonFiniteError, ProcessError, WeightsError,
 )  # fmt: skip
 
+_MOVED = {"estimator.truncation": "meta.truncation"}
+
 _OTHER = {"train": "evaluate", "evaluate": "train"}  # commands that share experiments
 
 
@@ -85,6 +87,9 @@ def _names_a_key(text: str) -> bool:
 
 def _explain_override(error: BaseException, config_name: str) -> str | None:
     text = str(error)
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match and match.group(1) in _MOVED:
+        return f"{match.group(1)}: no such key; it is {_MOVED[match.group(1)]}"
     match = re.search(r"In 'experiment/([^']+)': Could not override '([^']+)'", text)
     if match and config_name in _OTHER:
         return (

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from ph_l2o.estimators.estimator import Estimate
 from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses
-from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import map_carry, repeat
-from ph_l2o.inner import Carry
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
-from ph_l2o.tasks.task import Problem
+from ph_l2o.inner import Window
 
 
 class ES(EvolutionStrategy):
@@ -26,7 +19,6 @@ class ES(EvolutionStrategy):
     of `Truncated` where an episode has several windows, and none with one window.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
@@ -40,19 +32,12 @@ class ES(EvolutionStrategy):
     section 3 (arXiv 2112.13835).
     """
 
-    def __call__(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        first: int,
-        objective: Objective,
-    ) -> Estimate:
+    def __call__(self, window: Window) -> Estimate:
         """See `Estimator.__call__`."""
-        draws = self.draws_of(self.weighted_keys(problem), first, phi)
+        problem, phi, objective = window.problem, window.phi, window.objective
+        draws = self.draws_of(self.weighted_keys(problem), window.first, phi)
         moved = self.particles(phi, self.own(draws, problem), centre=True)
-        inner, losses = self.unroll(optimizer, moved, problem, repeat(carry, 2 * self.num_pairs + 1), first)
+        inner, losses = self.unroll(window, moved, repeat(window.carry, 2 * self.num_pairs + 1))
         centre = losses[:, -1].contiguous()
         gradient = self.gradient(phi, outer_losses(objective, losses), draws)
         return Estimate(objective(centre), gradient, map_carry(lambda x: x[-1].clone(), inner), centre)

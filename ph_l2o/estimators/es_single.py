@@ -20,7 +20,6 @@ class ESSingle(PersistentStrategy):
     varies around it; see `NRES`.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
@@ -32,5 +31,3 @@ class ESSingle(PersistentStrategy):
     Reference: Vicol, Kolter and Swersky 2023, "Low-variance gradient estimation in unrolled computation graphs with
     ES-Single" (arXiv 2304.11153).
     """
-
-    reuse = None

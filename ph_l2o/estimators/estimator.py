@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ph_l2o.estimators.objectives import Objective
-from ph_l2o.inner import Carry
+from ph_l2o.inner import Carry, Window
 from ph_l2o.inner import start as inner_start
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
@@ -34,9 +32,6 @@ class Estimate(NamedTuple):
 class Estimator(ABC):
     """Estimates the gradient of an outer loss in the meta-parameters from one truncation window.
 
-    Args:
-        truncation: Inner steps of a window, K >= 1.
-
     Attributes:
         has_compiled_form: Whether `compile_steps` is there.
         compiled: What runs the windows then, of `ph_l2o.compilation`; None where nothing is compiled.
@@ -45,20 +40,26 @@ class Estimator(ABC):
     has_compiled_form: ClassVar[bool] = False
     compiled: Any = None
 
-    def __init__(self, truncation: int):
-        if truncation < 1:
-            raise ValueError(f"estimator.truncation={truncation}: must be >= 1 (inner steps of a window)")
-        self.truncation = truncation
-
     @property
     def averages_processes(self) -> bool:
         """Whether the gradient is that of all processes' problems already, so that it need not be averaged."""
         return False
 
-    def for_horizon(self, horizon: int) -> Estimator:
-        """The estimator for episodes of `horizon` inner steps: itself, unless its window depends on the horizon."""
+    def window_length(self, truncation: int, horizon: int) -> int:
+        """Inner steps of the windows of an episode.
+
+        Args:
+            truncation: What meta-training asks for, >= 1.
+            horizon: Inner steps of the episode, >= 1.
+
+        Returns:
+            The truncation, unless an estimator's windows are of another length.
+
+        Raises:
+            ValueError: If an estimator has no windows of that length.
+        """
         del horizon
-        return self
+        return truncation
 
     def compile_steps(self, *, whole: bool = True) -> None:
         """Run inner steps compiled from now on: the whole step, or the optimizer's update alone.
@@ -85,22 +86,5 @@ class Estimator(ABC):
         return inner_start(optimizer, problem)
 
     @abstractmethod
-    def __call__(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        first: int,
-        objective: Objective,
-    ) -> Estimate:
-        """Unroll one window.
-
-        Args:
-            optimizer: The learned optimizer.
-            phi: Its meta-parameters φ, by name.
-            problem: The optimizees.
-            carry: Where the window starts.
-            first: Number of the window's first inner step; the random draws depend on it.
-            objective: The outer loss, a function of losses `(K, B)`.
-        """
+    def __call__(self, window: Window) -> Estimate:
+        """The estimate of one window."""

@@ -24,9 +24,8 @@ from torch.func import vmap
 from ph_l2o.estimators.directions import Noise, check_noise, draw, join, size, split
 from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
-from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
-from ph_l2o.inner import Carry, start
+from ph_l2o.inner import Carry, Objective, Window, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
@@ -40,7 +39,6 @@ class EvolutionStrategy(Estimator):
     mean over problems.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_pairs: Antithetic pairs of perturbations, n >= 1; for each problem, or for all.
         sigma: Standard deviation σ > 0 of a perturbation of each meta-parameter.
         noise: `per_problem` draws perturbations for each problem of the batch, which averages over more of them at the
@@ -57,14 +55,12 @@ class EvolutionStrategy(Estimator):
 
     def __init__(
         self,
-        truncation: int = 20,
         *,
         num_pairs: int = 1,
         sigma: float = 0.01,
         noise: Literal["shared", "per_problem"] = "per_problem",
         exchange: Literal["scalars", "gradient"] = "scalars",
     ):
-        super().__init__(truncation)
         if not isinstance(num_pairs, int) or num_pairs < 1:
             raise ValueError(f"estimator.num_pairs={num_pairs}: must be a whole number >= 1 (antithetic pairs)")
         if not 0 < sigma < math.inf:
@@ -80,12 +76,10 @@ class EvolutionStrategy(Estimator):
 
         self.compiled = CompiledParticles() if whole else CompiledParticleUpdates()
 
-    def unroll(
-        self, optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], problem: Problem, carry: Carry, first: int
-    ) -> tuple[Carry, Tensor]:
+    def unroll(self, window: Window, phi: Mapping[str, Tensor], carry: Carry) -> tuple[Carry, Tensor]:
         """One window of every particle, compiled or not; see `ph_l2o.estimators.particles.unroll`."""
         run = unroll if self.compiled is None else self.compiled.unroll
-        return run(optimizer, phi, problem, carry, first, self.truncation)
+        return run(window.optimizer, phi, window.problem, carry, window.first, window.count)
 
     @property
     def averages_processes(self) -> bool:
@@ -146,15 +140,17 @@ def outer_losses(objective: Objective, losses: Tensor) -> Tensor:
 class PersistentStrategy(EvolutionStrategy):
     """Base of the strategies whose particles keep inner states of their own over the windows of an episode.
 
-    A new draw z is made at the inner steps that are multiples of `reuse`, and a window's weight w_i is the sum of the
-    draws since the episode's start. The particles' mean losses are what is reported, since no particle runs under φ.
-
-    Attributes:
-        reuse: Inner steps for which a perturbation is kept, or None for the whole episode.
+    A new draw z is made at the inner steps that are multiples of `reuse_for` a window, and a window's weight w_i is the
+    sum of the draws since the episode's start. The particles' mean losses are what is reported, since no particle runs
+    under φ.
     """
 
-    reuse: int | None
     _memo: tuple[ProblemKeys, int, Tensor] | None = None
+
+    def reuse_for(self, count: int) -> int | None:
+        """Inner steps for which a perturbation is kept where windows have `count`; None for the whole episode."""
+        del count
+        return None
 
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """All particles at the problems' start."""
@@ -163,17 +159,12 @@ class PersistentStrategy(EvolutionStrategy):
         total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, size(phi))
         return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
 
-    def __call__(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        first: int,
-        objective: Objective,
-    ) -> Estimate:
+    def __call__(self, window: Window) -> Estimate:
         """See `Estimator.__call__`."""
-        drawn_at = 0 if self.reuse is None else first // self.reuse * self.reuse
+        optimizer, phi, problem, carry, first, count, objective = window
+        del optimizer
+        reuse = self.reuse_for(count)
+        drawn_at = 0 if reuse is None else first // reuse * reuse
         keys = self.weighted_keys(problem)
         draws = self.draws_of(keys, drawn_at, phi)
         own, total = self.own(draws, problem), carry.state.perturbation
@@ -181,19 +172,20 @@ class PersistentStrategy(EvolutionStrategy):
             total = total + own
         inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
         moved = self.particles(phi, own, centre=False)
-        inner, losses = self.unroll(optimizer, moved, problem, inner, first)
+        inner, losses = self.unroll(window, moved, inner)
         outer = outer_losses(objective, losses)
         inner = swap_axes(inner)
         carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)
-        weights = total if num_processes() == 1 or keys is problem.keys else self._sum(keys, drawn_at, draws, phi)
+        weights = (
+            total if num_processes() == 1 or keys is problem.keys else self._sum(keys, drawn_at, draws, phi, reuse or 1)
+        )
         return Estimate(outer.mean(), self.gradient(phi, outer, weights), carry, losses.mean(1))
 
-    def _sum(self, keys: ProblemKeys, drawn_at: int, draws: Tensor, phi: Mapping[str, Tensor]) -> Tensor:
-        """Sum of the draws for all processes' problems up to step `drawn_at`, whose own draws are given.
+    def _sum(self, keys: ProblemKeys, drawn_at: int, draws: Tensor, phi: Mapping[str, Tensor], every: int) -> Tensor:
+        """Sum of the draws, one for `every` steps, for all processes' problems up to `drawn_at`, whose own are given.
 
         The last sum is remembered; after a resume it is made anew, in the same order and so with the same rounding.
         """
-        every = self.reuse or 1
         known, at, total = self._memo or (None, 0, draws)
         if known != keys or at != drawn_at:
             if known != keys or at != drawn_at - every:

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
 from ph_l2o.estimators.estimator import Estimate, Estimator
-from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.particles import Update, per_problem
 from ph_l2o.estimators.swap import call_with
 from ph_l2o.estimators.tangents import as_leaves, flatten, hessian_times, is_differentiable, jacobian_times
-from ph_l2o.inner import Carry, value_and_gradient
+from ph_l2o.inner import Carry, Window, value_and_gradient
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers, Problem
@@ -53,7 +52,6 @@ class Forward(Estimator):
     running statistics are for a training loss; buffers that are differentiable in the parameters are refused.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_directions: Random directions n >= 1, or None for all D unit directions.
         noise: `per_problem`: each problem has random directions of its own; `shared`: the same for all. Without effect
             if there are no random directions.
@@ -67,8 +65,7 @@ class Forward(Estimator):
     "Learning by directional gradient descent".
     """
 
-    def __init__(self, truncation: int = 20, *, num_directions: int | None = None, noise: Noise = "per_problem"):
-        super().__init__(truncation)
+    def __init__(self, *, num_directions: int | None = None, noise: Noise = "per_problem"):
         if num_directions is not None and (not isinstance(num_directions, int) or num_directions < 1):
             raise ValueError(
                 f"estimator.num_directions={num_directions}: must be a whole number >= 1 (random directions), or null "
@@ -95,27 +92,20 @@ class Forward(Estimator):
         like = next(iter(phi.values()))
         return torch.eye(size(phi), dtype=like.dtype, device=like.device)[None]
 
-    def __call__(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        first: int,
-        objective: Objective,
-    ) -> Estimate:
+    def __call__(self, window: Window) -> Estimate:
         """See `Estimator.__call__`."""
+        optimizer, phi, problem, carry, first, steps, objective = window
         directions = self.directions(problem, phi)
         along = split(directions.transpose(0, 1), phi)
         if len(directions) == 1:
             leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
             sweep = _Sweep(problem, leaves, {name: v[:, 0] for name, v in along.items()})
-            carry, losses, slopes = call_with(leaves, optimizer, sweep.shared, carry, first, self.truncation)
+            carry, losses, slopes = call_with(leaves, optimizer, sweep.shared, carry, first, steps)
         else:
             count = problem.num_problems
             leaves = {name: p.detach().expand(count, *p.shape).clone().requires_grad_() for name, p in phi.items()}
             sweep = _Sweep(problem, leaves, along)
-            carry, losses, slopes = sweep.run(per_problem(optimizer, leaves), carry, first, self.truncation)
+            carry, losses, slopes = sweep.run(per_problem(optimizer, leaves), carry, first, steps)
 
         with torch.enable_grad():
             leaf = losses.detach().requires_grad_()

@@ -15,15 +15,14 @@ class NRES(PersistentStrategy):
         gradient = 1/n Σ_i (z_i,1 + … + z_i,m) (J_t⁺ - J_t⁻) / (2σ),  m draws up to window t.
 
     NRES is the end at which a window's estimate has the least variance, one draw reused for the whole episode
-    (`reuse=None`); the other end is PES, `reuse=truncation`. All are unbiased for the whole episode's outer loss,
-    smoothed by a perturbation that is constant for `reuse` steps.
+    (`reuse=None`); the other end is PES, whose draws last for a window. All are unbiased for the whole episode's outer
+    loss, smoothed by a perturbation that is constant for `reuse` steps.
 
     With one draw for an episode the formula is that of `ESSingle`. What the paper adds is the family in between, and
     workers that are at different windows of their episodes at the same time ("step-unlocked"); here all problems of
     a batch start an episode together, so of the two differences only the first exists.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
@@ -39,7 +38,6 @@ class NRES(PersistentStrategy):
 
     def __init__(
         self,
-        truncation: int = 20,
         *,
         num_pairs: int = 1,
         sigma: float = 0.01,
@@ -47,10 +45,21 @@ class NRES(PersistentStrategy):
         exchange: Literal["scalars", "gradient"] = "scalars",
         reuse: int | None = None,
     ):
-        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise, exchange=exchange)
-        if reuse is not None and (reuse < 1 or reuse % truncation):
-            raise ValueError(
-                f"estimator.reuse={reuse}: must be a multiple of estimator.truncation={truncation}, or null for the "
-                "whole episode"
-            )
+        super().__init__(num_pairs=num_pairs, sigma=sigma, noise=noise, exchange=exchange)
+        if reuse is not None and reuse < 1:
+            raise ValueError(f"estimator.reuse={reuse}: must be >= 1 (inner steps), or null for the whole episode")
         self.reuse = reuse
+
+    def window_length(self, truncation: int, horizon: int) -> int:
+        """The truncation, which must divide `reuse`."""
+        self.reuse_for(truncation)
+        return super().window_length(truncation, horizon)
+
+    def reuse_for(self, count: int) -> int | None:
+        """`reuse`, which must be a multiple of a window's inner steps."""
+        if self.reuse is not None and self.reuse % count:
+            raise ValueError(
+                f"estimator.reuse={self.reuse}: must be a multiple of meta.truncation={count}, or null for the whole "
+                "episode"
+            )
+        return self.reuse

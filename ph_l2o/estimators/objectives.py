@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
-Objective = Callable[[Tensor], Tensor]
+from ph_l2o.inner import Objective
 
 EPS = 1e-9
 

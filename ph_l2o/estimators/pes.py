@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ph_l2o.estimators.evolution import PersistentStrategy
 
 
@@ -21,7 +19,6 @@ class PES(PersistentStrategy):
     the windows before it.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         num_pairs: Antithetic pairs of perturbations, n >= 1.
         sigma: Standard deviation σ > 0 of a perturbation.
         noise: `per_problem` or `shared`; see `EvolutionStrategy`.
@@ -34,14 +31,6 @@ class PES(PersistentStrategy):
     persistent evolution strategies" (arXiv 2112.13835), algorithm 2.
     """
 
-    def __init__(
-        self,
-        truncation: int = 20,
-        *,
-        num_pairs: int = 1,
-        sigma: float = 0.01,
-        noise: Literal["shared", "per_problem"] = "per_problem",
-        exchange: Literal["scalars", "gradient"] = "scalars",
-    ):
-        super().__init__(truncation, num_pairs=num_pairs, sigma=sigma, noise=noise, exchange=exchange)
-        self.reuse = truncation
+    def reuse_for(self, count: int) -> int:
+        """A window."""
+        return count

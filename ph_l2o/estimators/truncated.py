@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 
 from ph_l2o.errors import CompileError
 from ph_l2o.estimators.estimator import Estimate, Estimator
-from ph_l2o.estimators.objectives import Objective
 from ph_l2o.estimators.swap import call_with
-from ph_l2o.inner import Carry, inner_step, value_and_gradient
+from ph_l2o.inner import Carry, Objective, Window, inner_step, value_and_gradient
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
 
@@ -31,15 +29,13 @@ class Truncated(Estimator):
     this many times the sum of the norms that its losses so far have put in. What does not grow is not changed.
 
     Args:
-        truncation: Inner steps of a window, >= 1.
         order: 1 or 2.
         amplification: Bound, > 0, or None.
     """
 
     has_compiled_form: ClassVar[bool] = True
 
-    def __init__(self, truncation: int = 20, *, order: Literal[1, 2] = 2, amplification: float | None = None):
-        super().__init__(truncation)
+    def __init__(self, *, order: Literal[1, 2] = 2, amplification: float | None = None):
         if amplification is not None and amplification <= 0:
             raise ValueError(f"estimator.amplification={amplification}: must be > 0, or null for no bound")
         self.amplification = amplification
@@ -55,30 +51,21 @@ class Truncated(Estimator):
             raise CompileError("with estimator.amplification cannot be compiled whole")
         self.compiled = CompiledSteps(self.order) if whole else CompiledUpdates(self.order, self.amplification)
 
-    def __call__(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        first: int,
-        objective: Objective,
-    ) -> Estimate:
+    def __call__(self, window: Window) -> Estimate:
         """See `Estimator.__call__`."""
+        optimizer, phi, problem, carry, first, count, objective = window
         by_steps = self.compiled
         if by_steps is None and self.amplification is not None:
             from ph_l2o.compilation import CompiledUpdates
 
             by_steps = CompiledUpdates(self.order, self.amplification, eager=True)
         if by_steps is not None:
-            batches = problem.batches(first, self.truncation + 1)
+            batches = problem.batches(first, count + 1)
             return by_steps.window(optimizer, phi, problem, carry, batches, objective)
         phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
         unroll = _second_order if self.order == 2 else _first_order
         with torch.enable_grad():
-            surrogate, losses, carry = call_with(
-                phi, optimizer, unroll, problem, carry, first, self.truncation, objective
-            )
+            surrogate, losses, carry = call_with(phi, optimizer, unroll, problem, carry, first, count, objective)
             gradients = torch.autograd.grad(surrogate, list(phi.values()), allow_unused=True)
         gradient = {
             name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(phi.items(), gradients, strict=True)

@@ -16,7 +16,7 @@ from ph_l2o.compilation import checked, choose
 from ph_l2o.errors import CompileError, NonFiniteError
 from ph_l2o.estimators import OBJECTIVES, Estimate, Estimator
 from ph_l2o.estimators.objectives import EPS
-from ph_l2o.inner import final_loss, run
+from ph_l2o.inner import Window, final_loss, run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta.episodes import Episode, EpisodeSource, save
 from ph_l2o.meta.processes import check_same_weights, mean_over_processes
@@ -164,7 +164,7 @@ class MetaLearner(pl.LightningModule):
 
     def _decide_on_compilation(self, episode: Episode) -> None:
         self._is_decided = True
-        steps = self.meta.outer_steps * self.estimator.for_horizon(min(self.meta.horizons)).truncation
+        steps = self.meta.outer_steps * self.estimator.window_length(self.meta.truncation, min(self.meta.horizons))
         coordinates = episode.problem.num_problems * episode.problem.params.layout.numel
         mode = choose(
             self._compile,
@@ -176,14 +176,14 @@ class MetaLearner(pl.LightningModule):
         if mode:
             self.estimator.compile_steps(whole=mode == "step")
 
-    def _estimate(self, episode: Episode) -> Estimate:
+    def _estimate(self, episode: Episode, count: int) -> Estimate:
         parameters = dict(self.optimizer.named_parameters())
         if not self._is_decided:
             self._decide_on_compilation(episode)
-        arguments = (self.optimizer, parameters, episode.problem, episode.carry, episode.age, self.objective)
+        window = Window(self.optimizer, parameters, episode.problem, episode.carry, episode.age, count, self.objective)
         while True:
             try:
-                return self.estimator.for_horizon(episode.horizon)(*arguments)
+                return self.estimator(window)
             except CompileError as error:
                 self._compile_less(error)
 
@@ -223,9 +223,9 @@ class MetaLearner(pl.LightningModule):
     def _window(self) -> _Window:
         self._turn, self._windows = self._windows % self.meta.episodes, self._windows + 1
         episode = self._current_episode()
-        truncation = self.estimator.for_horizon(episode.horizon).truncation
-        estimate = self._estimate(episode)
-        episode.carry, episode.age = estimate.carry, episode.age + truncation
+        count = self.estimator.window_length(self.meta.truncation, episode.horizon)
+        estimate = self._estimate(episode, count)
+        episode.carry, episode.age = estimate.carry, episode.age + count
         gradient = [estimate.gradient[name] for name, _ in self.optimizer.named_parameters()]
         diverged = ~torch.isfinite(estimate.losses).all(0)
         broken = diverged.any() | ~torch.isfinite(estimate.carry.params.flat).all()
@@ -238,7 +238,7 @@ class MetaLearner(pl.LightningModule):
         is_fine = numbers[2].item() == 0
         if not is_fine:
             self.episodes[self._turn] = None  # it starts anew
-        steps = truncation * self.meta.num_problems
+        steps = count * self.meta.num_problems
         return _Window(numbers[0], gradient, is_fine, numbers[1].item(), episode.horizon, steps)
 
     def _clipped(self, gradient: list[Tensor]) -> list[Tensor]:
@@ -300,7 +300,7 @@ class MetaLearner(pl.LightningModule):
         if self._skipped_in_a_row >= _MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteError(
                 f"{_MAX_SKIPPED_IN_A_ROW} outer steps in a row without a finite meta-gradient: "
-                "lower meta.learning_rate, meta.horizons or estimator.truncation, or look into the task's loss"
+                "lower meta.learning_rate, meta.horizons or meta.truncation, or look into the task's loss"
             )
 
     # Validation: always the same fresh problems, so that checkpoints are compared in pairs.

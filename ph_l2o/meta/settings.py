@@ -25,7 +25,8 @@ class MetaSettings:
     Args:
         outer_steps: Updates of the learned optimizer, >= 1.
         num_problems: Problems of a batch, over all processes, >= 1.
-        horizons: Inner steps of the episodes, taken in turn; each >= the estimator's truncation.
+        horizons: Inner steps of the episodes, taken in turn; each >= `truncation`.
+        truncation: Inner steps of a window, after which there is a meta-gradient, >= 1.
         curriculum: Share of the outer steps, in [0, 1], in which the longest of the horizons that episodes take grows
             from the first of `horizons` to the last; 0: all from the start.
         episodes: Episodes that are under way at once, >= 1; outer steps take their windows in turn, so that windows
@@ -51,6 +52,7 @@ class MetaSettings:
     outer_steps: int = 600
     num_problems: int = 64
     horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
+    truncation: int = 20
     curriculum: float = 0.0
     episodes: int = 1
     windows: int = 1
@@ -70,6 +72,7 @@ class MetaSettings:
         for name, what in (
             ("outer_steps", "updates of the learned optimizer"),
             ("num_problems", "problems of a batch"),
+            ("truncation", "inner steps of a window"),
             ("episodes", "episodes that are under way at once"),
             ("windows", "windows of an outer step"),
             ("val_every", "outer steps between validations"),
@@ -106,8 +109,7 @@ class MetaSettings:
     def check_truncation(self, estimator: Estimator) -> None:
         """Raise ValueError if an estimator's window does not fit into every episode."""
         shortest = min(self.horizons)
-        truncation = estimator.for_horizon(shortest).truncation
-        if truncation > shortest:
+        if estimator.window_length(self.truncation, shortest) > shortest:
             raise ValueError(
-                f"estimator.truncation={truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
+                f"meta.truncation={self.truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
             )

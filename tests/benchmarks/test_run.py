@@ -119,22 +119,22 @@ def test_contests_take_turns_and_skip_what_is_refused():
 @pytest.mark.parametrize(
     ("estimator", "outer_steps", "steps"),
     [
-        (Truncated(20), 4, 20 + 20 + 20 + 20),
-        (Truncated(20), 5, 100),
+        (Truncated(), 4, 20 + 20 + 20 + 20),
+        (Truncated(), 5, 100),
         (Full(), 3, 20 + 60 + 20),
     ],
 )
 def test_task_steps(estimator, outer_steps, steps):
     """Episodes of 20 and 60 inner steps in turn."""
-    assert Loop(3, (20, 60), outer_steps).task_steps(estimator) == 3 * steps
+    assert Loop(3, (20, 60), outer_steps, 20).task_steps(estimator) == 3 * steps
 
 
 def test_all_estimators_are_covered():
     """Whatever the registry holds, with both orders of `truncated` and the window that was asked for."""
-    made = {name: make() for name, make in cases.estimators(7).items()}
+    made = {name: make() for name, make in cases.estimators().items()}
     assert {name.split()[0] for name in made} == set(ESTIMATORS)
     assert [made[f"truncated order {k}"].order for k in (1, 2)] == [1, 2]
-    assert all(e.for_horizon(7).truncation == 7 for e in made.values())
+    assert all(e.window_length(7, 7) == 7 for e in made.values())
 
 
 @pytest.mark.parametrize(("has_compilation", "passed"), [(True, {"compile": "update"}), (False, {})])
@@ -144,7 +144,7 @@ def test_the_mode_of_compilation_is_passed_on_where_it_exists(monkeypatch, has_c
     calls = []
     monkeypatch.setattr(outer_loop, "MetaLearner", lambda *_, **named: calls.append(named))
     monkeypatch.setattr(outer_loop, "HAS_COMPILATION", has_compilation)
-    outer_loop.learner(cases.optimizer("adam"), cases.Quadratic(3), Truncated(2), Loop(2, (4,), 3), "update")
+    outer_loop.learner(cases.optimizer("adam"), cases.Quadratic(3), Truncated(), Loop(2, (4,), 3, 2), "update")
     assert calls == [passed]
 
 
@@ -162,7 +162,7 @@ def test_repetitions_train_the_same(tmp_path):
     """Same weights after each repetition, other ones than before: each trains, from the same start on the same
     problems.
     """
-    ours = Ours(lambda: cases.optimizer("adam"), cases.Quadratic(3), lambda: Truncated(2), Loop(2, (4, 6), 3))
+    ours = Ours(lambda: cases.optimizer("adam"), cases.Quadratic(3), Truncated, Loop(2, (4, 6), 3, 2))
     after = []
     for _ in range(2):
         assert ours() > 0
@@ -174,7 +174,7 @@ def test_repetitions_train_the_same(tmp_path):
 
 
 def test_the_clock_covers_every_outer_step_and_nothing_else():
-    learner_of = Ours(lambda: cases.optimizer("adam"), cases.Quadratic(3), lambda: Truncated(2), Loop(2, (4,), 3))
+    learner_of = Ours(lambda: cases.optimizer("adam"), cases.Quadratic(3), Truncated, Loop(2, (4,), 3, 2))
     learner_of()
     began = time.perf_counter()
     clock = timed(learner_of._learner)
@@ -185,7 +185,7 @@ def test_the_clock_covers_every_outer_step_and_nothing_else():
 
 
 def test_steps_that_are_skipped_are_no_measurement():
-    ours = Ours(lambda: cases.optimizer("sgd"), cases.Quadratic(10), lambda: Truncated(50), Loop(2, (50,), 1))
+    ours = Ours(lambda: cases.optimizer("sgd"), cases.Quadratic(10), Truncated, Loop(2, (50,), 1, 50))
     with pytest.raises(RuntimeError, match="1 outer steps skipped"):
         ours()  # a learning rate of 0.1 diverges
 

@@ -12,7 +12,7 @@ from ph_l2o import cli
 from ph_l2o.commands.folders import register_resolvers
 from ph_l2o.commands.instantiate import build
 from ph_l2o.estimators import OBJECTIVES, Truncated
-from ph_l2o.inner import start
+from ph_l2o.inner import Window, start
 from ph_l2o.keys import ProblemKeys
 
 CONF = Path(cli.conf_dir())
@@ -38,7 +38,7 @@ def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_r
     made_task.prepare()
     problem = made_task.sample(ProblemKeys(0, "train", 0, range(2)))
     objective = OBJECTIVES[cfg.meta.objective]
-    estimate = Truncated(3, order=2)(made, dict(made.named_parameters()), problem, start(made, problem), 0, objective)
+    estimate = Truncated()(Window(made, dict(made.named_parameters()), problem, start(made, problem), 0, 3, objective))
     assert estimate.losses.shape == (3, 2)
     assert torch.isfinite(estimate.losses).all() and torch.isfinite(estimate.outer_loss)
     assert set(estimate.gradient) == {name for name, _ in made.named_parameters()}

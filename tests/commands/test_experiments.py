@@ -48,7 +48,7 @@ def test_every_experiment_smokes(command, run_folder, mnist_root, experiment):
     outcome = command("train", f"experiment={experiment}", *SHRUNK, f"paths.data={mnist_root}")
     assert outcome.code == 0, outcome.err
     config = OmegaConf.load(run_folder() / "config.yaml")
-    assert (config.meta.outer_steps, config.estimator.truncation, config.evaluation.horizon) == (4, 3, 3)
+    assert (config.meta.outer_steps, config.meta.truncation, config.evaluation.horizon) == (4, 3, 3)
     assert json.loads((run_folder() / "status.json").read_text())["status"] == "ok"
     comparison = json.loads((run_folder() / "comparison.json").read_text())
     learned = comparison["rows"][0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ph_l2o.compilation import CompiledSteps, CompiledUpdates
 from ph_l2o.errors import CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
-from ph_l2o.inner import run, start
+from ph_l2o.inner import Window, run, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
@@ -79,14 +79,14 @@ def assert_like_eager(
     episodes: int = 2,
 ) -> CompiledSteps | CompiledUpdates:
     """Several episodes, so that the later ones have to do with what was compiled for the first."""
-    eager, compiled = Truncated(K, order=order), Truncated(K, order=order)
+    eager, compiled = Truncated(order=order), Truncated(order=order)
     compiled.compile_steps(whole=whole)
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     for episode in range(episodes):
         problem = make(episode)
         carry, _ = run(optimizer, problem, 2)  # not at the start, where averages are 0
-        expected = eager(optimizer, phi, problem, carry, 2, objective)
-        found = compiled(optimizer, phi, problem, carry, 2, objective)
+        expected = eager(Window(optimizer, phi, problem, carry, 2, K, objective))
+        found = compiled(Window(optimizer, phi, problem, carry, 2, K, objective))
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
         torch.testing.assert_close(found.outer_loss, expected.outer_loss, rtol=1e-9, atol=0)
         largest = max(g.abs().max() for g in expected.gradient.values())
@@ -162,13 +162,13 @@ def test_particles(kind, noise, whole, mnist_root):
     """Evolution strategies: two windows of an episode on mini-batches, with one compilation."""
     task = ImageClassification(hidden_sizes=(3,), activation=("relu", "tanh"), batch_size=4, data_dir=mnist_root)
     optimizer, problem = small().double(), task.sample(keys(0), dtype=torch.float64)
-    eager, compiled = kind(K, noise=noise), kind(K, noise=noise)
+    eager, compiled = kind(noise=noise), kind(noise=noise)
     compiled.compile_steps(whole=whole)
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     carry = eager.start(optimizer, problem)
     for window in range(2):
-        expected = eager(optimizer, phi, problem, carry, window * K, objective)
-        found = compiled(optimizer, phi, problem, carry, window * K, objective)
+        expected = eager(Window(optimizer, phi, problem, carry, window * K, K, objective))
+        found = compiled(Window(optimizer, phi, problem, carry, window * K, K, objective))
         torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=0)
         largest = max(g.abs().max() for g in expected.gradient.values())
         for name, gradient in expected.gradient.items():
@@ -219,11 +219,11 @@ def test_images_with_mixed_activations(mnist_root):
 def test_what_draws_random_numbers_is_refused_in_words(mnist_root):
     model = functools.partial(nn.Sequential, nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     task = ImageClassification(model=model, batch_size=4, data_dir=mnist_root)
-    problem, optimizer, estimator = task.sample(keys(0)), small(), Truncated(K)
+    problem, optimizer, estimator = task.sample(keys(0)), small(), Truncated()
     estimator.compile_steps()
     phi, objective = dict(optimizer.named_parameters()), OBJECTIVES["mean_log_loss"]
     with pytest.raises(CompileError, match="random numbers"):
-        estimator(optimizer, phi, problem, estimator.start(optimizer, problem), 0, objective)
+        estimator(Window(optimizer, phi, problem, estimator.start(optimizer, problem), 0, K, objective))
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
@@ -238,9 +238,9 @@ def test_updates_bound_what_grows_as_eager_ones_do():
     optimizer = OPTIMIZERS["port_hamiltonian"]().double()
     phi = dict(optimizer.named_parameters())
     problem = Landscape("rosenbrock", dim=4).sample(ProblemKeys(0, "train", 0, range(2)), dtype=torch.float64)
-    eager, compiled = Truncated(4, amplification=0.3), Truncated(4, amplification=0.3)
+    eager, compiled = Truncated(amplification=0.3), Truncated(amplification=0.3)
     compiled.compile_steps(whole=False)
     carry = start(optimizer, problem)
-    a, b = (e(optimizer, phi, problem, carry, 0, OBJECTIVES["mean_log_loss"]) for e in (eager, compiled))
+    a, b = (e(Window(optimizer, phi, problem, carry, 0, 4, OBJECTIVES["mean_log_loss"])) for e in (eager, compiled))
     for name in phi:
         torch.testing.assert_close(b.gradient[name], a.gradient[name], rtol=1e-8, atol=1e-12)

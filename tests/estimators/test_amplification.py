@@ -7,7 +7,7 @@ import torch
 
 from ph_l2o.errors import CompileError
 from ph_l2o.estimators import OBJECTIVES, Truncated
-from ph_l2o.inner import start
+from ph_l2o.inner import Window, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, PortHamiltonian
 from ph_l2o.tasks import Landscape, Quadratic
@@ -40,8 +40,8 @@ def test_bounded_derivative_matches_the_recursion(lr, bound):
     curvature, theta = 2 * float(problem.matrix) ** 2, float(problem.params.flat)
     optimizer = SGD(lr=lr / curvature).double().with_hyperparameters(lr=lr / curvature)
     phi = dict(optimizer.named_parameters())
-    estimator = Truncated(K, amplification=bound)
-    found = estimator(optimizer, phi, problem, start(optimizer, problem), 0, OBJECTIVES["mean_loss"])
+    estimator = Truncated(amplification=bound)
+    found = estimator(Window(optimizer, phi, problem, start(optimizer, problem), 0, K, OBJECTIVES["mean_loss"]))
     expected = bounded_by_hand(curvature, theta, lr / curvature, bound)
     assert found.gradient["log_lr"].item() == pytest.approx(expected, rel=1e-12)
 
@@ -54,7 +54,9 @@ def test_no_growth_no_change(order):
     problem = Quadratic(3, noise=0.1).sample(ProblemKeys(0, "train", 0, range(3)), dtype=torch.float64)
     carry = start(optimizer, problem)
     exact, loose, tight = (
-        Truncated(K, order=order, amplification=bound)(optimizer, phi, problem, carry, 0, OBJECTIVES["mean_log_loss"])
+        Truncated(order=order, amplification=bound)(
+            Window(optimizer, phi, problem, carry, 0, K, OBJECTIVES["mean_log_loss"])
+        )
         for bound in (None, 1e9, 0.1)
     )
     for name in phi:
@@ -70,8 +72,8 @@ def test_a_chaotic_loop_gives_a_bounded_gradient():
     problem = Landscape("rastrigin", dim=8).sample(ProblemKeys(0, "train", 0, range(4)))
 
     def norm(bound: float | None) -> float:
-        estimate = Truncated(50, amplification=bound)(
-            optimizer, phi, problem, start(optimizer, problem), 0, OBJECTIVES["mean_log_loss"]
+        estimate = Truncated(amplification=bound)(
+            Window(optimizer, phi, problem, start(optimizer, problem), 0, 50, OBJECTIVES["mean_log_loss"])
         )
         return float(torch.cat([g.flatten() for g in estimate.gradient.values()]).norm())
 
@@ -81,6 +83,6 @@ def test_a_chaotic_loop_gives_a_bounded_gradient():
 
 def test_what_there_is_not():
     with pytest.raises(ValueError, match=r"estimator.amplification=0: must be > 0"):
-        Truncated(K, amplification=0)
+        Truncated(amplification=0)
     with pytest.raises(CompileError, match="amplification"):
-        Truncated(K, amplification=1.0).compile_steps()
+        Truncated(amplification=1.0).compile_steps()

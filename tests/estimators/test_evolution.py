@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Full, Truncated, directions
 from ph_l2o.estimators.evolution import EvolutionStrategy
-from ph_l2o.inner import run, start
+from ph_l2o.inner import Window, run, start
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers import HNN, LSTM, Adam, PortHamiltonian
 from ph_l2o.tasks import ImageClassification, Quadratic, rescaled
@@ -33,10 +33,10 @@ def test_a_particle_is_a_run_of_its_own(make, noise):
     """Over two windows, against the plain inner loop with the perturbed meta-parameters; and the estimate by hand."""
     optimizer, phi = make_double(make)
     problem = quadratics(num_problems=2, noise=0.3)
-    estimator = ESSingle(K, num_pairs=2, sigma=0.05, noise=noise)
+    estimator = ESSingle(num_pairs=2, sigma=0.05, noise=noise)
     carry, estimates = estimator.start(optimizer, problem), []
     for w in range(2):
-        estimates.append(estimator(optimizer, phi, problem, carry, w * K, OBJECTIVES["mean_loss"]))
+        estimates.append(estimator(Window(optimizer, phi, problem, carry, w * K, K, OBJECTIVES["mean_loss"])))
         carry = estimates[-1].carry
     draws = estimator.draws(problem, 0, phi)
     assert draws.shape == (2 if noise == "per_problem" else 1, 2, sum(p.numel() for p in phi.values()))
@@ -66,10 +66,10 @@ def test_a_particle_is_a_run_of_its_own(make, noise):
 def test_es_reports_and_leaves_what_the_optimizer_itself_does(make, noise):
     optimizer, phi = make_double(make)
     problem = quadratics(noise=0.3)
-    carry, plain, estimator = start(optimizer, problem), start(optimizer, problem), ES(K, num_pairs=2, noise=noise)
+    carry, plain, estimator = start(optimizer, problem), start(optimizer, problem), ES(num_pairs=2, noise=noise)
     for w in range(2):
-        ours = estimator(optimizer, phi, problem, carry, w * K, OBJECTIVES["mean_log_loss"])
-        theirs = Truncated(K)(optimizer, phi, problem, plain, w * K, OBJECTIVES["mean_log_loss"])
+        ours = estimator(Window(optimizer, phi, problem, carry, w * K, K, OBJECTIVES["mean_log_loss"]))
+        theirs = Truncated()(Window(optimizer, phi, problem, plain, w * K, K, OBJECTIVES["mean_log_loss"]))
         torch.testing.assert_close(ours.losses, theirs.losses)
         torch.testing.assert_close(ours.outer_loss, theirs.outer_loss)
         for a, b in zip(leaves(ours.carry), leaves(theirs.carry), strict=True):
@@ -82,9 +82,11 @@ def test_es_reports_and_leaves_what_the_optimizer_itself_does(make, noise):
 def test_every_objective(make_estimator, name):
     """With a tiny σ, the mean of many pairs comes close to the window's gradient."""
     optimizer, phi = make_double(lambda: Adam(lr=0.05))
-    problem, estimator = quadratics(), make_estimator(K, num_pairs=2000, sigma=1e-4, noise="shared")
-    found = estimator(optimizer, phi, problem, estimator.start(optimizer, problem), 0, OBJECTIVES[name]).gradient
-    exact = Truncated(K)(optimizer, phi, problem, start(optimizer, problem), 0, OBJECTIVES[name]).gradient
+    problem, estimator = quadratics(), make_estimator(num_pairs=2000, sigma=1e-4, noise="shared")
+    found = estimator(
+        Window(optimizer, phi, problem, estimator.start(optimizer, problem), 0, K, OBJECTIVES[name])
+    ).gradient
+    exact = Truncated()(Window(optimizer, phi, problem, start(optimizer, problem), 0, K, OBJECTIVES[name])).gradient
     size = sum(g.square().sum() for g in exact.values()).sqrt().item()
     for key, g in exact.items():
         torch.testing.assert_close(found[key], g, rtol=0, atol=0.15 * size)
@@ -95,10 +97,10 @@ def test_every_objective(make_estimator, name):
 def test_nothing_that_comes_out_has_a_graph_and_the_problem_axis_is_in_front(make_estimator, noise):
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
     problem = quadratics(num_problems=3)
-    estimator = make_estimator(K, num_pairs=2, noise=noise)
+    estimator = make_estimator(num_pairs=2, noise=noise)
     carry = estimator.start(optimizer, problem)
     leaf = {name: p.requires_grad_() for name, p in phi.items()}
-    estimate = estimator(optimizer, leaf, problem, carry, 0, OBJECTIVES["mean_loss"])
+    estimate = estimator(Window(optimizer, leaf, problem, carry, 0, K, OBJECTIVES["mean_loss"]))
     out = [estimate.outer_loss, estimate.losses, *estimate.gradient.values(), *leaves(estimate.carry)]
     assert not any(t.requires_grad for t in out)
     assert estimate.losses.shape == (K, 3)
@@ -147,13 +149,13 @@ def test_draws_depend_on_nothing_but_their_key(noise):
         problem = Quadratic(3).sample(ProblemKeys(0, "train", episode, indices), dtype=torch.float64)
         return estimator.draws(problem, step, phi)
 
-    all_of_them = draws(PES(K, noise=noise), 6)
-    assert torch.equal(all_of_them, draws(ES(2 * K, noise=noise), 6))  # whatever the window
-    share = draws(PES(K, noise=noise), 6, range(2, 4))  # of the second of two processes
+    all_of_them = draws(PES(noise=noise), 6)
+    assert torch.equal(all_of_them, draws(ES(noise=noise), 6))  # whatever the estimator
+    share = draws(PES(noise=noise), 6, range(2, 4))  # of the second of two processes
     assert torch.equal(share, all_of_them[2:] if noise == "per_problem" else all_of_them)
-    assert not torch.equal(all_of_them, draws(PES(K, noise=noise), 9))
-    assert not torch.equal(all_of_them, draws(PES(K, noise=noise), 6, episode=1))
-    many = draws(PES(K, num_pairs=4000, noise=noise), 0, range(1))[0]
+    assert not torch.equal(all_of_them, draws(PES(noise=noise), 9))
+    assert not torch.equal(all_of_them, draws(PES(noise=noise), 6, episode=1))
+    many = draws(PES(num_pairs=4000, noise=noise), 0, range(1))[0]
     assert many.shape == (4000, size)
     torch.testing.assert_close(many.T.cov(), torch.eye(size, dtype=torch.float64), rtol=0, atol=0.08)
     torch.testing.assert_close(many.mean(0), torch.zeros(size, dtype=torch.float64), rtol=0, atol=0.06)
@@ -164,10 +166,10 @@ def test_the_same_again(make_estimator):
     found = []
     for _ in range(2):
         optimizer, phi = make_double(lambda: LSTM(hidden_size=4))
-        problem, estimator = quadratics(noise=0.1), make_estimator(K, num_pairs=2)
+        problem, estimator = quadratics(noise=0.1), make_estimator(num_pairs=2)
         carry = estimator.start(optimizer, problem)
         for w in range(2):
-            estimate = estimator(optimizer, phi, problem, carry, w * K, OBJECTIVES["mean_loss"])
+            estimate = estimator(Window(optimizer, phi, problem, carry, w * K, K, OBJECTIVES["mean_loss"]))
             carry = estimate.carry
         found.append([*estimate.gradient.values(), *leaves(carry)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -178,11 +180,13 @@ def test_one_unroll_in_two_windows(make_estimator):
     """Where the perturbation stays the same, particles do not notice the windows."""
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
     problem = quadratics(noise=0.3)
-    one, two = make_estimator(2 * K), make_estimator(K)
-    carry = one(optimizer, phi, problem, one.start(optimizer, problem), 0, OBJECTIVES["mean_loss"]).carry
-    split = two.start(optimizer, problem)
+    estimator = make_estimator()
+    carry = estimator(
+        Window(optimizer, phi, problem, estimator.start(optimizer, problem), 0, 2 * K, OBJECTIVES["mean_loss"])
+    ).carry
+    split = estimator.start(optimizer, problem)
     for w in range(2):
-        split = two(optimizer, phi, problem, split, w * K, OBJECTIVES["mean_loss"]).carry
+        split = estimator(Window(optimizer, phi, problem, split, w * K, K, OBJECTIVES["mean_loss"])).carry
     for a, b in zip(leaves(carry), leaves(split), strict=True):
         assert torch.equal(a, b)
 
@@ -190,10 +194,10 @@ def test_one_unroll_in_two_windows(make_estimator):
 @every_strategy
 def test_memory_flat_over_outer_steps(make_estimator):
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
-    problem, estimator, counts = quadratics(), make_estimator(2), []
+    problem, estimator, counts = quadratics(), make_estimator(), []
     carry = estimator.start(optimizer, problem)
     for w in range(16):
-        estimate = estimator(optimizer, phi, problem, carry, 2 * w, OBJECTIVES["mean_log_loss"])
+        estimate = estimator(Window(optimizer, phi, problem, carry, 2 * w, 2, OBJECTIVES["mean_log_loss"]))
         carry = estimate.carry
         if w in (5, 15):
             counts.append(live_storage())
@@ -223,7 +227,7 @@ def check_three_steps(estimator: EvolutionStrategy, make, problem) -> None:
     phi = dict(optimizer.named_parameters())
     carry, at_start = estimator.start(optimizer, problem), start(optimizer, problem)
     for w in range(2):
-        estimate = estimator(optimizer, phi, problem, carry, w * 3, OBJECTIVES["mean_log_loss"])
+        estimate = estimator(Window(optimizer, phi, problem, carry, w * 3, K, OBJECTIVES["mean_log_loss"]))
         carry = estimate.carry
         assert estimate.losses.shape == (3, 2) and torch.isfinite(estimate.losses).all()
         assert all(torch.isfinite(g).all() for g in estimate.gradient.values())
@@ -239,7 +243,7 @@ def check_three_steps(estimator: EvolutionStrategy, make, problem) -> None:
 def test_three_steps_of_mnist(make_estimator, noise, make, activation, mnist_root: Path):
     task = ImageClassification(hidden_sizes=(4,), activation=activation, batch_size=8, data_dir=mnist_root)
     problem = task.sample(ProblemKeys(0, "train", 0, range(2)))
-    check_three_steps(make_estimator(3, noise=noise), make, problem)
+    check_three_steps(make_estimator(noise=noise), make, problem)
 
 
 @every_noise
@@ -247,29 +251,20 @@ def test_three_steps_of_mnist(make_estimator, noise, make, activation, mnist_roo
 def test_three_steps_of_any_module(make_estimator, noise, mnist_root: Path):
     task = ImageClassification(model=Small, batch_size=8, data_dir=mnist_root)
     problem = task.sample(ProblemKeys(0, "train", 0, range(2)))
-    check_three_steps(make_estimator(3, noise=noise), OPTIMIZERS["port_hamiltonian"], problem)
-    check_three_steps(make_estimator(3, noise=noise), OPTIMIZERS["adam"], rescaled(problem, 0.5))
+    check_three_steps(make_estimator(noise=noise), OPTIMIZERS["port_hamiltonian"], problem)
+    check_three_steps(make_estimator(noise=noise), OPTIMIZERS["adam"], rescaled(problem, 0.5))
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: ES(0), "estimator.truncation=0: must be >= 1"),
-    (lambda: PES(3, sigma=0), "estimator.sigma=0: must be > 0"),
-    (lambda: ES(3, sigma=float("inf")), "estimator.sigma=inf: must be > 0 and finite"),
-    (lambda: ESSingle(3, num_pairs=0), "estimator.num_pairs=0: must be a whole number >= 1"),
-    (lambda: ES(3, num_pairs=1.5), "estimator.num_pairs=1.5: must be a whole number >= 1"),
-    (lambda: NRES(3, noise="own"), "estimator.noise=own: must be shared or per_problem"),
-    (lambda: NRES(3, reuse=4), "estimator.reuse=4: must be a multiple of estimator.truncation=3"),
-    (lambda: NRES(3, reuse=0), "estimator.reuse=0: must be a multiple"),
-    (lambda: Full(0), "estimator.truncation=0: must be >= 1"),
+    (lambda: PES(sigma=0), "estimator.sigma=0: must be > 0"),
+    (lambda: ES(sigma=float("inf")), "estimator.sigma=inf: must be > 0 and finite"),
+    (lambda: ESSingle(num_pairs=0), "estimator.num_pairs=0: must be a whole number >= 1"),
+    (lambda: ES(num_pairs=1.5), "estimator.num_pairs=1.5: must be a whole number >= 1"),
+    (lambda: NRES(noise="own"), "estimator.noise=own: must be shared or per_problem"),
+    (lambda: NRES(reuse=4).window_length(3, 12), "estimator.reuse=4: must be a multiple of meta.truncation=3"),
+    (lambda: NRES(reuse=0), "estimator.reuse=0: must be >= 1"),
     (lambda: Full(order=3), "estimator.order=3: must be 1"),
 ])  # fmt: skip
 def test_arguments_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_full_outside_of_meta_training_needs_the_horizon():
-    optimizer, phi = make_double(lambda: Adam())
-    problem = quadratics()
-    with pytest.raises(ValueError, match=r"estimator.truncation=None: must be the episode's horizon"):
-        Full()(optimizer, phi, problem, start(optimizer, problem), 0, OBJECTIVES["mean_loss"])

@@ -10,7 +10,7 @@ from test_truncated import MAKERS, make_double, quadratics
 from torch import Tensor
 
 from ph_l2o.estimators import OBJECTIVES, Estimator, Forward, Full, Truncated
-from ph_l2o.inner import run, start
+from ph_l2o.inner import Window, run, start
 from ph_l2o.tasks import Problem
 from ph_l2o.tasks.mlp import MLP
 
@@ -39,16 +39,17 @@ def check(gradient: dict[str, Tensor], loss: Callable[[], Tensor], optimizer, ph
         torch.testing.assert_close(actual, (ends[0] - ends[1]) / (2 * eps), rtol=1e-5, atol=1e-6 * size)
 
 
-@pytest.mark.parametrize("estimator", [Full(K * WINDOWS), Forward(K)], ids=["full", "forward"])
+@pytest.mark.parametrize("estimator", [Full(), Forward()], ids=["full", "forward"])
 @every_problem
 @every_optimizer
 def test_of_the_whole_episode(make, make_problem, estimator: Estimator):
     optimizer, phi = make_double(make)
     problem = make_problem()
-    count = K * WINDOWS // estimator.truncation
+    steps = estimator.window_length(K, K * WINDOWS)
+    count = K * WINDOWS // steps
     carry, gradient = estimator.start(optimizer, problem), {name: torch.zeros_like(p) for name, p in phi.items()}
     for w in range(count):
-        estimate = estimator(optimizer, phi, problem, carry, w * estimator.truncation, MEAN)
+        estimate = estimator(Window(optimizer, phi, problem, carry, w * steps, steps, MEAN))
         carry = estimate.carry
         gradient = {name: g + estimate.gradient[name] / count for name, g in gradient.items()}
     check(gradient, lambda: run(optimizer, problem, K * WINDOWS)[1][1:].mean(), optimizer, phi)
@@ -59,7 +60,7 @@ def test_of_the_whole_episode(make, make_problem, estimator: Estimator):
 def test_of_a_window_by_truncated(make, make_problem):
     """The second one, from a carry that is held constant."""
     optimizer, phi = make_double(make)
-    problem, estimator = make_problem(), Truncated(K)
-    carry = estimator(optimizer, phi, problem, start(optimizer, problem), 0, MEAN).carry
-    gradient = estimator(optimizer, phi, problem, carry, K, MEAN).gradient
+    problem, estimator = make_problem(), Truncated()
+    carry = estimator(Window(optimizer, phi, problem, start(optimizer, problem), 0, K, MEAN)).carry
+    gradient = estimator(Window(optimizer, phi, problem, carry, K, K, MEAN)).gradient
     check(gradient, lambda: run(optimizer, problem, K, carry=carry, first=K)[1][1:].mean(), optimizer, phi)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ph_l2o.estimators import OBJECTIVES, ESSingle, Estimator, Forward, Full
 from ph_l2o.estimators.tangents import hessian_times, jacobian_times
-from ph_l2o.inner import run
+from ph_l2o.inner import Window, run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, Adam, PortHamiltonian
 from ph_l2o.tasks import Problem, Quadratic
@@ -20,11 +20,14 @@ MEAN = OBJECTIVES["mean_loss"]
 K = 3
 
 
-def episode(estimator: Estimator, optimizer, phi, problem: Problem, objective=MEAN, steps: int = 2 * K) -> Tensor:
+def episode(
+    estimator: Estimator, optimizer, phi, problem: Problem, objective=MEAN, steps: int = 2 * K, truncation: int = K
+) -> Tensor:
     """The mean over windows of the meta-gradient, as one row."""
     carry, found = estimator.start(optimizer, problem), []
-    for first in range(0, steps, estimator.truncation):
-        estimate = estimator(optimizer, phi, problem, carry, first, objective)
+    count = estimator.window_length(truncation, steps)
+    for first in range(0, steps, count):
+        estimate = estimator(Window(optimizer, phi, problem, carry, first, count, objective))
         carry = estimate.carry
         found.append(torch.cat([estimate.gradient[name].flatten() for name in phi]))
     return torch.stack(found).mean(0)
@@ -39,9 +42,9 @@ def assert_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-12) -> 
 def test_all_directions_over_windows_are_back_propagation_through_the_episode(make, name):
     optimizer, phi = make_double(make)
     problem, objective = quadratics(3, noise=0.3), OBJECTIVES[name]
-    exact = episode(Full(2 * K), optimizer, phi, problem, objective)
-    assert_equal(episode(Forward(K), optimizer, phi, problem, objective), exact)
-    assert_equal(episode(Forward(2 * K), optimizer, phi, problem, objective), exact)
+    exact = episode(Full(), optimizer, phi, problem, objective)
+    assert_equal(episode(Forward(), optimizer, phi, problem, objective), exact)
+    assert_equal(episode(Forward(), optimizer, phi, problem, objective, truncation=2 * K), exact)
     assert (exact != 0).sum() > len(exact) / 2
 
 
@@ -55,11 +58,11 @@ def test_on_every_kind_of_module(name):
     """Also without a fall-back to a slow loop over directions: that would warn."""
     optimizer, phi = make_double(lambda: Adam(lr=0.05))
     problem = Fit(KEYS, *ALL[name])
-    exact = episode(Full(4), optimizer, phi, problem, steps=4)
-    assert_equal(episode(Forward(2), optimizer, phi, problem, steps=4), exact)
-    draws = Forward(2, num_directions=2, noise="shared")
+    exact = episode(Full(), optimizer, phi, problem, steps=4)
+    assert_equal(episode(Forward(), optimizer, phi, problem, steps=4, truncation=2), exact)
+    draws = Forward(num_directions=2, noise="shared")
     along = draws.directions(problem, phi)[0]
-    assert_equal(episode(draws, optimizer, phi, problem, steps=4), (along @ exact) @ along / 2)
+    assert_equal(episode(draws, optimizer, phi, problem, steps=4, truncation=2), (along @ exact) @ along / 2)
 
 
 @every_noise
@@ -70,8 +73,8 @@ def test_random_directions_give_the_projections_on_them(make, noise):
     parts = [
         Quadratic(3).sample(ProblemKeys(0, "train", 0, [k]), dtype=torch.float64) for k in range(2)
     ]  # fmt: skip
-    exact = torch.stack([episode(Full(2 * K), optimizer, phi, part) for part in parts]) / 2
-    problem, estimator = quadratics(2), Forward(K, num_directions=3, noise=noise)
+    exact = torch.stack([episode(Full(), optimizer, phi, part) for part in parts]) / 2
+    problem, estimator = quadratics(2), Forward(num_directions=3, noise=noise)
     v = estimator.directions(problem, phi).expand(2, -1, -1)
     expected = torch.einsum("bpd,bd,bpe->e", v, exact, v) / 3
     assert_equal(episode(estimator, optimizer, phi, problem), expected, 1e-10)
@@ -82,9 +85,9 @@ def test_es_single_comes_to_it_as_sigma_vanishes(noise):
     """They have the same draws, and antithetic differences have an error of order σ²."""
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
     problem = quadratics(2)
-    ours = episode(Forward(K, num_directions=2, noise=noise), optimizer, phi, problem)
+    ours = episode(Forward(num_directions=2, noise=noise), optimizer, phi, problem)
     gaps = [
-        (episode(ESSingle(K, num_pairs=2, sigma=sigma, noise=noise), optimizer, phi, problem) - ours).norm()
+        (episode(ESSingle(num_pairs=2, sigma=sigma, noise=noise), optimizer, phi, problem) - ours).norm()
         for sigma in (1e-2, 1e-3)
     ]
     assert gaps[1] < 1e-4 * ours.norm() and gaps[0] / gaps[1] == pytest.approx(100, rel=0.2)
@@ -95,10 +98,10 @@ def test_es_single_comes_to_it_as_sigma_vanishes(noise):
 def test_what_comes_out(count, noise):
     """No graph, the problem axis in front, and the trajectory of the optimizer itself."""
     optimizer, phi = make_double(lambda: PortHamiltonian(hidden_size=4))
-    problem, estimator = quadratics(3), Forward(K, num_directions=count, noise=noise)
+    problem, estimator = quadratics(3), Forward(num_directions=count, noise=noise)
     leaf = {name: p.requires_grad_() for name, p in phi.items()}
     carry = estimator.start(optimizer, problem)
-    estimate = estimator(optimizer, leaf, problem, carry, 0, MEAN)
+    estimate = estimator(Window(optimizer, leaf, problem, carry, 0, K, MEAN))
     for before, after in zip(leaves(carry), leaves(estimate.carry), strict=True):
         assert before.shape == after.shape and len(after) == 3 and before.dtype == after.dtype
         assert not after.requires_grad and after.is_contiguous()
@@ -128,7 +131,7 @@ class Remembering(nn.Module):
 def test_buffers_that_are_functions_of_the_parameters_are_refused():
     optimizer, phi = make_double(SGD)
     with pytest.raises(ValueError, match=r"estimator=forward: the task's buffer last is differentiable"):
-        episode(Forward(K), optimizer, phi, Fit(KEYS, Remembering, VECTOR))
+        episode(Forward(), optimizer, phi, Fit(KEYS, Remembering, VECTOR))
 
 
 def test_jacobian_of_what_depends_on_little():
@@ -154,14 +157,13 @@ def test_a_loss_without_curvature(make):
 
     optimizer, phi = make_double(make)
     problem = Linear(3).sample(ProblemKeys(0, "train", 0, range(2)), dtype=torch.float64)
-    assert_equal(episode(Forward(K), optimizer, phi, problem), episode(Full(2 * K), optimizer, phi, problem))
+    assert_equal(episode(Forward(), optimizer, phi, problem), episode(Full(), optimizer, phi, problem))
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: Forward(0), "estimator.truncation=0: must be >= 1"),
-    (lambda: Forward(3, num_directions=0), "estimator.num_directions=0: must be a whole number >= 1 .* or null"),
-    (lambda: Forward(3, num_directions=1.5), "estimator.num_directions=1.5: must be a whole number >= 1"),
-    (lambda: Forward(3, noise="own"), "estimator.noise=own: must be shared or per_problem"),
+    (lambda: Forward(num_directions=0), "estimator.num_directions=0: must be a whole number >= 1 .* or null"),
+    (lambda: Forward(num_directions=1.5), "estimator.num_directions=1.5: must be a whole number >= 1"),
+    (lambda: Forward(noise="own"), "estimator.noise=own: must be shared or per_problem"),
 ])  # fmt: skip
 def test_arguments_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Estimator, Forward, Full, Truncated
+from ph_l2o.inner import Window
 from ph_l2o.optimizers import Adam
 
 K = 2
@@ -41,15 +42,15 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak(estimator: Estimator, horizon: int) -> int:
+def peak(estimator: Estimator, truncation: int, horizon: int) -> int:
     """Of an episode, in bytes."""
     optimizer, phi = make_double(Adam)
     problem = quadratics(num_problems=4, dim=64)
-    estimator = estimator.for_horizon(horizon)
+    count = estimator.window_length(truncation, horizon)
     carry = estimator.start(optimizer, problem)
     with LiveBytes() as counted:
-        for first in range(0, horizon, estimator.truncation):
-            carry = estimator(optimizer, phi, problem, carry, first, OBJECTIVES["mean_loss"]).carry
+        for first in range(0, horizon, count):
+            carry = estimator(Window(optimizer, phi, problem, carry, first, count, OBJECTIVES["mean_loss"])).carry
     return counted.peak
 
 
@@ -67,31 +68,31 @@ def test_the_counter_counts():
 
 
 GRAPHLESS = {
-    "es": lambda k: ES(k, num_pairs=2),
-    "pes": lambda k: PES(k, num_pairs=2),
-    "es_single": lambda k: ESSingle(k, num_pairs=2),
-    "nres": lambda k: NRES(k, num_pairs=2, reuse=2 * k),
-    "forward": lambda k: Forward(k),
-    "forward_random": lambda k: Forward(k, num_directions=2),
+    "es": ES(num_pairs=2),
+    "pes": PES(num_pairs=2),
+    "es_single": ESSingle(num_pairs=2),
+    "nres": NRES(num_pairs=2, reuse=8 * K),
+    "forward": Forward(),
+    "forward_random": Forward(num_directions=2),
 }
-TRUNCATED = {"truncated": Truncated, "truncated_first_order": lambda k: Truncated(k, order=1)}
+TRUNCATED = {"truncated": Truncated(), "truncated_first_order": Truncated(order=1)}
 
 
-@pytest.mark.parametrize("make", [*GRAPHLESS.values(), *TRUNCATED.values()], ids=[*GRAPHLESS, *TRUNCATED])
-def test_flat_in_the_horizon(make):
-    peak(make(K), K)  # fills the caches of constants
-    assert peak(make(K), 16 * K) == peak(make(K), 4 * K)
+@pytest.mark.parametrize("estimator", [*GRAPHLESS.values(), *TRUNCATED.values()], ids=[*GRAPHLESS, *TRUNCATED])
+def test_flat_in_the_horizon(estimator):
+    peak(estimator, K, K)  # fills the caches of constants
+    assert peak(estimator, K, 16 * K) == peak(estimator, K, 4 * K)
 
 
-@pytest.mark.parametrize("make", GRAPHLESS.values(), ids=GRAPHLESS)
-def test_without_a_graph_flat_in_the_window_too(make):
+@pytest.mark.parametrize("estimator", GRAPHLESS.values(), ids=GRAPHLESS)
+def test_without_a_graph_flat_in_the_window_too(estimator):
     """Up to the losses, a number for each step, particle and problem."""
-    peak(make(K), K)
-    assert peak(make(4 * K), 4 * K) < 1.02 * peak(make(K), K)
+    peak(estimator, K, K)
+    assert peak(estimator, 4 * K, 4 * K) < 1.02 * peak(estimator, K, K)
 
 
-@pytest.mark.parametrize("make", [Full, *TRUNCATED.values()], ids=["full", *TRUNCATED])
-def test_graphs_grow(make):
+@pytest.mark.parametrize("estimator", [Full(), *TRUNCATED.values()], ids=["full", *TRUNCATED])
+def test_graphs_grow(estimator):
     """`full` with the horizon, `truncated` with its window."""
-    peak(make(K), K)
-    assert peak(make(16 * K), 16 * K) > 2.2 * peak(make(4 * K), 4 * K)
+    peak(estimator, K, K)
+    assert peak(estimator, 16 * K, 16 * K) > 2.2 * peak(estimator, 4 * K, 4 * K)

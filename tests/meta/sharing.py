@@ -22,19 +22,19 @@ from ph_l2o.tasks import Quadratic
 K, OUTER_STEPS = 4, 8
 NOISY = {"num_pairs": 2, "sigma": 0.05}
 SCALARS: dict[str, Estimator] = {
-    f"{cls.__name__}, {noise}": cls(K, noise=noise, **NOISY)
+    f"{cls.__name__}, {noise}": cls(noise=noise, **NOISY)
     for cls in (ES, PES, ESSingle, NRES)
     for noise in ("per_problem", "shared")
-} | {"NRES, two draws": NRES(K, reuse=2 * K, **NOISY)}
+} | {"NRES, two draws": NRES(reuse=2 * K, **NOISY)}
 GRADIENTS: dict[str, Estimator] = {
-    "Truncated 2": Truncated(K),
-    "Truncated 1": Truncated(K, order=1),
+    "Truncated 2": Truncated(),
+    "Truncated 1": Truncated(order=1),
     "Full": Full(),
-    "PES, gradient": PES(K, exchange="gradient", **NOISY),
-    "ES, gradient": ES(K, exchange="gradient", **NOISY),
+    "PES, gradient": PES(exchange="gradient", **NOISY),
+    "ES, gradient": ES(exchange="gradient", **NOISY),
 }
 RESUMED, DRIFTS = "PES, resumed", "ES, drifts"
-BREAKS = {"Truncated, breaks": Truncated(K), "PES, breaks": PES(K, **NOISY)}
+BREAKS = {"Truncated, breaks": Truncated(), "PES, breaks": PES(**NOISY)}
 
 
 class Breaks(Quadratic):
@@ -67,13 +67,13 @@ class Weights(pl.Callback):
 
 def train(name: str, folder: Path, outer_steps: int = OUTER_STEPS, **trainer) -> dict:
     """Train from a fixed start; the weights after each step, the checkpoint and the metrics are in the result."""
-    estimator = (SCALARS | GRADIENTS | BREAKS | {RESUMED: PES(K, **NOISY), DRIFTS: Drifts(K)})[name]
+    estimator = (SCALARS | GRADIENTS | BREAKS | {RESUMED: PES(**NOISY), DRIFTS: Drifts()})[name]
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4).double()
     task = Breaks(3, noise=0.1) if name in BREAKS else Quadratic(3, noise=0.1)
     meta = MetaSettings(
-        outer_steps=outer_steps, num_problems=4, horizons=(2 * K, 3 * K), val_every=5, val_problems=4, val_horizon=5,
-        learning_rate=0.01,
+        outer_steps=outer_steps, num_problems=4, horizons=(2 * K, 3 * K), truncation=K, val_every=5, val_problems=4,
+        val_horizon=5, learning_rate=0.01,
     )  # fmt: skip
     learner, weights = MetaLearner(optimizer, task, estimator, meta, seed=3), Weights()
     fit(learner, folder / name, callbacks=[weights], precision="64-true", **trainer)

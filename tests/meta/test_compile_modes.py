@@ -17,6 +17,7 @@ SMALL = {
     "outer_steps": 4,
     "num_problems": 2,
     "horizons": (6,),
+    "truncation": 3,
     "val_every": 4,
     "val_problems": 2,
     "val_horizon": 2,
@@ -36,10 +37,10 @@ def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
     monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
     with caplog.at_level(logging.INFO, "ph_l2o"):
-        meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
+        meta_train(SGD(), task, **SMALL)
         assert "not compiled" in caplog.text
         monkeypatch.setattr("ph_l2o.compilation.modes._MILLISECONDS_WORTH_IT", 0.0)
-        meta_train(SGD(), task, estimator=Truncated(3), **SMALL)
+        meta_train(SGD(), task, **SMALL)
 
         class Unreadable(SGD):
             def update(self, params, grads, loss, state):
@@ -47,7 +48,7 @@ def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
                     return super().update(params, grads, loss, state)
                 return super().update(params, grads, loss, state)
 
-        meta_train(Unreadable(), Quadratic(3), estimator=Truncated(3), **SMALL)
+        meta_train(Unreadable(), Quadratic(3), **SMALL)
     assert "the optimizer's update cannot be traced" in caplog.text and "nothing is compiled" in caplog.text
     assert "compile=auto: the inner step draws random numbers" in caplog.text
     assert "the optimizer's update is compiled alone" in caplog.text
@@ -60,7 +61,7 @@ def test_auto_decides_by_the_length_of_the_run_and_the_number_of_architectures(
     architectures, inner_steps, mode, caplog
 ):
     with caplog.at_level(logging.INFO, "ph_l2o"):
-        found = choose("auto", Truncated(3), inner_steps=inner_steps, coordinates=100, architectures=architectures)
+        found = choose("auto", Truncated(), inner_steps=inner_steps, coordinates=100, architectures=architectures)
     assert found == mode
     words = {
         "step": "compiled whole, each architecture",
@@ -75,9 +76,8 @@ def test_compiled_training_like_eager_training(mode, monkeypatch):
     monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4).double()
-    settings = {"estimator": Truncated(3), **SMALL}
-    eager = meta_train(optimizer, Quadratic(3), compile=False, **settings)
-    compiled = meta_train(optimizer, Quadratic(3), compile=mode, **settings)
+    eager = meta_train(optimizer, Quadratic(3), compile=False, **SMALL)
+    compiled = meta_train(optimizer, Quadratic(3), compile=mode, **SMALL)
     for x, y in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
@@ -85,7 +85,7 @@ def test_compiled_training_like_eager_training(mode, monkeypatch):
 @pytest.mark.parametrize("mode", ["steps", True, 0, None])
 def test_unknown_compile_mode(mode):
     with pytest.raises(ValueError, match=r"^compile=.*: must be auto, step"):
-        meta_train(SGD(), Quadratic(3), estimator=Truncated(3), compile=mode, **SMALL)
+        meta_train(SGD(), Quadratic(3), compile=mode, **SMALL)
 
 
 def test_a_step_that_cannot_be_compiled(mnist_root):
@@ -94,6 +94,6 @@ def test_a_step_that_cannot_be_compiled(mnist_root):
         CompileError,
         match=r"^compile=step: the inner step draws random numbers.*; use compile=update or compile=false$",
     ):
-        meta_train(SGD(), task, compile="step", estimator=Truncated(3), **SMALL)
+        meta_train(SGD(), task, compile="step", **SMALL)
     with pytest.raises(CompileError, match=r"^compile=step: estimator=forward has no compiled form"):
-        meta_train(SGD(), Quadratic(3), compile="step", estimator=Forward(3), **SMALL)
+        meta_train(SGD(), Quadratic(3), compile="step", estimator=Forward(), **SMALL)

@@ -20,17 +20,16 @@ SMALL = {
     "outer_steps": 12,
     "num_problems": 4,
     "horizons": (5, 13),
+    "truncation": 3,
     "val_every": 4,
     "val_problems": 4,
     "val_horizon": 5,
 }
 
 
-def learner(
-    optimizer=None, task=None, truncation=3, order=2, seed=0, estimator: Estimator | None = None, **settings
-) -> MetaLearner:
+def learner(optimizer=None, task=None, order=2, seed=0, estimator: Estimator | None = None, **settings) -> MetaLearner:
     torch.manual_seed(0)
-    estimator = estimator or Truncated(truncation, order=order)
+    estimator = estimator or Truncated(order=order)
     optimizer = PortHamiltonian(hidden_size=4) if optimizer is None else optimizer
     meta = MetaSettings(**{**SMALL, **settings})
     return MetaLearner(optimizer, task or Quadratic(3, noise=0.1), estimator, meta, seed=seed)
@@ -56,17 +55,17 @@ class Kill(pl.Callback):
 @pytest.mark.parametrize(
     ("killed_at", "estimator"),
     [
-        (5, Truncated(3)),
-        (8, Truncated(3)),
-        (11, Truncated(3)),
-        (5, PES(3, num_pairs=2)),
-        (11, PES(3, noise="shared")),
-        (11, ES(3)),
-        (11, ESSingle(3)),
-        (11, NRES(3, reuse=6)),
-        (11, Forward(3)),
-        (5, Forward(3, num_directions=2)),
-        (11, Forward(3, num_directions=2, noise="shared")),
+        (5, Truncated()),
+        (8, Truncated()),
+        (11, Truncated()),
+        (5, PES(num_pairs=2)),
+        (11, PES(noise="shared")),
+        (11, ES()),
+        (11, ESSingle()),
+        (11, NRES(reuse=6)),
+        (11, Forward()),
+        (5, Forward(num_directions=2)),
+        (11, Forward(num_directions=2, noise="shared")),
         (11, Full()),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, Estimator) else str(x),
@@ -133,7 +132,7 @@ def test_surrogate_has_the_meta_gradient(tmp_path):
                 assert torch.equal(p.grad, seen[-1][name]), name
 
     made = learner(outer_steps=3)
-    made.estimator = Spy(3)
+    made.estimator = Spy()
     fit(made, tmp_path, callbacks=[Grads()])
     assert len(seen) == 3
     assert any(g.abs().max() > 0 for g in seen[-1].values())
@@ -225,7 +224,7 @@ def test_meta_train_learns_adams_learning_rate():
     """`optimizer=adam` meta-learns: from a rate that is far too low to one that is better on fresh problems."""
     start = Adam(lr=1e-3)
     trained = meta_train(
-        start, Quadratic(3), outer_steps=60, estimator=Truncated(10), learning_rate=0.1, num_problems=16,
+        start, Quadratic(3), outer_steps=60, truncation=10, learning_rate=0.1, num_problems=16,
         horizons=(20,), val_every=30, val_problems=16, val_horizon=20, gradient_clip=None,
     )  # fmt: skip
     assert isinstance(trained, Adam)
@@ -235,7 +234,7 @@ def test_meta_train_learns_adams_learning_rate():
 
 def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
     made = PortHamiltonian(hidden_size=5, budget=50.0)
-    trained = meta_train(made, Quadratic(3), estimator=Truncated(3), output_dir=tmp_path, **SMALL)
+    trained = meta_train(made, Quadratic(3), estimator=Truncated(), output_dir=tmp_path, **SMALL)
     rebuilt, config = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
     assert config["optimizer"] == {"_target_": "ph_l2o.port_hamiltonian.diagonal.PortHamiltonian", **RECIPE}
     assert isinstance(rebuilt, PortHamiltonian) and rebuilt.budget == 50.0
@@ -248,7 +247,7 @@ RECIPE = {"hidden_size": 5, "budget": 50.0}
 
 def test_meta_train_in_float64():
     made = PortHamiltonian(hidden_size=4).double()
-    trained = meta_train(made, Quadratic(3), estimator=Truncated(3), **SMALL)
+    trained = meta_train(made, Quadratic(3), estimator=Truncated(), **SMALL)
     assert next(trained.parameters()).dtype == torch.float64
 
 
@@ -278,7 +277,7 @@ def test_full_has_one_outer_step_for_each_episode(tmp_path):
             assert module.episode.is_over and module.episode.age == module.episode.horizon
             lengths.append(module.episode.age)
 
-    fit(learner(estimator=Full(50), outer_steps=4), tmp_path, callbacks=[Watch()])  # 50: of a task's defaults
+    fit(learner(estimator=Full(), truncation=50, outer_steps=4), tmp_path, callbacks=[Watch()])
     assert lengths == [5, 13, 5, 13]
 
 
@@ -290,7 +289,7 @@ def test_validation_uses_its_own_split():
             keys.append((key.split, key.episode))
             return super().sample(key, **where)
 
-    meta_train(PortHamiltonian(hidden_size=4), Watched(3), estimator=Truncated(3), **SMALL)
+    meta_train(PortHamiltonian(hidden_size=4), Watched(3), estimator=Truncated(), **SMALL)
     assert {split for split, _ in keys} == {"train", "val"}
     assert {episode for split, episode in keys if split == "val"} == {0}
     trained = [episode for split, episode in keys if split == "train"]
@@ -324,7 +323,7 @@ def test_schedule_and_outer_optimizer(tmp_path):
         ({"outer_steps": 0}, r"meta.outer_steps=0: must be a whole number >= 1"),
         ({"num_problems": -1}, r"meta.num_problems=-1: must be a whole number >= 1"),
         ({"horizons": ()}, r"meta.horizons=\[\]: must be whole numbers >= 1"),
-        ({"horizons": (2, 8)}, r"estimator.truncation=3: must be <= the shortest of meta.horizons=\[2, 8\]"),
+        ({"horizons": (2, 8)}, r"meta.truncation=3: must be <= the shortest of meta.horizons=\[2, 8\]"),
         ({"objective": "mean_los"}, r"meta.objective=mean_los: must be one of .*; did you mean mean_loss\?"),
         ({"learning_rate": 0.0}, r"meta.learning_rate=0.0: must be > 0"),
         ({"gradient_clip": 0.0}, r"meta.gradient_clip=0.0: must be > 0, or null"),

@@ -37,10 +37,8 @@ def mixture() -> Mixture:
 
 
 def test_a_validation_covers_all_members(tmp_path):
-    from ph_l2o.estimators import Truncated
-
     task = mixture()
-    trained = meta_train(Adam(), task, estimator=Truncated(3), compile=False, output_dir=tmp_path, **SMALL)
+    trained = meta_train(Adam(), task, truncation=3, compile=False, output_dir=tmp_path, **SMALL)
     assert isinstance(trained, Adam)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert len(rows) == 6

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
-from ph_l2o.inner import run, start
+from ph_l2o.inner import Window, run, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.params import Layout, Params
@@ -146,7 +146,7 @@ def test_meta_gradient_and_training_run():
     problem = TeacherRegression(hidden_sizes=[6]).sample(ProblemKeys(0, "train", 0, range(3)))
     phi = dict(optimizer.named_parameters())
     carry = start(optimizer, problem)
-    estimate = Truncated(12, amplification=3.0)(optimizer, phi, problem, carry, 0, OBJECTIVES["mean_log_loss"])
+    estimate = Truncated(amplification=3.0)(Window(optimizer, phi, problem, carry, 0, 12, OBJECTIVES["mean_log_loss"]))
     assert all(g.isfinite().all() for g in estimate.gradient.values())
     assert max(g.abs().max() for g in estimate.gradient.values()) > 1e-4
     losses = run(optimizer, problem, 12)[1]

@@ -9,7 +9,7 @@ from example_modules import ALL, DROPPING, IMAGE, NORMED, PLAIN, SEQUENCE, TOKEN
 from torch import Tensor, nn
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
-from ph_l2o.inner import run, start, value_and_gradient
+from ph_l2o.inner import Window, run, start, value_and_gradient
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers import SGD, PortHamiltonian
 from ph_l2o.tasks import ModuleProblem
@@ -116,7 +116,7 @@ def test_second_order_meta_gradient_is_the_derivative(name):
     optimizer = PortHamiltonian(hidden_size=4).double()
     phi = {key: p.detach().clone() for key, p in optimizer.named_parameters()}
     objective, steps, eps = OBJECTIVES["mean_loss"], 3, 1e-5
-    estimate = Truncated(steps, order=2)(optimizer, phi, problem, start(optimizer, problem), 0, objective)
+    estimate = Truncated(order=2)(Window(optimizer, phi, problem, start(optimizer, problem), 0, steps, objective))
     size = flat(estimate.gradient.values()).norm()
     assert size > 1e-8
 

@@ -12,7 +12,7 @@ from ph_l2o import cli
 from ph_l2o.commands.folders import register_resolvers
 from ph_l2o.commands.instantiate import build
 from ph_l2o.estimators import OBJECTIVES, Truncated
-from ph_l2o.inner import start
+from ph_l2o.inner import Window, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD
 from ph_l2o.tasks import Mixture
@@ -42,7 +42,8 @@ def test_every_member_has_meta_gradients_and_is_small(mnist_root, name):
     assert problem.params.layout.numel <= 50_000 and not problem.buffers
     optimizer = SGD(lr=1e-4)
     phi = dict(optimizer.named_parameters())
-    estimate = Truncated(3)(optimizer, phi, problem, start(optimizer, problem), 0, OBJECTIVES["mean_log_loss"])
+    carry, objective = start(optimizer, problem), OBJECTIVES["mean_log_loss"]
+    estimate = Truncated()(Window(optimizer, phi, problem, carry, 0, 3, objective))
     assert estimate.losses.shape == (3, 2)
     assert torch.isfinite(estimate.losses).all() and (estimate.losses > 0).all()
     (gradient,) = estimate.gradient.values()
