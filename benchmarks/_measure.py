@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ph_l2o.files import git_revision, json_text, write_atomically
 
 Measurement = Callable[[], float]
 Entry = dict[str, Any]
@@ -169,14 +171,46 @@ def _cpu() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def made_with(threads: int | None = None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What every result file says of itself: the command, the machine, the revision of the code, versions.
+
+    Args:
+        threads: Of torch.
+        before: A result that is being completed; its revision stays beside today's.
+    """
+    import torch
+
+    import ph_l2o
+
+    now = git_revision() or "unknown"
+    earlier = now if before is None else before.get("git_revision") or "unknown"
+    return {
+        "command": command(sys.argv),
+        "machine": machine(threads),
+        "git_revision": now if now in earlier.split(", ") else f"{earlier}, {now}",
+        "versions": {"ph_l2o": ph_l2o.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def command(argv: Sequence[str]) -> str:
+    """A script's call as a reader would type it: without folders that only this machine has."""
+    words, rest = ["python", f"benchmarks/{Path(argv[0]).name}"], iter(argv[1:])
+    for word in rest:
+        if word.partition("=")[0] in ("--data", "--cache"):
+            if "=" not in word:
+                next(rest, None)
+            continue
+        words.append(Path(word).name if os.path.isabs(word) else word)
+    return shlex.join(words)
+
+
 def say(text: str) -> None:
     """Progress, beside the tables on standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
-def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
-    """Write a result, if there is a path."""
+def write_json(path: Path | None, content: Mapping[str, Any], threads: int | None = 1) -> None:
+    """Write a result and what it was made with, if there is a path; what `content` says of that stays."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        print(f"\nwritten to {path}")
+        write_atomically(path, json_text({**made_with(threads), **content}))
+        say(f"written to {path}")

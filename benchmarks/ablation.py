@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import math
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _measure
 import torch
 from torch import Tensor
 
@@ -163,8 +163,7 @@ def main() -> None:
             rows.append({"variant": name, "seed": seed, **found})
             numbers = ", ".join(f"{key} {value:.3g}" for key, value in found.items())
             print(f"{name}, seed {seed}: {numbers} ({time.perf_counter() - began:.0f} s)", flush=True)
-            if arguments.json is not None:
-                arguments.json.write_text(json.dumps({"task": arguments.task, "rows": rows}, indent=1) + "\n")
+            _measure.write_json(arguments.json, {"task": arguments.task, "rows": rows})
 
 
 if __name__ == "__main__":

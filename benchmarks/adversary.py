@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import _measure
 import torch
+from _violations import problem_steps, table, violations
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch import Tensor, nn
@@ -355,22 +356,6 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-VIOLATIONS = ("account_increased", "energy_exceeded", "outside_of_ball", "not_finite")
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """All parts."""
-    lines = []
-    for name, row in rows.items():
-        violations = sum(row[key] for key in VIOLATIONS)
-        lines.append(
-            [name, f"{row['problems']:,}", f"{row['steps']:,}", f"{violations:,}", f"{row['most_above_account']:.1e}",
-             f"{row['farthest']:.3g}", f"{row['least_account']:.3f}", f"{row['skipped']:,}", f"{row['seconds']:.0f}"]
-        )  # fmt: skip
-    header = ["", "problems", "steps", "violations", "most above account", "farthest", "least account", "skipped", "s"]
-    return _measure.table(header, lines)
-
-
 def main() -> int:
     """Run what is missing, and say whether anything was violated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -380,11 +365,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="goes on with what is there")
     arguments = parser.parse_args()
     set_up_torch(1)
-    content: dict[str, Any] = {"machine": _measure.machine(1), "quick": arguments.quick, "parts": {}}
+    before = None
     if arguments.json is not None and arguments.json.exists():
-        before = json.loads(arguments.json.read_text())
-        if before["quick"] == arguments.quick:
-            content = before
+        found = json.loads(arguments.json.read_text())
+        before = found if found["quick"] == arguments.quick else None
+    content = before or {"quick": arguments.quick, "parts": {}}
+    content |= _measure.made_with(1, before)
     rows = content["parts"]
     for name, run in parts(arguments.parts.split(","), arguments.quick, arguments.data, arguments.json):
         if name in rows:
@@ -392,13 +378,10 @@ def main() -> int:
         _measure.say(name)
         rows[name] = run()
         _measure.say(f"  {rows[name]}")
-        if arguments.json is not None:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        _measure.write_json(arguments.json, content)
     print(table(rows))
-    violations = sum(row[key] for row in rows.values() for key in VIOLATIONS)
-    print(f"\n{sum(row['problems'] * row['steps'] for row in rows.values()):,} steps, {violations} violations")
-    return 1 if violations else 0
+    print(f"\n{problem_steps(rows.values()):,} problem-steps, {violations(rows.values())} violations")
+    return 1 if violations(rows.values()) else 0
 
 
 if __name__ == "__main__":

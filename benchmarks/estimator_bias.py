@@ -9,9 +9,9 @@ python benchmarks/estimator_bias.py --plot docs/images/estimators.png
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import _closed_form as closed
 import _measure
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ROWS = (2, 6, 12)  # lengths of the windows in the table
 PROBLEMS = 256  # equal problems, each with perturbations of its own
 
 
@@ -136,6 +137,19 @@ def plot(found: Mapping[tuple[str, int], Mapping[str, float]], horizon: int) -> 
     return figure, (left, right)
 
 
+def table(content: Mapping[str, Any], truncations: Sequence[int] = ROWS) -> str:
+    """A row for each estimator and each of these window lengths."""
+    header = ("estimator", "windows", "bias", "deviation, one window", "deviation, episode")
+    lines = [
+        (
+            f"`{row['estimator']}`", str(content["horizon"] // row["truncation"]), bias(row),
+            f"{100 * row['window_deviation']:.0f} %", f"{100 * row['deviation']:.0f} %",
+        )
+        for row in content["rows"] if row["estimator"] == "full" or row["truncation"] in truncations
+    ]  # fmt: skip
+    return _measure.table(header, lines)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,9 +158,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--truncations", type=int, nargs="+", default=lengths, help="which divide it (default: 1 2 3 4 6 8 12 24)"
     )
-    parser.add_argument(
-        "--rows", type=int, nargs="+", default=[2, 6, 12], help="of these, in the table (default: 2 6 12)"
-    )
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of these, in the table (default: 2 6 12)")
     parser.add_argument("--sigma", type=float, default=0.01, help="of the perturbations (default: 0.01)")
     parser.add_argument("--episodes", type=int, default=40, help=f"each of {PROBLEMS} problems (default: 40)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
@@ -165,22 +177,11 @@ def main() -> None:
     for truncation in given.truncations:
         for name, estimator in contestants(given.sigma).items():
             found[name, truncation] = measured(estimator, truncation, given.horizon, given.episodes)
-    rows = [
-        (
-            f"`{name}`", str(given.horizon // truncation), bias(f),
-            f"{100 * f['window_deviation']:.0f} %", f"{100 * f['deviation']:.0f} %",
-        )
-        for (name, truncation), f in found.items() if name == "full" or truncation in given.rows
-    ]  # fmt: skip
-    print(_measure.table(("estimator", "windows", "bias", "deviation, one window", "deviation, episode"), rows))
-    _measure.write_json(
-        given.json,
-        {
-            "horizon": given.horizon,
-            "sigma": given.sigma,
-            "rows": [{"estimator": name, "truncation": k, **f} for (name, k), f in found.items()],
-        },
-    )
+    rows = [{"estimator": name, "truncation": k, **f} for (name, k), f in found.items()]
+    content = {name: getattr(given, name) for name in ("horizon", "sigma", "episodes")}
+    content |= {"problems": PROBLEMS, "rows": rows}
+    print(table(content, given.rows))
+    _measure.write_json(given.json, content)
     if given.plot is not None:
         given.plot.parent.mkdir(parents=True, exist_ok=True)
         given.plot.write_bytes(to_png(plot(found, given.horizon)[0]))

@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import _measure
 import numpy as np
 
 from ph_l2o.checkpoints import load_weights
@@ -38,9 +41,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_up_torch(1)
     shipped = {"plain": load_weights("default"), "kronecker": load_weights("kronecker")}
-    rows: dict[str, dict[str, float]] = {}
+    before = None
     if arguments.json is not None and arguments.json.exists():
-        rows = json.loads(arguments.json.read_text())
+        before = json.loads(arguments.json.read_text())
+    content = before or {"horizon": HORIZON, "batch": BATCH, "num_problems": NUM_PROBLEMS, "rows": {}}
+    content |= _measure.made_with(1, before)
+    rows = content["rows"]
     for size in arguments.sizes.split(","):
         width = max(1, round(float(size) / WEIGHTS_OF_A_UNIT))
         task = ImageClassification(
@@ -61,16 +67,22 @@ def main() -> None:
         if "trust_first_10" not in row:
             trust = np.median(diagnose(shipped["plain"], task, HORIZON, num_problems=2).numbers["trust"][1:], axis=1)
             row |= {"trust_first_10": float(trust[:10].mean()), "trust_last_10": float(trust[-10:].mean())}
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    titles = ("weights", "plain", "Kronecker", "tuned Adam", "Adam / plain", "Adam / Kronecker", "r⁺/√φ first", "last")
-    print(f"| {' | '.join(titles)} |\n|{'---:|' * len(titles)}")
-    for row in rows.values():
+        _measure.write_json(arguments.json, content)
+    print(table(content))
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A row for each size."""
+    header = ("weights", "plain", "Kronecker", "tuned Adam", "Adam / plain", "Adam / Kronecker")
+    header += ("r⁺/√φ, first 10 steps", "last 10")
+    lines = []
+    for row in content["rows"].values():
         losses = (row["plain"], row["kronecker"], row["adam"])
         ratios = (row["adam"] / row["plain"], row["adam"] / row["kronecker"])
         trusts = (row["trust_first_10"], row["trust_last_10"])
         cells = (*(f"{x:.3f}" for x in losses), *(f"{x:.2f}" for x in (*ratios, *trusts)))
-        print(f"| {row['weights']:,.0f} | {' | '.join(cells)} |")
+        lines.append((f"{row['weights']:,.0f}", *cells))
+    return _measure.table(header, lines)
 
 
 def end(optimizer: LearnedOptimizer, task: ImageClassification) -> float:

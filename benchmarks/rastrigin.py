@@ -1,6 +1,6 @@
 """Train on Rastrigin's function by an evolution strategy, and measure: 512 starts, 1,000 steps.
 
-    python benchmarks/rastrigin.py
+    python benchmarks/rastrigin.py --json docs/results/rastrigin.json
 
 f = 10 n + Σ x² − 10 cos 2πx in n = 10 coordinates from U(−5.12, 5.12)ⁿ has a local minimum near every point of whole
 numbers. What gets over them are large steps that do not settle, and then become smaller. Gradients through such an
@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import _measure
 import torch
 
 import ph_l2o
@@ -21,9 +25,10 @@ from ph_l2o.estimators import ESSingle
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys, Split
 from ph_l2o.optimizers import LearnedOptimizer, PortHamiltonian
-from ph_l2o.tasks import Landscape, Problem
+from ph_l2o.tasks import Landscape
 
 STEPS, STARTS = 1000, 512
+RATES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0)  # of Adam
 EFFECTIVE_LR, LOGIT_KEEP, PACE = 8.0, -3.0, (0.0, -1.5)
 
 
@@ -45,10 +50,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--sigma", type=float, default=0.05)
     parser.add_argument("--split", choices=("val", "test"), default="test")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_up_torch(1)
     task, optimizer = Landscape("rastrigin", dim=10), untrained()
-    report("untrained", optimizer, task, arguments.split)
+    rows: dict[str, Any] = {"untrained": learned(optimizer, task, arguments.split)}
     trained = ph_l2o.meta_train(
         optimizer,
         task,
@@ -62,18 +68,26 @@ def main() -> None:
         val_horizon=STEPS,
         val_every=arguments.outer_steps // 5,
     )
-    report("trained", trained, task, arguments.split)
-    problems = {split: task.sample(ProblemKeys(1, split, 0, range(STARTS))) for split in ("val", "test")}
-    for name, beta1, falls in (("Adam", 0.9, False), ("Adam without momentum, rate falling to 0", 0.0, True)):
-        rates = {lr: adam(problems["val"], lr, beta1, falls) for lr in (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0)}
-        lr = min(rates, key=lambda rate: rates[rate])
-        print(
-            f"{name}, learning rate {lr:g} (tuned): median {adam(problems['test'], lr, beta1, falls):.2f}", flush=True
-        )
+    rows["trained"] = learned(trained, task, arguments.split)
+    for name, beta1, falls in (("Adam, tuned", 0.9, False), ("Adam, tuned, β₁ = 0, rate falling to 0", 0.0, True)):
+        tuned = {lr: adam(task, "val", lr, beta1, falls)["median"] for lr in RATES}
+        lr = min(RATES, key=tuned.__getitem__)
+        rows[name] = adam(task, arguments.split, lr, beta1, falls) | {"learning_rate": lr}
+    content = {"steps": STEPS, "starts": STARTS, "split": arguments.split, "rows": rows}
+    print(table(content))
+    _measure.write_json(arguments.json, content)
 
 
-def adam(problem: Problem, lr: float, beta1: float, falls: bool) -> float:
-    """Median loss after Adam's steps."""
+def learned(optimizer: LearnedOptimizer, task: Landscape, split: Split) -> dict[str, float]:
+    """Quartiles after the last step, the median at the start, and the least that an account has left."""
+    carry, losses = run(optimizer, task.sample(ProblemKeys(1, split, 0, range(STARTS))), STEPS)
+    start = losses[0].median().item()
+    return {**quartiles(losses[-1]), "start": start, "least_account": carry.state.energy.min().item()}
+
+
+def adam(task: Landscape, split: Split, lr: float, beta1: float, falls: bool) -> dict[str, float]:
+    """Quartiles after Adam's last step."""
+    problem = task.sample(ProblemKeys(1, split, 0, range(STARTS)))
     theta = problem.params.flat.clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=lr, betas=(beta1, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - falls * step / STEPS)
@@ -82,19 +96,25 @@ def adam(problem: Problem, lr: float, beta1: float, falls: bool) -> float:
         problem.loss(problem.params.like(theta), {}, None)[0].sum().backward()
         optimizer.step()
         schedule.step()
-    return problem.loss(problem.params.like(theta), {}, None)[0].median().item()
+    return quartiles(problem.loss(problem.params.like(theta), {}, None)[0].detach())
 
 
-def report(name: str, optimizer: LearnedOptimizer, task: Landscape, split: Split) -> None:
-    problem = task.sample(ProblemKeys(1, split, 0, range(STARTS)))
-    carry, losses = run(optimizer, problem, STEPS)
-    low, middle, high = losses[-1].quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    left = carry.state.energy.min().item()
-    print(
-        f"{name}: after {STEPS} steps median {middle:.2f} (quartiles {low:.2f} – {high:.2f}), start "
-        f"{losses[0].median():.0f}; the account of 100 kept at least {left:.1f}",
-        flush=True,
-    )
+def quartiles(losses: torch.Tensor) -> dict[str, float]:
+    """Median and quartiles over starts."""
+    values = losses.quantile(losses.new_tensor([0.25, 0.5, 0.75])).tolist()
+    return dict(zip(("low", "median", "high"), values, strict=True))
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A row for each optimizer."""
+    header = ("", "median (quartiles)", "median at the start", "least left of an account of 100")
+    lines = [
+        (name, f"{row['median']:.1f} ({row['low']:.1f} – {row['high']:.1f})", *(
+            f"{row[key]:.1f}" if key in row else "–" for key in ("start", "least_account")
+        ))
+        for name, row in content["rows"].items()
+    ]  # fmt: skip
+    return _measure.table(header, lines)
 
 
 if __name__ == "__main__":

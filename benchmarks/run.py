@@ -75,16 +75,17 @@ def group(name: str, options: Options) -> dict[str, Any]:
     }
 
 
-def show(name: str, result: dict[str, Any]) -> None:
-    """Print a group as Markdown."""
-    print(f"\n## {name}\n\n{result['about']}\n")
+def markdown(name: str, result: dict[str, Any]) -> str:
+    """A group: what it is, its tables, and what was not measured for which reason."""
     own = getattr(importlib.import_module(f"suite.{name}"), "tables", None)
-    parts = own(result["entries"]) if own else [table(result["entries"])]
-    print("\n\n".join(parts))
+    parts = [result["about"], *(own(result["entries"]) if own else [table(result["entries"])])]
+    skipped: dict[str, list[str]] = {}
     for what, why in result["skipped"].items():
-        print(f"\nNot measured: {what} ({why})")
+        skipped.setdefault(why, []).append(what)
+    parts += [f"Not measured: {'; '.join(names)} ({why})." for why, names in skipped.items()]
     if result["error"]:
-        print(f"\nFailed: {result['error']}")
+        parts.append(f"Failed: {result['error']}")
+    return "\n\n".join(parts)
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
@@ -124,16 +125,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings = {name: getattr(arguments, name) for name in ("only", "quick", "repetitions", "threads")}
     settings["reference"] = arguments.reference and arguments.reference.name
-    result: dict[str, Any] = {
-        "schema": SCHEMA, "machine": _measure.machine(arguments.threads), "settings": settings, "groups": {},
-    }  # fmt: skip
+    made = _measure.made_with(arguments.threads)
+    result: dict[str, Any] = {"schema": SCHEMA, **made, "settings": settings, "groups": {}}
     print(
         f"{result['machine']['words']}; torch {torch.__version__}, {arguments.threads} thread(s). Median (minimum – "
         f"maximum) of {arguments.repetitions} repetitions in turns."
     )
     for name in arguments.only:
         result["groups"][name] = group(name, options)
-        show(name, result["groups"][name])
+        print(f"\n## {name}\n\n{markdown(name, result['groups'][name])}")
         if arguments.json is not None:
             _measure.write_json(arguments.json, result)
     return int(any(found["error"] for found in result["groups"].values()))

@@ -16,8 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import _measure
 import torch
@@ -150,15 +151,25 @@ def main() -> None:
         return
 
     micro = two_processes(arguments.repetitions) | draws(arguments.repetitions)
-    print(_measure.table(("", "µs"), [(name, _measure.spread(v)) for name, v in micro.items()]), end="\n\n")
-    print("| window | CPU ms | peak MiB | carry MiB |\n| --- | ---: | ---: | ---: |")
     windows = {}
     for name in CASES:
-        found = windows[name] = in_a_process_of_its_own(name, arguments)
-        numbers = _measure.spread(found["ms"]), f"{found['peak MiB']:.0f}", f"{found['carry MiB']:.2f}"
-        print(f"| {' | '.join((name, *numbers))} |", flush=True)
+        _measure.say(name)
+        windows[name] = in_a_process_of_its_own(name, arguments)
+    content = {"microseconds": micro, "windows": windows}
+    print(tables(content))
     print(f"\nmedian (minimum – maximum) of {arguments.repetitions} repetitions, 1 thread")
-    _measure.write_json(arguments.json, {"machine": _measure.machine(1), "microseconds": micro, "windows": windows})
+    _measure.write_json(arguments.json, content)
+
+
+def tables(content: Mapping[str, Any]) -> str:
+    """Microseconds of exchanges and draws; time and memory of windows."""
+    first = [(name, _measure.spread(v)) for name, v in content["microseconds"].items()]
+    second = [
+        (name, _measure.spread(v["ms"]), f"{v['peak MiB']:.0f}", f"{v['carry MiB']:.2f}")
+        for name, v in content["windows"].items()
+    ]
+    header = ("window", "CPU ms", "peak MiB", "carry MiB")
+    return f"{_measure.table(('', 'µs'), first)}\n\n{_measure.table(header, second)}"
 
 
 if __name__ == "__main__":
