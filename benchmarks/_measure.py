@@ -187,7 +187,7 @@ def made_with(threads: int | None = None, before: Mapping[str, Any] | None = Non
     return {
         "command": command(sys.argv),
         "machine": machine(threads),
-        "git_revision": now if now in earlier.split(", ") else f"{earlier}, {now}",
+        "git_revision": earlier if now in earlier.split(", ") else f"{earlier}, {now}",
         "versions": {"ph_l2o": ph_l2o.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
