@@ -59,7 +59,7 @@ COMMANDS = [line for line in EXTENDING.read_text().splitlines() if line.startswi
 def test_extending_shows_all_files_that_it_lists():
     (listed,) = [b for b in blocks(EXTENDING, "") if b.startswith("my_models.py")]
     assert sorted(listed.split()) == sorted(name for name, _ in FILES)
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import types
 import typing
@@ -18,15 +19,17 @@ def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
     """Instantiate a configuration node, after checking every `_target_` in it and the types of its arguments.
 
     Configuration also comes out of checkpoints, and a `_target_` is code execution: only classes of ph_l2o, torch,
-    pytorch_lightning and the packages named in `plugins` are allowed.
+    pytorch_lightning and the packages named in `plugins` are allowed; the latter are imported, so that what they
+    register is there.
 
     Raises:
-        ConfigError: If a target is outside of these, or doesn't fit its arguments.
+        ConfigError: If a target is outside of these, or doesn't fit its arguments; if a plugin cannot be imported.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    import_plugins(plugins)
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     _check_targets(plain, (*_ALLOWED, *plugins))
     _check_types(plain, key)
@@ -40,6 +43,19 @@ def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
             text = str(cause).splitlines()[0]
             raise ConfigError(f"{key}: {plain['_target_']} needs a package that is not installed ({text})") from error
         raise ConfigError(f"{plain['_target_']}: {cause or str(error).splitlines()[0]}") from error
+
+
+def import_plugins(plugins: Iterable[str]) -> None:
+    """Import modules of the user's, so that what they register is there.
+
+    Raises:
+        ConfigError: If one cannot be imported.
+    """
+    for name in plugins:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"plugins={name}: cannot be imported ({error}); install it, or set PYTHONPATH") from error
 
 
 def _check_targets(node: Any, allowed: tuple[str, ...]) -> None:

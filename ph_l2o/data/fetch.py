@@ -1,135 +1,107 @@
-"""Finds the files of a data set, or fetches them: sources in order, one process at a time."""
+"""Fetches the missing files of a data set: sources in order, one process at a time, nothing half-written."""
 
+from __future__ import annotations
+
+import contextlib
+import logging
 import os
 import shutil
 import tempfile
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ph_l2o.data.download_progress import progress
-from ph_l2o.data.images import ImageData
-from ph_l2o.data.lock import process_lock
 from ph_l2o.errors import DamagedFileError, DataError
 
-Say = Callable[[str], None]
+Fetch = Callable[[Path], None]
 
 _LOCK_NAME = ".ph_l2o-data.lock"
 _TEMPORARY_PREFIX = ".ph_l2o-fetch-"
+_logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A way to get a data set: ``fetch(folder, say)`` fills an empty folder laid out like the root."""
-
-    name: str
-    fetch: Callable[[Path, Say], None]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Where a data set lies, how it is read and checked, and where it comes from.
-
-    Attributes:
-        name: The name users give.
-        folder: Its folder below the data root.
-        files: Names of the files that must be in it.
-        suffixes: What may follow each name.
-        extra_files: Files that other programs want; kept if a source brings them.
-        read: Reads and checks the files in a folder.
-        sources: Tried in this order when a file is missing.
-    """
-
-    name: str
-    folder: str
-    files: tuple[str, ...]
-    suffixes: tuple[str, ...]
-    read: Callable[[Path], ImageData]
-    sources: tuple[Source, ...]
-    extra_files: tuple[str, ...] = ()
-
-    def missing_files(self, root: Path) -> list[str]:
-        folder = root / self.folder
-        return [name for name in self.files if not any((folder / (name + end)).exists() for end in self.suffixes)]
-
-
-def read_or_fetch(dataset: Dataset, root: Path, *, download: bool) -> ImageData:
-    """Reads a data set below the root; missing files are fetched first, those there are kept.
+def fetch_missing(
+    name: str, files: Sequence[str], sources: Mapping[str, Fetch], root: Path, *, check: Callable[[Path], object]
+) -> None:
+    """Fetches the files that are missing below the root; those that are there stay as they are.
 
     Args:
-        dataset: The data set.
+        name: Of the data set.
+        files: Paths below the root.
+        sources: Functions that fill a folder laid out like the root, tried in this order. Files of these names with
+            `.gz` behind them that are below the root already are in the folder at the start.
         root: The data root.
-        download: Whether missing files may be fetched.
-
-    Returns:
-        The checked images and labels.
+        check: Raises if what lies in such a folder is damaged.
 
     Raises:
-        DataError: A file is damaged, no source worked, or the root cannot be written.
+        DataError: No source worked, or the root cannot be written.
     """
+    failures = [] if sources else ["downloads are not allowed"]
     try:
-        missing = dataset.missing_files(root)
-        if missing and not download:
-            raise _nothing_worked(dataset, root, missing, ["downloads: not allowed (download=False)"])
-        if missing:
-            _fetch_locked(dataset, root)
+        if sources and _missing(files, root):
+            root.mkdir(parents=True, exist_ok=True)
+            with _only_process(root):
+                if _missing(files, root):  # else another process was faster
+                    failures = _try_sources(name, files, sources, root, check)
     except OSError as error:
         raise DataError(
-            f"{root}: cannot write the data set {dataset.name} there ({error}); "
+            f"{root}: cannot write the data set {name} there ({error}); "
             "make the folder writable or choose another data root"
         ) from error
-    return dataset.read(root / dataset.folder)
+    if missing := _missing(files, root):
+        raise DataError(
+            f"data set {name}: {', '.join(Path(file).name for file in missing)} missing in "
+            f"{(root / missing[0]).parent} ({'; '.join(failures)}); put good copies there and run again"
+        )
 
 
-def _fetch_locked(dataset: Dataset, root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    with progress() as say:
-
-        def on_wait() -> None:
-            say(f"{dataset.name}: waiting for another process that fetches data into {root}")
-
-        with process_lock(root / _LOCK_NAME, on_wait=on_wait):
-            for leftover in root.glob(_TEMPORARY_PREFIX + "*"):  # of a killed process: we hold the lock
-                shutil.rmtree(leftover, ignore_errors=True)
-            missing = dataset.missing_files(root)
-            if missing:  # else another process was faster
-                _try_sources(dataset, root, missing, say)
+def _missing(files: Sequence[str], root: Path) -> list[str]:
+    return [file for file in files if not (root / file).exists()]
 
 
-def _try_sources(dataset: Dataset, root: Path, missing: list[str], say: Say) -> None:
-    failures = []
-    for source in dataset.sources:
-        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as name:
-            folder = Path(name)
+def _try_sources(
+    name: str, files: Sequence[str], sources: Mapping[str, Fetch], root: Path, check: Callable[[Path], object]
+) -> list[str]:
+    """Takes what is missing from the first source that works; returns why those before it did not."""
+    failures: list[str] = []
+    for source, fetch in sources.items():
+        _logger.info("%s: trying %s", name, source)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=root) as temporary:
+            folder = Path(temporary)
+            for packed in (f"{file}.gz" for file in files if (root / f"{file}.gz").exists()):
+                (folder / packed).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(root / packed, folder / packed)
             try:
-                source.fetch(folder, say)
-                say(f"{dataset.name}: checking what came from {source.name}")
-                dataset.read(folder / dataset.folder)
+                fetch(folder)
+                check(folder)
             except Exception as error:  # whatever a source raises, the next one may work
-                reason = _one_line(error)
-                say(f"{dataset.name}: {source.name} failed ({textwrap.shorten(reason, 60, placeholder=' …')})")
-                failures.append(f"{source.name}: {reason}")
+                failures.append(f"{source}: {_one_line(error)}")
+                _logger.info("%s: failed, %s", name, failures[-1])
                 continue
-            _place(folder / dataset.folder, root / dataset.folder, [*missing, *dataset.extra_files])
-        say(f"{dataset.name}: ready in {root / dataset.folder}")
-        return
-    raise _nothing_worked(dataset, root, missing, failures)
+            for file in _missing(files, root):
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(folder / file, root / file)
+        _logger.info("%s: ready in %s", name, root)
+        break
+    return failures
 
 
-def _place(fetched: Path, folder: Path, names: list[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        if (fetched / name).exists() and not (folder / name).exists():
-            os.replace(fetched / name, folder / name)
+@contextlib.contextmanager
+def _only_process(root: Path) -> Iterator[None]:
+    """Holds a lock that the system frees should the process die, and removes what such a process has left."""
+    from filelock import FileLock, Timeout
 
-
-def _nothing_worked(dataset: Dataset, root: Path, missing: list[str], failures: list[str]) -> DataError:
-    folder = root / dataset.folder
-    compressed = ", plain or .gz," if ".gz" in dataset.suffixes else ""
-    tried = [f"files already there: {', '.join(missing)} missing in {folder}", *failures]
-    remedy = f"Place the files {', '.join(dataset.files)}{compressed} in {folder} and run again."
-    return DataError("\n  - ".join([f"the data set {dataset.name} could not be had; tried:", *tried]) + "\n" + remedy)
+    lock = FileLock(root / _LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.info("waiting for another process that fetches data into %s", root)
+        lock.acquire()
+    try:
+        for leftover in root.glob(_TEMPORARY_PREFIX + "*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
 
 
 def _one_line(error: Exception) -> str:

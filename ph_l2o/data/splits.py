@@ -14,23 +14,19 @@ def split_indices(
     split: Literal["train", "val", "test"],
     scheme: Literal["default", "study"] = "default",
 ) -> Tensor:
-    """Indices of the training images that belong to one split, in a fixed shuffled order.
+    """Indices `(n,)`, int64, of the training images that belong to one split, in a fixed shuffled order.
 
-    The shuffle is ``torch.randperm`` with seed 10, the published study's own.
+    The shuffle is `torch.randperm` with seed 10, the published study's own.
 
-    - ``default``: the first third is train, the next sixth val, the last half test; no image is in
-      two of them. Of 60,000 images: 20,000, 10,000 and 30,000.
-    - ``study``: the published halves. The first half is both train and val, the second half test.
-      The study chose its networks on the test half. We never do: ``val`` here is the first half, so
-      selection sees training images, and figures on ``test`` stay honest.
+    - `default`: the first third is train, the next sixth val, the last half test; no image is in two of them.
+    - `study`: the published halves. The first half is both train and val, the second half test. The study chose its
+      networks on the test half. We never do: `val` here is the first half, so selection sees training images, and
+      figures on `test` stay honest.
 
     Args:
         num_images: Number of training images, at least 6.
         split: The split.
         scheme: The scheme.
-
-    Returns:
-        ``(n,)`` int64 indices in ``[0, num_images)``.
 
     Raises:
         ValueError: An argument is out of range.

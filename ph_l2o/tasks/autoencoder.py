@@ -23,7 +23,7 @@ class Autoencoder(ImageTask):
     """Reconstruct images through a narrow layer, by an MLP that is symmetric around it.
 
     Args:
-        dataset: `mnist`, `fashion_mnist` or `cifar10`.
+        dataset: A name of `ph_l2o.data.DATASETS`.
         hidden_sizes: Units of the encoder's layers, the code last; the decoder has them in reverse; each >= 1.
         activation: A name of `ph_l2o.tasks.ACTIVATIONS`.
         norm: `layer` or `batch` before each activation, or None.

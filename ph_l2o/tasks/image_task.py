@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o.checks import did_you_mean
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
 from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
@@ -41,7 +42,7 @@ class ImageTask(Task):
     set's own test images are never trained on.
 
     Args:
-        dataset: `mnist`, `fashion_mnist` or `cifar10`.
+        dataset: A name of `ph_l2o.data.DATASETS`.
         batch_size: Images of a mini-batch, >= 1.
         split: `default` (a third, a sixth and half of the training images), or `study` (halves; validation shares
             the training half).
@@ -65,7 +66,8 @@ class ImageTask(Task):
         data_dir: str | Path,
     ):
         if dataset not in DATASETS:
-            raise ValueError(f"task.dataset={dataset}: must be one of {', '.join(DATASETS)}")
+            known = f"{', '.join(DATASETS)}, or registered by one of plugins=[…]{did_you_mean(dataset, DATASETS)}"
+            raise ValueError(f"task.dataset={dataset}: must be one of {known}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
         if split not in ("default", "study"):

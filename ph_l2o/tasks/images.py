@@ -28,7 +28,7 @@ class ImageClassification(ImageTask):
     The data set's own test images give `test_loss` and `accuracy`.
 
     Args:
-        dataset: `mnist`, `fashion_mnist` or `cifar10`.
+        dataset: A name of `ph_l2o.data.DATASETS`.
         hidden_sizes: Units of the MLP's hidden layers, each >= 1.
         activation: Of the MLP: a name of `ph_l2o.tasks.ACTIVATIONS`, or several that the problems take in turn.
         norm: Of the MLP: `layer` or `batch` before each activation, or None.

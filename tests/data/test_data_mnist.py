@@ -1,23 +1,25 @@
-"""The real MNIST."""
+"""The real MNIST, and data sets of its format: small ones, and damaged ones."""
 
+import gzip
 import hashlib
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
+from idx_files import IDX_FILES, idx_bytes
 
-from ph_l2o.data import DATASETS, DataError, load_images
+from ph_l2o.data import DataError, load_images
+from ph_l2o.data.mnist import MNIST_MD5
 
-MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
+FOLDER = Path("FashionMNIST") / "raw"
+Write = Callable[[Path], Path]
 
 
 def test_content(mnist_root: Path) -> None:
@@ -29,22 +31,8 @@ def test_content(mnist_root: Path) -> None:
     assert data.train_labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert data.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert data.num_classes == 10
-
-
-def test_files_are_canonical_and_alone(mnist_root: Path) -> None:
-    folder = mnist_root / "MNIST" / "raw"
-    for name, md5 in MD5.items():
-        assert hashlib.md5((folder / name).read_bytes()).hexdigest() == md5
-    assert not [path for path in mnist_root.iterdir() if path.name.startswith(".ph_l2o")]
-
-
-def test_torchvision_reads_the_same(mnist_root: Path) -> None:
-    from torchvision.datasets import MNIST
-
-    ours, theirs = load_images("mnist", mnist_root), MNIST(str(mnist_root), train=True)
-    assert torch.equal(ours.train_images[:, 0], theirs.data)
-    assert torch.equal(ours.train_labels, theirs.targets)
-    assert torch.equal(ours.test_images[:, 0], MNIST(str(mnist_root), train=False).data)
+    content = b"".join(t.numpy().tobytes() for t in data[:4])
+    assert hashlib.sha256(content).hexdigest() == "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
 
 
 def test_loading_is_quick_and_cached(mnist_root: Path) -> None:
@@ -54,24 +42,93 @@ def test_loading_is_quick_and_cached(mnist_root: Path) -> None:
     assert load_images("mnist", str(mnist_root), download=False) is first
 
 
-@pytest.mark.parametrize("name", MD5)
-def test_one_changed_byte_is_found(mnist_root: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("index", range(4))
+def test_one_changed_byte_is_found(mnist_root: Path, tmp_path: Path, index: int) -> None:
     folder = tmp_path / "MNIST" / "raw"
     shutil.copytree(mnist_root / "MNIST" / "raw", folder)
-    content = bytearray((folder / name).read_bytes())
+    path = folder / IDX_FILES[index]
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name}: content has md5 .*, expected {MD5[name]}; delete it"):
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{path.name}: content has md5 .*, expected {MNIST_MD5[index]}; delete it"):
         load_images("mnist", tmp_path)
-    assert (folder / name).read_bytes() == content
+    assert path.read_bytes() == content
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"name='imagenet': must be one of mnist, fashion_mnist, cifar10"):
-        load_images("imagenet")
-    assert DATASETS == ("mnist", "fashion_mnist", "cifar10")
+def test_import_leaves_torchvision_and_filelock_alone() -> None:
+    code = "import sys, ph_l2o.data; sys.exit(any(m in sys.modules for m in ('torchvision', 'filelock')))"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        assert process.wait() == 0
 
 
-def test_import_leaves_torchvision_and_rich_alone() -> None:
-    code = "import sys, ph_l2o.data; sys.exit(any(m in sys.modules for m in ('torchvision', 'rich')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(("name", "folder"), [("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
+def test_data_sets_like_mnist(
+    tmp_path: Path, write_idx: Write, small_idx: dict[str, bytes], name: str, folder: str
+) -> None:
+    write_idx(tmp_path / folder / "raw")
+    data = load_images(name, tmp_path)
+    assert data.train_images.shape == (12, 1, 28, 28) and data.test_images.shape == (6, 1, 28, 28)
+    assert data.train_images.numpy().tobytes() == small_idx[IDX_FILES[0]][16:]
+    assert data.test_labels.tolist() == list(small_idx[IDX_FILES[3]][8:])
+
+
+def test_small_mnist_is_foreign(tmp_path: Path, write_idx: Write) -> None:
+    write_idx(tmp_path / "MNIST" / "raw")
+    with pytest.raises(DataError, match="content has md5"):
+        load_images("mnist", tmp_path)
+
+
+def test_published_compressed_files_are_unpacked(
+    tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_idx(tmp_path / FOLDER)
+    plain = load_images("fashion_mnist", tmp_path)
+    resources = []
+    for path in sorted(folder.iterdir(), reverse=True):
+        packed = gzip.compress(path.read_bytes(), mtime=0)
+        resources.append((f"{path.name}.gz", hashlib.md5(packed).hexdigest()))
+        (tmp_path / "packed" / FOLDER).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "packed" / FOLDER / f"{path.name}.gz").write_bytes(packed)
+    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
+    again = load_images("fashion_mnist", tmp_path / "packed")
+    assert all(np.array_equal(a, b) for a, b in zip(plain, again, strict=True))
+    (tmp_path / "packed" / FOLDER / IDX_FILES[0]).unlink()
+    (tmp_path / "packed" / FOLDER / f"{IDX_FILES[0]}.gz").write_bytes(b"another one")
+    monkeypatch.setattr("ph_l2o.data.registry._loaded", {})
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte missing in .*no network in this test"):
+        load_images("fashion_mnist", tmp_path / "packed")
+    assert (tmp_path / "packed" / FOLDER / f"{IDX_FILES[0]}.gz").read_bytes() == b"another one"
+
+
+DAMAGES: dict[str, tuple[int, Callable[[bytes], bytes], str]] = {
+    "empty": (0, lambda content: b"", "train-images-idx3-ubyte: torchvision cannot read it"),
+    "truncated": (0, lambda content: content[:-1], "train-images-idx3-ubyte: torchvision cannot read it"),
+    "longer": (1, lambda content: content + b"\0", "train-labels-idx1-ubyte: torchvision cannot read it"),
+    "foreign": (2, lambda content: b"<!DOCTYPE html>" * 9, "t10k-images-idx3-ubyte: torchvision cannot read it"),
+    "swapped": (0, lambda content: idx_bytes(np.zeros(12, np.uint8)), "ubyte: torchvision cannot read it"),
+    "shape": (0, lambda c: idx_bytes(np.zeros((12, 32, 32), np.uint8)), r"train_images of shape \(12, 1, 32, 32\)"),
+    "no images": (0, lambda content: idx_bytes(np.zeros((0, 28, 28), np.uint8)), "torchvision cannot read it"),
+    "count": (3, lambda content: idx_bytes(np.zeros(5, np.uint8)), r"test_labels: .* of shape \(5,\) for 6 images"),
+    "label": (1, lambda content: content[:-1] + b"\n", "train_labels: 0 to 10, expected 0 to 9"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_damaged_file(tmp_path: Path, write_idx: Write, kind: str) -> None:
+    index, damage, problem = DAMAGES[kind]
+    path = write_idx(tmp_path / FOLDER) / IDX_FILES[index]
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=problem) as caught:
+        load_images("fashion_mnist", tmp_path)
+    message = str(caught.value)
+    assert message.startswith(str(path.parent)) and message.endswith("run again") and "\n" not in message
+    assert path.read_bytes() == damaged
+
+
+def test_folder_in_place_of_a_file(tmp_path: Path, write_idx: Write) -> None:
+    path = write_idx(tmp_path / FOLDER) / IDX_FILES[0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: .*Is a directory"):
+        load_images("fashion_mnist", tmp_path)

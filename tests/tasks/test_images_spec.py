@@ -8,6 +8,7 @@ import torch
 from example_modules import conv_net
 from torch import nn
 
+from ph_l2o.data import DATASETS
 from ph_l2o.tasks import ACTIVATIONS, ImageClassification
 
 
@@ -77,7 +78,11 @@ NAMES = ", ".join(ACTIVATIONS)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "imagenet"}, "task.dataset=imagenet: must be one of mnist, fashion_mnist, cifar10"),
+        (
+            {"dataset": "mnits"},
+            f"task.dataset=mnits: must be one of {', '.join(DATASETS)}, or registered by one of plugins=[…]; "
+            "did you mean mnist or kmnist?",
+        ),
         ({"hidden_sizes": (20, 0)}, "task.hidden_sizes=(20, 0): must be a list of whole numbers >= 1 (units)"),
         ({"hidden_sizes": [2.5]}, "task.hidden_sizes=[2.5]: must be a list of whole numbers >= 1 (units)"),
         ({"hidden_sizes": 20}, "task.hidden_sizes=20: must be a list of whole numbers >= 1 (units)"),
