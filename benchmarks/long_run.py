@@ -20,7 +20,6 @@ import _measure
 from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.evaluation import evaluate_optimizer, tune
-from ph_l2o.evaluation.tuning import baseline
 from ph_l2o.tasks import ImageClassification
 
 STEPS, LAST = 10_000, 500
@@ -64,7 +63,7 @@ def row(name: str, task: ImageClassification, arguments: argparse.Namespace) -> 
             name, task, horizon=arguments.steps, num_problems=arguments.tuning_problems, seed=0,
             grid={"lr": LEARNING_RATES}, cache_dir=arguments.cache,
         )  # fmt: skip
-        optimizer, settings = baseline(name)(**tuned.hyperparameters), dict(tuned.hyperparameters)
+        optimizer, settings = tuned.optimizer, dict(tuned.hyperparameters)
     result = evaluate_optimizer(optimizer, task, horizon=arguments.steps, num_problems=arguments.problems, seed=0)
     measures = (result.losses[-LAST:].mean(0), *(result.metrics[key] for key in MEASURES[1:]))
     values = {key: [float(x) for x in values] for key, values in zip(MEASURES, measures, strict=True)}

@@ -111,8 +111,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _hyperparameters(row: Mapping[str, Any]) -> str:
     if row["kind"] == "learned":
         return ""
-    extra = [f"{k} {row['hyperparameters'][k]:g}" for k in row["grid"] if k != "lr"]
-    return ", ".join([f"{row['learning_rate']:.3g}", *extra])
+    extra = [f"{k} {row['hyperparameters'][k]:g}" for k in row["grid"] if k not in ("lr", "schedule")]
+    return ", ".join([f"{row['learning_rate']:.3g}", *extra, *filter(None, [row.get("schedule")])])
 
 
 def interval(estimate: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Objects from plain values, through a table of known classes: no name from a file is ever imported.
 
-A recipe is a mapping of `_target_`, the class, and of constructor arguments that JSON can hold.
+A recipe is a mapping of `_target_`, the class, and of constructor arguments: what JSON can hold, and further recipes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ def register(cls: type) -> None:
     _CLASSES[place(cls)] = cls
 
 
+def classes() -> tuple[type, ...]:
+    """All that are known, in the order in which they were defined."""
+    return tuple(_CLASSES.values())
+
+
 def place(cls: type) -> str:
     """Where a class is from; of this package's the public place, which stays when its file moves."""
     package, _, rest = cls.__module__.partition(".")
@@ -38,9 +43,16 @@ def recipe(cls: type, arguments: inspect.BoundArguments) -> dict[str, Any]:
         is_rest = arguments.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         values.update(arguments.arguments[name] if is_rest else {name: arguments.arguments[name]})
     try:
-        return {TARGET: place(cls), **json.loads(json.dumps(values))}
+        return {TARGET: place(cls), **json.loads(json.dumps(values, default=_nested))}
     except TypeError:
         return {}
+
+
+def _nested(value: Any) -> dict[str, Any]:
+    """The recipe of an argument that has one."""
+    if not getattr(value, "recipe", None):
+        raise TypeError(f"{type(value).__name__} is no plain value")
+    return value.recipe
 
 
 def construct(made: Mapping[str, Any], *, plugins: Iterable[str] = ()) -> Any:
@@ -55,8 +67,13 @@ def construct(made: Mapping[str, Any], *, plugins: Iterable[str] = ()) -> Any:
         TypeError: If the class does not take these arguments.
         ValueError: If one of them is out of range.
     """
-    target = str(made.get(TARGET))
-    return _found(target, tuple(plugins))(**{k: v for k, v in made.items() if k != TARGET})
+    target, plugins = str(made.get(TARGET)), tuple(plugins)
+    arguments = {
+        k: construct(v, plugins=plugins) if isinstance(v, Mapping) and TARGET in v else v
+        for k, v in made.items()
+        if k != TARGET
+    }
+    return _found(target, plugins)(**arguments)
 
 
 def _found(target: str, plugins: tuple[str, ...]) -> type:

@@ -11,19 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
 from ph_l2o.checks import did_you_mean
-from ph_l2o.commands.folders import remove_if_untouched
+from ph_l2o.commands.folders import conf_dir, remove_if_untouched
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
-from ph_l2o.evaluation import BASELINES
+from ph_l2o.evaluation.baselines import names, unknown
 from ph_l2o.files import git_revision
 
 log = logging.getLogger(__name__)
-
-UNSHIPPED = ("lstm", "hnn")  # learned optimizers without weights in this package
 
 
 def run_evaluation(cfg: DictConfig) -> None:
@@ -90,19 +88,26 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
 
 
 def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
-    if entry in BASELINES:
+    if unknown(entry) is None:
         return entry, entry
     if entry in SHIPPED:
         return entry, load_weights(SHIPPED[entry])
-    if entry in UNSHIPPED:
+    if entry in _options():
         raise ConfigError(
             f"optimizers=[…, {entry}]: no weights are shipped with this version; train some with "
             f"`python train.py optimizer={entry}` and give its checkpoints/best.ckpt"
         )
     if not entry.endswith(".ckpt") and not Path(entry).exists():
-        hint = did_you_mean(entry, (*BASELINES, *SHIPPED, *UNSHIPPED))
-        raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(BASELINES)}{hint}")
+        if entry.partition("+")[0] in names():
+            raise ConfigError(f"optimizers=[…, {entry}]: {unknown(entry)}")
+        hint = did_you_mean(entry, (*names(), *SHIPPED, *_options()))
+        raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(names())}{hint}")
     optimizer, config = load_checkpoint(entry, plugins=cfg.plugins)
     name = str(config.get("run_name", Path(entry).stem))
     log.info("%s: %s, trained on %s", name, entry, config.get("task", {}).get("_target_", "an unknown task"))
     return name, optimizer
+
+
+def _options() -> list[str]:
+    """Of `train.py optimizer=…`."""
+    return [path.stem for path in (Path(conf_dir()) / "optimizer").glob("*.yaml")]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from ph_l2o.checkpoints import KEY, read_checkpoint
-from ph_l2o.checks import did_you_mean
 from ph_l2o.compilation import checked
 from ph_l2o.errors import CheckpointError, ConfigError
-from ph_l2o.evaluation import BASELINES
+from ph_l2o.evaluation.baselines import unknown
 from ph_l2o.inner import value_and_gradient
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import LearnedOptimizer
@@ -30,6 +30,7 @@ def validate_common(cfg: DictConfig) -> None:
     if cfg.num_threads is not None and (not isinstance(cfg.num_threads, int) or cfg.num_threads < 1):
         raise ConfigError(f"num_threads={cfg.num_threads}: must be a whole number >= 1, or null")
     _check_device(cfg)
+    _import_plugins(cfg.plugins)
 
 
 def validate_training(cfg: DictConfig) -> None:
@@ -61,8 +62,17 @@ def check_counts(node: DictConfig, prefix: str, *, own_horizons: bool = False) -
 def check_baselines(names: list[str], key: str) -> None:
     """Names of classical optimizers."""
     for name in names:
-        if name not in BASELINES:
-            raise ConfigError(f"{key}=[…, {name}]: must be of {', '.join(BASELINES)}{did_you_mean(name, BASELINES)}")
+        if problem := unknown(str(name)):
+            raise ConfigError(f"{key}=[…, {name}]: {problem}")
+
+
+def _import_plugins(plugins: list[str]) -> None:
+    """So that what they register is known by its name."""
+    for plugin in plugins:
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:
+            raise ConfigError(f"plugins=[…, {plugin}]: cannot be imported ({error}); is it on PYTHONPATH?") from error
 
 
 def _check_device(cfg: DictConfig) -> None:

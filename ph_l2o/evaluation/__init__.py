@@ -1,9 +1,10 @@
 """Paired comparisons of optimizers: runs, tuned baselines, statistics, tables and plots."""
 
+from ph_l2o.evaluation.baselines import BASELINES
 from ph_l2o.evaluation.comparison import Comparison, compare
 from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.evaluation.suite_comparison import SuiteComparison, SuiteTask, compare_suite
-from ph_l2o.evaluation.tuning import BASELINES, tune
+from ph_l2o.evaluation.tuning import tune
 
 __all__ = [
     "BASELINES",

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from ph_l2o.checks import at_least, nearest
-from ph_l2o.evaluation import statistics as stats
-from ph_l2o.evaluation.plots import Curve, curve, plot_curves, to_png
-from ph_l2o.evaluation.runner import Result, evaluate_optimizer
-from ph_l2o.evaluation.tables import paired_table, plain_table, rich_table
-from ph_l2o.evaluation.tuning import BASELINES, Tuned, default_num_problems, tune
+from ph_l2o.checks import at_least
+from ph_l2o.evaluation import estimates as stats
+from ph_l2o.evaluation.baselines import unknown
+from ph_l2o.evaluation.comparison_rows import Outcome, Row, comparison_rows, flat_row
+from ph_l2o.evaluation.plots import plot_curves, to_png
+from ph_l2o.evaluation.provenance import provenance
+from ph_l2o.evaluation.runner import evaluate_optimizer
+from ph_l2o.evaluation.tables import html_table, paired_table, plain_table, rich_table
+from ph_l2o.evaluation.tuning import default_num_problems, tune
 from ph_l2o.files import json_text, write_atomically
-from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
@@ -34,23 +33,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
-Row = dict[str, Any]
-
-MEASURES = ("final", "last10", "all")  # of a problem: final loss, mean of the last 10, mean over all steps
-
-
-class _Outcome(NamedTuple):
-    """What is kept of an optimizer's run: not the losses of all steps, which can be many."""
-
-    optimizer: LearnedOptimizer
-    tuned: Tuned | None
-    final: stats.Array
-    last10: stats.Array
-    all: stats.Array
-    diverged: int
-    metrics: dict[str, float]
-    step_seconds: float
-    curve: Curve
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +50,7 @@ class Comparison:
         rows: One row for each optimizer, as in `to_json`, with Python's inf and None.
         curves: Median and quartiles over problems of each optimizer's loss_0 … loss_T.
         finals: Final loss of each problem, `(P,)`, by optimizer.
+        made_with: Revision of the code, and versions.
     """
 
     task: str
@@ -77,8 +60,9 @@ class Comparison:
     config: dict[str, Any]
     best_baseline: str | None
     rows: list[Row]
-    curves: dict[str, Curve]
+    curves: dict[str, stats.Curve]
     finals: dict[str, stats.Array]
+    made_with: dict[str, Any] = field(default_factory=provenance)
 
     def to_dict(self) -> dict[str, Any]:
         """What `to_json` writes, before numbers that JSON lacks are replaced."""
@@ -88,6 +72,7 @@ class Comparison:
             "num_problems": self.num_problems,
             "seed": self.seed,
             "config": self.config,
+            **self.made_with,
             "best_baseline": self.best_baseline,
             "rows": self.rows,
         }
@@ -107,7 +92,7 @@ class Comparison:
         """One line for each optimizer, with columns such as `final_mean` and `final_low`."""
         import pandas as pd
 
-        return pd.DataFrame([_flat(row) for row in self.rows])
+        return pd.DataFrame([flat_row(row) for row in self.rows])
 
     def to_csv(self, path: str | Path) -> Path:
         """Write `to_frame` as a CSV file."""
@@ -131,6 +116,9 @@ class Comparison:
     def table(self) -> Table:
         """A table for rich's console."""
         return rich_table(self._title(), self.rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), self.rows)
 
     def __str__(self) -> str:
         paired = paired_table(self.rows)
@@ -159,18 +147,19 @@ def compare(
 ) -> Comparison:
     """Run optimizers on the same problems of the test split: same starts, same mini-batches.
 
-    A name stands for a classical optimizer, which is tuned on the validation split first (see `tune`).
+    A name, such as `adam`, `adam+cosine` or `adam+best`, stands for a classical optimizer, which is tuned on the
+    validation split first (see `tune` and `ph_l2o.evaluation.baselines`).
     Intervals are 95 % percentile bootstrap intervals over problems, whose resamples all optimizers share.
 
     Args:
         optimizers: A mapping from names to optimizers; or optimizers, each named by its class in lower case.
-            In both, a name of `BASELINES` can take an optimizer's place.
+            In both, a baseline's name can take an optimizer's place.
         task: The task.
         horizon: Inner steps, >= 1.
         num_problems: Test problems, >= 2.
         seed: Seed of the problems, >= 0.
         tuning_problems: Validation problems, >= 2; None: `default_num_problems`.
-        grids: Grid of each baseline by its name, in place of the class's own.
+        grids: Grid of each baseline by the name that stands for it above, in place of the class's own.
         cache_dir: Folder in which results of tuning are kept; None: they are not.
         device: Where to run.
         dtype: Floating-point type of the parameters.
@@ -193,10 +182,7 @@ def compare(
     num_problems = at_least("num_problems", num_problems, 2, "test problems")
     seed = at_least("seed", seed, 0, "seed of the problems")
     named = named_optimizers(optimizers)
-    grids = grids or {}
-    for name in grids:
-        if name not in BASELINES:
-            raise ValueError(f"grids.{name}: no baseline has this name; {nearest(name, BASELINES)}")
+    check_grids(grids)
     if tuning_problems is not None:
         tuning_problems = at_least("tuning_problems", tuning_problems, 2, "validation problems")
     elif any(isinstance(optimizer, str) for optimizer in named.values()):
@@ -205,14 +191,14 @@ def compare(
     def step(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else functools.partial(progress, what)
 
-    outcomes: dict[str, _Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     for name, optimizer in named.items():
         tuned = None
         if isinstance(optimizer, str):
             assert tuning_problems is not None
             tuned = tune(
                 optimizer, task, horizon=horizon, num_problems=tuning_problems, seed=seed,
-                grid=grids.get(optimizer), cache_dir=cache_dir, device=device, dtype=dtype, chunk=chunk,
+                grid=(grids or {}).get(optimizer), cache_dir=cache_dir, device=device, dtype=dtype, chunk=chunk,
                 progress=step(f"{name}: tuning"),
             )  # fmt: skip
             optimizer = tuned.optimizer
@@ -220,10 +206,10 @@ def compare(
             optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed,
             device=device, dtype=dtype, chunk=chunk, progress=step(f"{name}: test"),
         )  # fmt: skip
-        outcomes[name] = _outcome(optimizer, tuned, result)
+        outcomes[name] = Outcome.of(optimizer, tuned, result)
         _LOG.info("%s: final loss %.4g (mean of %d)", name, stats.mean(result.final), num_problems)
 
-    rows, best = _rows(outcomes, seed=seed, can_be_negative=task.can_be_negative)
+    rows, best = comparison_rows(outcomes, seed=seed, can_be_negative=task.can_be_negative)
     arguments = {
         "task": task.spec(),
         "tuning_problems": tuning_problems,
@@ -254,114 +240,15 @@ def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str
     if not named:
         raise ValueError("optimizers=[]: must name at least one optimizer")
     for name, optimizer in named.items():
-        if isinstance(optimizer, str) and optimizer not in BASELINES:
-            raise ValueError(f"optimizers: no baseline has the name {optimizer}; {nearest(optimizer, BASELINES)}")
         if not isinstance(optimizer, LearnedOptimizer | str):
             raise ValueError(f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name")
+        if isinstance(optimizer, str) and (problem := unknown(optimizer)):
+            raise ValueError(f"optimizers=[…, {optimizer}]: {problem}")
     return named
 
 
-def _outcome(optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -> _Outcome:
-    return _Outcome(
-        optimizer,
-        tuned,
-        result.final,
-        result.last10,
-        result.all,
-        int(result.diverged.sum()),
-        {name: stats.mean(values) for name, values in result.metrics.items()},
-        result.step_seconds,
-        curve(result.losses),
-    )
-
-
-def _rows(outcomes: Mapping[str, _Outcome], *, seed: int, can_be_negative: bool) -> tuple[list[Row], str | None]:
-    summaries = {n: stats.summarize(o.final, can_be_negative=can_be_negative) for n, o in outcomes.items()}
-    tuned = [name for name, outcome in outcomes.items() if outcome.tuned is not None]
-    best = min(tuned, key=lambda n: (summaries[n].mean, summaries[n].median), default=None)
-    columns: dict[tuple[str, str], stats.Array] = {}
-    for name, outcome in outcomes.items():
-        columns[name, "final"] = outcome.final
-        if best is not None:
-            reference = outcomes[best].final
-            columns[name, "difference"] = stats.paired_difference(outcome.final, reference)
-            if not can_be_negative:
-                logs = stats.paired_difference(stats.log_losses(outcome.final), stats.log_losses(reference))
-                columns[name, "log_ratio"] = logs
-        if outcome.tuned is None:
-            for baseline in tuned:
-                for what in MEASURES:
-                    pair = getattr(outcome, what), getattr(outcomes[baseline], what)
-                    columns[name, f"{baseline}/{what}"] = stats.paired_difference(*pair)
-    generator = ProblemKeys(seed, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
-    resampled = stats.bootstrap_means(np.stack(list(columns.values()), axis=1), generator)
-    estimates = {
-        key: (stats.mean(column), stats.percentile_interval(samples))
-        for (key, column), samples in zip(columns.items(), resampled.T, strict=True)
-    }
-    return [_row(name, o, summaries[name], estimates, tuned) for name, o in outcomes.items()], best
-
-
-def _row(
-    name: str,
-    outcome: _Outcome,
-    summary: stats.Summary,
-    estimates: Mapping[tuple[str, str], tuple[float, stats.Interval]],
-    baselines: Sequence[str],
-) -> Row:
-    tuned, known = outcome.tuned, getattr(outcome.optimizer, "hyperparameters", None)
-    values = None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
-    if tuned is not None and values is not None:
-        values |= tuned.hyperparameters  # not rounded to the optimizer's type
-    difference = estimates.get((name, "difference"))
-    ratio = estimates.get((name, "log_ratio"))
-    paired = None
-    if tuned is None:
-        paired = {b: {what: _estimate(estimates[name, f"{b}/{what}"]) for what in MEASURES} for b in baselines}
-    return {
-        "optimizer": name,
-        "kind": "learned" if known is None else "classical" if tuned is None else "baseline",
-        "learning_rate": None if values is None else values.get("lr"),
-        "final": {**summary._asdict(), "ci95": list(estimates[name, "final"][1])},
-        "last10_mean": stats.mean(outcome.last10),
-        "all_mean": stats.mean(outcome.all),
-        "diverged": outcome.diverged,
-        "accuracy": None,
-        "test_loss": None,
-        **outcome.metrics,
-        "difference_to_best_baseline": difference and _estimate(difference),
-        "ratio_to_best_baseline": ratio and {"geometric_mean": _exp(ratio[0]), "ci95": [_exp(end) for end in ratio[1]]},
-        "paired_differences": paired or None,
-        "step_seconds": outcome.step_seconds,
-        "hyperparameters": values,
-        "grid": tuned and {k: list(v) for k, v in tuned.grid.items()},
-        "grid_widened": tuned and tuned.widened,
-        "tuning": tuned and tuned.table,
-    }
-
-
-def _estimate(estimate: tuple[float, stats.Interval]) -> dict[str, Any]:
-    return {"mean": estimate[0], "ci95": list(estimate[1])}
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf if not math.isnan(value) else math.nan
-
-
-def _flat(row: Row) -> dict[str, Any]:
-    """A row without nesting; intervals become two columns, and what is not a number JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if key in ("tuning", "paired_differences"):
-            continue
-        if key in ("hyperparameters", "grid"):
-            flat[key] = None if value is None else json.dumps(value)
-        elif key == "final" or key.endswith("_to_best_baseline"):
-            for inner, number in (value or {}).items():
-                if inner == "ci95":
-                    flat[f"{key}_low"], flat[f"{key}_high"] = number
-                else:
-                    flat[f"{key}_{inner}"] = number
-        else:
-            flat[key] = value
-    return flat
+def check_grids(grids: Mapping[str, Any] | None) -> None:
+    """Raise ValueError where a grid is for a baseline that is not known."""
+    for name in grids or {}:
+        if problem := unknown(name):
+            raise ValueError(f"grids.{name}=…: {problem}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ph_l2o.evaluation.statistics import GEOMETRIC_FLOOR, Array
+from ph_l2o.evaluation.estimates import GEOMETRIC_FLOOR, Array, Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,21 +32,6 @@ _LABELS_AT = 1.045  # in widths of the axes
 _FONT_SIZE = 8.5  # points
 _MAX_BANDS = 3  # more would hide each other
 _HEADROOM = 3.0  # a diverging curve may rise this far above the highest start before it leaves the figure
-
-
-class Curve(NamedTuple):
-    """Losses of an optimizer over an episode: quartiles over problems of loss_0 … loss_T, each `(T + 1,)`."""
-
-    median: Array
-    low: Array
-    high: Array
-
-
-def curve(losses: Array) -> Curve:
-    """The quartiles of losses `(T + 1, P)`; quartiles are order statistics, so some may be infinite."""
-    ordered = np.sort(losses, axis=1)
-    last = ordered.shape[1] - 1
-    return Curve(np.median(ordered, axis=1), ordered[:, last // 4], ordered[:, last - last // 4])
 
 
 def plot_curves(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.checks import at_least
-from ph_l2o.evaluation.statistics import Array, mean
+from ph_l2o.evaluation.estimates import Array, mean
 from ph_l2o.inner import Carry, final_loss, run
 from ph_l2o.keys import SPLITS, ProblemKeys, Split
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer

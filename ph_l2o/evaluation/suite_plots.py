@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ph_l2o.evaluation.plots import limits_of, looks_of
+from ph_l2o.evaluation.suite_outcome import SuiteOutcome
 from ph_l2o.evaluation.suite_tables import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ph_l2o.evaluation.suite_comparison import SuiteComparison
 
 _COLUMNS = 4
 _FONT_SIZE = 7.5  # points
@@ -21,12 +20,12 @@ _LOWEST = 0.05  # bars of lower ratios end at the edge, with their value beside 
 _HIGHEST = 20.0
 
 
-def plot_suite_curves(comparison: SuiteComparison) -> Figure:
+def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
     """Median loss over test problems against inner steps, one panel for each task."""
     rows = math.ceil(len(comparison.tasks) / _COLUMNS)
     figure = _figure(2.6 * _COLUMNS, 0.5 + 1.9 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
-    judged = [name for name, kind in comparison.kinds.items() if kind != "baseline"]
+    judged = [name for name, kind in comparison.roles.items() if kind != "baseline"]
     looks: dict[str, Any] = {}
     for axes, (task, outcome) in zip(panels, comparison.tasks.items(), strict=False):
         curves = {name: run.curve for name, run in outcome.runs.items()}
@@ -49,7 +48,7 @@ def plot_suite_curves(comparison: SuiteComparison) -> Figure:
     return figure
 
 
-def plot_ratios(comparison: SuiteComparison) -> Figure:
+def plot_ratios(comparison: SuiteOutcome) -> Figure:
     """Bars of the ratios of each optimizer that is judged, on each task; right of 1 is better than the reference."""
     judged = comparison.judged()
     keys = list(next(iter(comparison.summary.values()), {}))

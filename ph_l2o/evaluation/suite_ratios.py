@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ph_l2o.evaluation.statistics import GEOMETRIC_FLOOR, Array, Interval, bootstrap_means, mean, percentile_interval
+from ph_l2o.evaluation.estimates import GEOMETRIC_FLOOR, Array, Interval, bootstrap_means, mean, percentile_interval
 
 Draws = dict[str, dict[str, Array]]  # resampled ratios `(R,)` by optimizer and reference
 

@@ -3,13 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import inspect
-import json
-import logging
-import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import ph_l2o
-from ph_l2o.evaluation.plots import Curve, curve
+from ph_l2o.evaluation.cache import cached
+from ph_l2o.evaluation.estimates import Array, Curve, curve
 from ph_l2o.evaluation.runner import evaluate_optimizer, num_coordinates
-from ph_l2o.evaluation.statistics import Array
-from ph_l2o.files import json_text, write_atomically
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
-
-_LOG = logging.getLogger(__name__)
 
 TAIL = 0.1  # share of the steps over whose losses an optimizer is judged
 
@@ -65,100 +54,45 @@ class Run:
 
 
 def cached_run(
-    optimizer: LearnedOptimizer,
-    task: Task,
-    *,
-    cache_dir: str | Path | None,
-    label: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    **settings: Any,
-) -> Run:
+    optimizer: LearnedOptimizer, task: Task, horizon: int, *, num_problems: int, seed: int,
+    cache_dir: str | Path | None, label: str, device: torch.device | str, dtype: torch.dtype, chunk: int | None,
+) -> Run:  # fmt: skip
     """Run an optimizer on test problems, or read the run from the cache.
 
     Args:
         optimizer: The optimizer.
         task: The task.
+        horizon: Inner steps.
+        num_problems: Test problems.
+        seed: Of the problems.
         cache_dir: Folder of the files; None: no cache.
         label: Begins the file's name.
         device: Where to run.
         dtype: Floating-point type of the parameters.
-        **settings: `horizon`, `num_problems`, `seed` and `chunk` of `evaluate_optimizer`.
+        chunk: Problems to run at once; None: chosen by their size.
     """
-    counted = {name: value for name, value in settings.items() if name != "chunk"}  # no part of the problems
-    spec = {
-        "optimizer": fingerprint(optimizer),
-        "task": task.spec(),
-        "sources": [_source(type(optimizer)), _source(type(task))],
-        "measure": f"mean of the last {TAIL:.0%} of the steps",
-        "device": torch.device(device).type,
-        "dtype": str(dtype),
-        "version": ph_l2o.__version__,
-        **counted,
-    }
-    key = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest()
-    file_name = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', label)}-{key[:24]}.json"
-    path = None if cache_dir is None else Path(cache_dir) / file_name
-    found = None if path is None else _read(path, key)
-    if found is not None:
-        return found
-    result = evaluate_optimizer(optimizer, task, device=device, dtype=dtype, test_metrics=False, **settings)
-    tail = max(1, round(TAIL * result.horizon))
-    losses = result.losses[1:][-tail:].mean(0)
-    run = Run(
-        losses, result.losses[0], result.diverged, curve(result.losses), num_coordinates(task), result.step_seconds
-    )
-    if path is not None:
-        _write(path, key, spec, run)
-    return run
+    what: dict[str, Any] = {"horizon": horizon, "num_problems": num_problems, "seed": seed}
+
+    def make() -> Run:
+        result = evaluate_optimizer(
+            optimizer, task, device=device, dtype=dtype, chunk=chunk, test_metrics=False, **what
+        )
+        losses = result.losses[1:][-max(1, round(TAIL * horizon)) :].mean(0)
+        quartiles, coordinates = curve(result.losses), num_coordinates(task)
+        return Run(losses, result.losses[0], result.diverged, quartiles, coordinates, result.step_seconds)
+
+    settings = {**what, "device": torch.device(device).type, "dtype": str(dtype)}
+    return cached(cache_dir, label, settings, optimizer, task, make=make, write=_written, read=_read)[0]
 
 
-def fingerprint(optimizer: LearnedOptimizer) -> str:
-    """A hash of an optimizer's class, settings and weights."""
-    digest = hashlib.sha256()
-    for name, part in optimizer.named_modules():
-        settings = {k: v for k, v in vars(part).items() if k != "training" and _is_plain(v)}
-        digest.update(f"{name} {type(part).__module__}.{type(part).__qualname__} {sorted(settings.items())!r}".encode())
-    for name, tensor in optimizer.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-@functools.cache
-def _source(cls: type) -> str:
-    """A hash of the file that has the class: an edited optimizer is not the one whose runs are kept."""
-    try:
-        return hashlib.sha256(inspect.getsource(sys.modules[cls.__module__]).encode()).hexdigest()[:16]
-    except (OSError, TypeError, KeyError):
-        return "unknown"
-
-
-def _write(path: Path, key: str, spec: dict[str, Any], run: Run) -> None:
+def _written(run: Run) -> dict[str, Any]:
     values = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     values |= {k: getattr(run, k).tolist() for k in ("losses", "starts", "diverged")}
-    values["curve"] = [[float(f"{y:.5g}") for y in part] for part in run.curve]
-    write_atomically(path, json_text({"key": key, "run": values, "spec": spec}))
+    return {**values, "curve": [[float(f"{y:.5g}") for y in part] for part in run.curve]}
 
 
-def _read(path: Path, key: str) -> Run | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-        if content["key"] != key:
-            raise ValueError("it is of another run")
-        values = content["run"]
-        losses, starts = (np.array([float(v) for v in values[k]]) for k in ("losses", "starts"))
-        parts = Curve(*(np.array([float(y) for y in part]) for part in values["curve"]))
-        diverged = np.array(values["diverged"], bool)
-        return Run(losses, starts, diverged, parts, int(values["coordinates"]), float(values["step_seconds"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _LOG.warning("%s: damaged file of a run, computed anew (%s: %s)", path, type(error).__name__, error)
-        return None
+def _read(values: dict[str, Any]) -> Run:
+    losses, starts = (np.array([float(v) for v in values[k]]) for k in ("losses", "starts"))
+    quartiles = Curve(*(np.array([float(y) for y in part]) for part in values["curve"]))
+    diverged = np.array(values["diverged"], bool)
+    return Run(losses, starts, diverged, quartiles, int(values["coordinates"]), float(values["step_seconds"]))

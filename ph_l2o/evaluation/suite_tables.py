@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ph_l2o.evaluation.statistics import Interval, mean
+from ph_l2o.evaluation.estimates import Interval, mean
+from ph_l2o.evaluation.suite_outcome import SuiteOutcome
 from ph_l2o.evaluation.tables import aligned
-
-if TYPE_CHECKING:
-    from ph_l2o.evaluation.suite_comparison import SuiteComparison
 
 WORDS = {"adam": "to Adam", "best_baseline": "to best baseline"}
 
 
-def plain_tables(comparison: SuiteComparison) -> str:
+def plain_tables(comparison: SuiteOutcome) -> str:
     """Losses; ratios of the optimizers that are judged; and over tasks, those of all."""
     done, of = len(comparison.tasks), comparison.num_tasks
     title = f"{comparison.name}: {of} tasks" if done == of else f"{comparison.name}: {done} of {of} tasks so far"
@@ -28,8 +24,8 @@ def plain_tables(comparison: SuiteComparison) -> str:
     return "\n\n".join(parts)
 
 
-def _losses(comparison: SuiteComparison) -> str:
-    header = ["task", "steps", "parameters", *comparison.kinds]
+def _losses(comparison: SuiteOutcome) -> str:
+    header = ["task", "steps", "parameters", *comparison.roles]
     lines = []
     for task, outcome in comparison.tasks.items():
         runs = outcome.runs
@@ -40,7 +36,7 @@ def _losses(comparison: SuiteComparison) -> str:
     return aligned(header, lines) if lines else ""
 
 
-def _ratios(comparison: SuiteComparison) -> str:
+def _ratios(comparison: SuiteOutcome) -> str:
     judged = comparison.judged()
     keys = list(next(iter(comparison.summary.values())))
     header = ["task", *(f"{name} {WORDS[key]}" for name in judged for key in keys), "best baseline"]
@@ -51,7 +47,7 @@ def _ratios(comparison: SuiteComparison) -> str:
     return aligned(header, lines)
 
 
-def _summary(comparison: SuiteComparison) -> str:
+def _summary(comparison: SuiteOutcome) -> str:
     keys = list(next(iter(comparison.summary.values())))
     columns = [text for key in keys for text in (WORDS[key], "worst", "better on")]
     lines = []

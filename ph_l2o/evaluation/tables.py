@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def _at(name: str) -> Callable[[Row], str]:
 _COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("optimizer", lambda row: row["optimizer"]),
     ("lr", _at("learning_rate")),
+    ("schedule", lambda row: row["schedule"] or _ABSENT),
     ("mean", _final("mean")),
     ("median", _final("median")),
     ("geo. mean", _final("geometric_mean")),
@@ -88,17 +90,24 @@ def aligned(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * w for w in widths), *map(line, lines)])
 
 
+def html_table(title: str, rows: Sequence[Row]) -> str:
+    """The same for notebooks."""
+    import pandas as pd
+
+    header, lines = cells(rows)
+    return f"<p>{html.escape(title)}</p>{pd.DataFrame(lines, columns=header).to_html(index=False)}"
+
+
 def rich_table(title: str, rows: Sequence[Row]) -> Table:
     """The same for rich's console, learned optimizers in bold."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     header, lines = cells(rows)
     table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
     for k, name in enumerate(header):
         table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
     for row, texts in zip(rows, lines, strict=True):
-        from rich.text import Text
-
         table.add_row(*(Text(text) for text in texts), style="bold" if row["kind"] == "learned" else "")
     return table

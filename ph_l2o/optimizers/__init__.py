@@ -1,8 +1,11 @@
 """Optimizers, learned and classical, behind one interface.
 
+Every file of this folder is imported, so that each class in it is known by its name: a new one needs no entry here.
 The port-Hamiltonian ones have a room of their own, above this one, and are shown here too.
 """
 
+import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from ph_l2o.lazy import resolve
@@ -11,6 +14,8 @@ from ph_l2o.optimizers.hnn import HNN
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, detach_state, map_state
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
+from ph_l2o.optimizers.rnnprop import RNNprop
+from ph_l2o.optimizers.scheduled import Scheduled, register_schedule
 from ph_l2o.optimizers.soap import SOAP
 
 if TYPE_CHECKING:
@@ -31,9 +36,15 @@ __all__ = [
     "PortHamiltonian",
     "PortHamiltonianKronecker",
     "RMSprop",
+    "RNNprop",
+    "Scheduled",
     "detach_state",
     "map_state",
+    "register_schedule",
 ]
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 _ABOVE = ("PortHamiltonian", "PortHamiltonianKronecker")
 

@@ -244,7 +244,7 @@ class RMSprop(ClassicalOptimizer):
         h = self.hyperparameters
         grad = _decayed(grads, params, h["weight_decay"])
         second = torch.lerp(grad * grad, state.second, h["alpha"])
-        return params.like(params.flat - h["lr"] * grad / (_root(second) + h["eps"])), RMSpropState(second)
+        return params.like(params.flat - h["lr"] * grad / (root(second) + h["eps"])), RMSpropState(second)
 
 
 class AdamState(NamedTuple):
@@ -348,13 +348,13 @@ def adam_step(first: Tensor, second: Tensor, step: Tensor, h: dict[str, Tensor])
     """
     rate = h["lr"] / (1 - h["beta1"] ** step)
     spread = (1 - h["beta2"] ** step).sqrt()
-    return rate * first / (_root(second) / spread + h["eps"])
+    return rate * first / (root(second) / spread + h["eps"])
 
 
 def _decayed(grads: Params, params: Params, weight_decay: Tensor) -> Tensor:
     return torch.addcmul(grads.flat, weight_decay, params.flat)
 
 
-def _root(second: Tensor) -> Tensor:
+def root(second: Tensor) -> Tensor:
     """√v; where v = 0, as at a dead input, its derivative would be infinite."""
     return second.clamp_min(torch.finfo(second.dtype).tiny).sqrt()

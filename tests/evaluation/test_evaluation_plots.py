@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ph_l2o.evaluation import compare
-from ph_l2o.evaluation.plots import curve, plot_curves, spread
+from ph_l2o.evaluation.estimates import curve
+from ph_l2o.evaluation.plots import plot_curves, spread
 from ph_l2o.tasks.quadratic import Quadratic
 
 

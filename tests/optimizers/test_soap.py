@@ -1,4 +1,5 @@
 import pytest
+import pytorch_optimizer
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
@@ -95,6 +96,28 @@ def test_matches_the_papers_algorithm(layout, settings):
         theirs = torch.cat([m.flatten() for m in matrices]) - start.flat[i]
         assert theirs.abs().max() > 0.3
         torch.testing.assert_close(ours[i], theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layout", "frequency", "longest"), [(LAYOUT, 3, 99), (LAYOUT, 1, 99), (ONE_SIDED, 4, 3)], ids=str
+)
+def test_matches_another_implementation(layout, frequency, longest, monkeypatch):
+    """That of pytorch_optimizer; with eps = 0, which the two add at different places."""
+    monkeypatch.setattr(torch, "float32", torch.float64)  # it makes new bases in float32
+    start, offsets = problems(layout)
+    settings = {"lr": 0.1, "eps": 0.0, "weight_decay": 0.0, "precondition_frequency": frequency}
+    optimizer = SOAP(**settings, beta1=0.8, beta2=0.9, max_preconditioner_dim=longest)
+    ours = run(optimizer, start, offsets)[0].flat - start.flat
+    for i in range(start.num_problems):
+        tensors = [(t[i].flatten(1) if t.dim() > 2 else t[i].reshape(-1)).clone() for t in start.tensors().values()]
+        other = pytorch_optimizer.SOAP(tensors, **settings, betas=(0.8, 0.9), max_precondition_dim=longest)
+        for offset in offsets[:, i]:
+            grads = gradient(torch.cat([t.flatten() for t in tensors]), offset).split(layout.sizes)
+            for t, g in zip(tensors, grads, strict=True):
+                t.grad = g.view_as(t)
+            other.step()
+        theirs = torch.cat([t.flatten() for t in tensors]) - start.flat[i]
+        torch.testing.assert_close(ours[i], theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("decay", "adam"), [(0.0, Adam), (0.2, AdamW)])

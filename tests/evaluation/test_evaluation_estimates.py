@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from ph_l2o.evaluation.statistics import (
+from ph_l2o.evaluation.estimates import (
     bootstrap_means,
     mean,
     paired_difference,

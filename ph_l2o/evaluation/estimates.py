@@ -21,6 +21,21 @@ NUM_RESAMPLES = 2000
 _MAX_COUNTS = 2**21  # counts of resampled problems held at once: 16 MiB
 
 
+class Curve(NamedTuple):
+    """Losses of an optimizer over an episode: quartiles over problems of loss_0 … loss_T, each `(T + 1,)`."""
+
+    median: Array
+    low: Array
+    high: Array
+
+
+def curve(losses: Array) -> Curve:
+    """The quartiles of losses `(T + 1, P)`; quartiles are order statistics, so some may be infinite."""
+    ordered = np.sort(losses, axis=1)
+    last = ordered.shape[1] - 1
+    return Curve(np.median(ordered, axis=1), ordered[:, last // 4], ordered[:, last - last // 4])
+
+
 class Summary(NamedTuple):
     """Location of a sample of losses.
 

@@ -1,0 +1,72 @@
+"""Baselines by name: any classical optimizer, alone (`adam`) or under a schedule (`adam+cosine`).
+
+A class is a baseline under its name in lower case, or under its full name, `package.module.Class`, as soon as it is
+defined: an optimizer that has a `grid` of values to try and `with_hyperparameters`, and that can be made without
+arguments. `name+schedule` takes any of `ph_l2o.optimizers.scheduled.SCHEDULES`; `name+best` is tuned over `TRIED` and
+the optimizer's own grid in one batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ph_l2o import optimizers, recipes
+from ph_l2o.checks import nearest
+from ph_l2o.optimizers.scheduled import BEST, SCHEDULES, Scheduled
+
+TRIED = ("constant", "cosine", "linear")
+
+
+def names() -> tuple[str, ...]:
+    """Of all baselines that are known, without schedules."""
+    return tuple(dict.fromkeys(cls.__name__.lower() for cls in _classes()))
+
+
+def unknown(name: str) -> str | None:
+    """What is wrong with a name, for an error's end; None if it is a baseline's."""
+    plain, plus, schedule = name.partition("+")
+    found = _found(plain)
+    if not found:
+        under = "" if plus else f", each also with +{', +'.join((*SCHEDULES, BEST))}"
+        return f"no baseline has this name; {nearest(plain, names())}{under}"
+    if len(found) > 1:
+        return f"could be any of {', '.join(map(recipes.place, found))}; name one of these"
+    if plus and schedule not in (*SCHEDULES, BEST):
+        return f"no schedule has this name; {nearest(schedule, (*SCHEDULES, BEST))}"
+    return None
+
+
+def baseline(name: str, horizon: int) -> Any:
+    """A baseline with its class's default hyperparameters, and with a `grid`.
+
+    Args:
+        name: Of the baseline.
+        horizon: Inner steps until its schedule ends, >= 1.
+
+    Raises:
+        ValueError: If there is none of this name.
+    """
+    problem = unknown(name)
+    if problem is not None:
+        raise ValueError(f"optimizer={name}: {problem}")
+    plain, _, schedule = name.partition("+")
+    made = _found(plain)[0]()
+    return Scheduled(made, TRIED if schedule == BEST else schedule, horizon=horizon) if schedule else made
+
+
+def _found(name: str) -> list[type]:
+    return [cls for cls in _classes() if name in (cls.__name__.lower(), recipes.place(cls))]
+
+
+def _classes() -> list[type]:
+    return [cls for cls in recipes.classes() if _is_baseline(cls)]
+
+
+def _is_baseline(cls: type) -> bool:
+    has_grid = isinstance(getattr(cls, "grid", None), Mapping) and hasattr(cls, "with_hyperparameters")
+    return has_grid and not inspect.isabstract(cls)
+
+
+BASELINES = tuple(cls.__name__.lower() for cls in _classes() if recipes.place(cls).startswith(optimizers.__name__))
