@@ -107,7 +107,6 @@ def test_the_package_is_not_imported_inside_functions():
     assert not wrong, "\n".join(sorted(wrong))
 
 
-@pytest.mark.xfail(reason="being rebuilt", strict=True)
 def test_nothing_is_named_like_the_standard_library():
     names = {part for module in modules() for part in module.split(".")} - {"__init__"}
     assert not names & set(sys.stdlib_module_names)
