@@ -130,7 +130,7 @@ def lost(rows: Sequence[Row], measure: str) -> str:
 
 def readme_row(content: Content) -> list[str]:
     """The last ten steps of both forms on one network, beside Muon and Adam."""
-    rows = {row["optimizer"]: f"{float(row['last10_mean']):.3f}" for row in content["rows"]}
+    rows = {row["optimizer"].partition("+")[0]: f"{float(row['last10_mean']):.3f}" for row in content["rows"]}
     ours = [rows[name] for name in ("port_hamiltonian_kronecker", "port_hamiltonian")]
     text = f"MNIST, {_network(content).replace('relu', 'ReLU')}: loss over the last 10 of {content['horizon']} steps"
     return [f"{text} (tuned Muon {rows['muon']}, Adam {rows['adam']})", *ours]

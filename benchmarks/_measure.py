@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -178,18 +179,21 @@ def made_with(threads: int | None = None, before: Mapping[str, Any] | None = Non
         threads: Of torch.
         before: A result that is being completed; its revision stays beside today's.
     """
-    import torch
+    from ph_l2o.evaluation.provenance import provenance
 
-    import ph_l2o
-
-    now = git_revision() or "unknown"
+    now = revision()
     earlier = now if before is None else before.get("git_revision") or "unknown"
-    return {
-        "command": command(sys.argv),
-        "machine": machine(threads),
-        "git_revision": earlier if now in earlier.split(", ") else f"{earlier}, {now}",
-        "versions": {"ph_l2o": ph_l2o.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
+    now = earlier if now in earlier.split(", ") else f"{earlier}, {now}"
+    return {"command": command(sys.argv), "machine": machine(threads), **provenance(), "git_revision": now}
+
+
+def revision() -> str:
+    """The commit, with `-dirty` where more is changed than docs: results are written there, one after the other."""
+    found = git_revision() or "unknown"
+    call = ["git", "diff", "--quiet", "HEAD", "--", ".", ":(exclude)docs", ":(exclude)README.md"]
+    if found.endswith("-dirty") and subprocess.run(call, check=False).returncode == 0:
+        return found.removesuffix("-dirty")
+    return found
 
 
 def command(argv: Sequence[str]) -> str:

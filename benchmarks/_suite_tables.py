@@ -19,13 +19,14 @@ def section(files: Files) -> list[str]:
         return []
     content = files["generalise"]
     optimizers = ", ".join(content["optimizers"])
-    constant = not any(row.get("schedule") or "+" in row["optimizer"] for row in content["rows"])
+    constant = "with a learning rate that is constant during a run"
+    rates = "some under a schedule, as their names say" if any("+" in name for name in baselines(content)) else constant
     tuned = "tuned for each task, at the same number of steps"
     return [
         f"{len(content['tasks'])} tasks that no optimizer here was trained on, see [comparison.md](comparison.md); "
-        f"{content['num_problems']} test problems of each. The loss is the mean of the last tenth of the steps. Each of "
-        f"the {len(baselines(content))} baselines is {tuned}, on {content['tuning_problems']} validation problems"
-        f"{', with a learning rate that is constant during a run' if constant else ''}; the learned optimizers are not "
+        f"{content['num_problems']} test problems of each. The loss is the mean of the last tenth of the steps. Each "
+        f"of the {len(baselines(content))} baselines is {tuned}, on {content['tuning_problems']} validation problems"
+        f", {rates}; the learned optimizers are not "
         "tuned. A ratio is the loss of the reference over that of the optimizer: above 1 the optimizer is better. In "
         "brackets: 95 % intervals over problems.",
         made([content], f"python evaluate.py experiment=generalise 'optimizers=[{optimizers}]'"),
@@ -108,15 +109,16 @@ def readme_rows(content: Content) -> list[list[str]]:
     """Ratios to both references, and where they are worst; Kronecker-factored form and plain form."""
     forms = [content["summary"][name] for name in FORMS]
     count = len(baselines(content))
-    texts = {"adam": "tuned Adam's loss", BEST: f"loss of the best of {count} tuned baselines"}
+    first, _ = references(content)
+    texts = {first: f"tuned {NAMES.get(first, first)}'s loss", BEST: f"loss of the best of {count} tuned baselines"}
     rows = []
     for key, text in texts.items():
         parts = [form[f"ratio_to_{key}"] for form in forms]
         cells = [f"{_interval(part, 'iqm')}, better on {part['better']}" for part in parts]
         rows.append([f"{len(content['tasks'])} unseen tasks: {text} / ours, interquartile mean [95 %]", *cells])
-    worst = [form["ratio_to_adam"] for form in forms]
+    worst = [form[f"ratio_to_{first}"] for form in forms]
     cells = [f"{part['worst']:.3g} on `{part['worst_task']}`" for part in worst]
-    rows.append([f"the worst of these tasks: {texts['adam']} / ours", *cells])
+    rows.append([f"the worst of these tasks: {texts[first]} / ours", *cells])
     by_task = rows_by_task(content).values()
     counts = [sum(rows[name][f"ratio_to_{BEST}"]["ci95"][1] < 1 for rows in by_task) for name in FORMS]
     rows.append(["of these tasks, lost to the best baseline, beyond noise", *map(str, counts)])

@@ -81,7 +81,7 @@ def report(
         entries | {name: name for name in baselines}, task, horizon, num_problems, seed=0,
         tuning_problems=tuning_problems, cache_dir=arguments.cache,
     )  # fmt: skip
-    _measure.write_json(arguments.out / f"{label}.json", comparison.to_dict())
+    _measure.write_json(arguments.out / f"{label}.json", comparison.to_dict() | _measure.made_with(1))
     print(f"\n### {label}: {num_problems:,} test problems, {horizon:,} steps\n\n{markdown(comparison.rows)}\n")
     ours, *_ = comparison.finals
     worst = comparison.finals[ours].argmax()

@@ -1,6 +1,7 @@
 """What every result file says of how it was made."""
 
 import json
+import subprocess
 
 import _measure
 import torch
@@ -23,8 +24,27 @@ def test_commands_have_no_folder_of_this_machine():
 
 
 def test_a_file_that_is_completed_keeps_its_earlier_revision(monkeypatch):
-    monkeypatch.setattr(_measure, "git_revision", lambda: "new")
+    monkeypatch.setattr(_measure, "revision", lambda: "new")
     assert _measure.made_with(1)["git_revision"] == "new"
     assert _measure.made_with(1, {})["git_revision"] == "unknown, new"
     assert _measure.made_with(1, {"git_revision": "old"})["git_revision"] == "old, new"
     assert _measure.made_with(1, {"git_revision": "old, new"})["git_revision"] == "old, new"
+
+
+def test_results_that_were_written_before_do_not_make_a_revision_dirty(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "docs").mkdir()
+    for name in ("code.py", "docs/found.json"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.chdir(tmp_path)
+    clean = _measure.revision()
+    (tmp_path / "docs" / "found.json").write_text("2")
+    assert _measure.revision() == clean and len(clean) == 40
+    (tmp_path / "code.py").write_text("2")
+    assert _measure.revision() == f"{clean}-dirty"
