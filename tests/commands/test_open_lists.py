@@ -5,7 +5,7 @@ import sys
 import pytest
 
 TINY = ("debug=default", "compare=false")
-OWN = '''
+OWN = """
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -30,7 +30,7 @@ class Own(Logger):
 class Stop(pl.Callback):
     def on_train_batch_end(self, trainer, *args):
         trainer.should_stop = True
-'''
+"""
 
 
 @pytest.fixture
