@@ -54,12 +54,13 @@ EXTENDING = ROOT / "docs" / "extending.md"
 _NAMED_FILE = r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```"
 FILES = re.findall(_NAMED_FILE, EXTENDING.read_text(), re.M | re.S)
 COMMANDS = [line for line in EXTENDING.read_text().splitlines() if line.startswith("python train.py")]
+EVALUATIONS = [line for line in EXTENDING.read_text().splitlines() if re.match(r"python evaluate.py [^…]*$", line)]
 
 
 def test_extending_shows_all_files_that_it_lists():
     (listed,) = [b for b in blocks(EXTENDING, "") if b.startswith("my_models.py")]
     assert sorted(listed.split()) == sorted(name for name, _ in FILES)
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
 
 
 @pytest.fixture
@@ -95,6 +96,16 @@ def test_extending_runs_as_written(line, typed, tmp_path, mnist_root):
     typed(*shlex.split(line)[1:], "debug=default", f"paths.data={mnist_root}")
     (result,) = tmp_path.glob("runs/20*/*/comparison.json")
     assert '"kind": "learned"' in result.read_text()
+
+
+@pytest.mark.parametrize("line", EVALUATIONS)
+def test_extending_evaluates_as_written(line, typed, tmp_path):
+    for name, content in FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    typed(*shlex.split(line)[1:], "horizon=5", "num_problems=2", "tuning_problems=2", command="evaluate")
+    (result,) = tmp_path.glob("runs/20*/*/comparison.json")
+    assert '"kind": "baseline"' in result.read_text()
 
 
 def test_a_suite_of_ones_own_runs_as_written(typed, tmp_path):

@@ -52,7 +52,13 @@ def baseline(name: str, horizon: int) -> Any:
     if problem is not None:
         raise ValueError(f"optimizer={name}: {problem}")
     plain, _, schedule = name.partition("+")
-    made = _found(plain)[0]()
+    (cls,) = _found(plain)
+    try:
+        made = cls()
+    except TypeError as error:
+        raise ValueError(
+            f"optimizer={name}: {recipes.place(cls)} must be possible without arguments ({error})"
+        ) from error
     return Scheduled(made, TRIED if schedule == BEST else schedule, horizon=horizon) if schedule else made
 
 

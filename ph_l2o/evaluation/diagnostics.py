@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from ph_l2o.inner import Carry, start, value_and_gradient
+from ph_l2o.evaluation.plots import new_figure
+from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys, Split
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.params import Params
 from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOG = ("lr", "damping")  # vertical axes
-_WINDOW = 50  # steps whose draws are made at once
 
 
 class Diagnostics(NamedTuple):
@@ -37,7 +38,6 @@ class Diagnostics(NamedTuple):
     by_tensor: dict[str, np.ndarray]
 
 
-@torch.no_grad()
 def diagnose(
     optimizer: LearnedOptimizer,
     task: Task,
@@ -58,22 +58,31 @@ def diagnose(
         split: Split of the problems.
     """
     problem = task.sample(ProblemKeys(seed, split, 0, range(num_problems)))
-    carry, losses = start(optimizer, problem), []
-    found: dict[str, list[np.ndarray]] = {}
-    for first in range(0, horizon, _WINDOW):
-        for batch in problem.batches(first, min(_WINDOW, horizon - first)):
-            loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch)
-            for name, value in optimizer.diagnose(carry.params, grads, loss, carry.state).items():
-                found.setdefault(name, []).append(value.cpu().numpy())
-            losses.append(loss.cpu().numpy())
-            carry = Carry(*optimizer.update(carry.params, grads, loss, carry.state), buffers)
-    arrays = {name: np.stack(values) for name, values in found.items()}
+    watched = _Watched(optimizer)
+    _, losses = run(watched, problem, horizon)
+    arrays = {name: np.stack(values) for name, values in watched.found.items()}
     return Diagnostics(
         problem.params.layout.names,
-        np.stack(losses),
+        losses[:-1].cpu().numpy(),
         {name: x for name, x in arrays.items() if x.ndim == 2},
         {name: x for name, x in arrays.items() if x.ndim == 3},
     )
+
+
+class _Watched(LearnedOptimizer):
+    """An optimizer, and what it was about to do in each step."""
+
+    def __init__(self, optimizer: LearnedOptimizer):
+        super().__init__()
+        self.optimizer, self.found = optimizer, dict[str, list[np.ndarray]]()
+
+    def init(self, params: Params) -> Any:
+        return self.optimizer.init(params)
+
+    def update(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> tuple[Params, Any]:
+        for name, value in self.optimizer.diagnose(params, grads, loss, state).items():
+            self.found.setdefault(name, []).append(value.cpu().numpy())
+        return self.optimizer.update(params, grads, loss, state)
 
 
 def write_csv(found: Diagnostics, path: Path) -> None:
@@ -94,14 +103,10 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     Raises:
         ValueError: If the optimizer has no diagnostics.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not found.by_tensor:
         raise ValueError("the optimizer has no diagnostics")
     rows = 1 + (len(found.by_tensor) + 2) // 3
-    figure = Figure(figsize=(11, 2.9 * rows), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 2.9 * rows, dpi=130)
     axes = figure.subplots(rows, 3).flatten()
     steps = np.arange(len(found.loss))
     axes[0].plot(steps, np.median(found.loss, 1), color="black")

@@ -46,7 +46,6 @@ def plot_curves(
     """Median loss against inner steps, with the interquartile range as a band.
 
     Of many curves, only the emphasized ones have a band. A curve that diverges leaves the figure at its top.
-    The figure is independent of pyplot, so the user's backend and open figures stay as they are.
 
     Args:
         curves: One curve for each optimizer.
@@ -56,11 +55,7 @@ def plot_curves(
         ylabel: Label of the vertical axis.
         size: Width and height in inches.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*size)
     axes = figure.add_subplot()
     log = all(np.min(c.median) >= 0 for c in curves.values())
     low, high = limits_of(list(curves.values()), log=log)
@@ -96,6 +91,16 @@ def plot_curves(
     axes.spines[["top", "right"]].set_visible(False)
     _label(figure, axes, looks, {name: float(median[-1]) for name, median in medians.items()})
     return figure, axes
+
+
+def new_figure(width: float, height: float, *, dpi: int = 160) -> Figure:
+    """A figure of this size in inches; independent of pyplot, so that the user's backend and open figures stay."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def to_png(figure: Figure) -> bytes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.checks import at_least
-from ph_l2o.evaluation.estimates import Array, mean
+from ph_l2o.evaluation.estimates import Array
 from ph_l2o.inner import Carry, final_loss, run
 from ph_l2o.keys import SPLITS, ProblemKeys, Split
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -40,7 +40,6 @@ class Result:
         diverged: Where a loss is not finite, or the final loss is worse than the start's, bool `(P,)`.
         step_seconds: Wall-clock seconds of the inner loops (optimizer, gradient and mini-batches; neither
             drawing the problems nor the test metrics) over the number of task-steps, T·P.
-        stochastic: Whether losses depend on a mini-batch or noise.
     """
 
     losses: Array
@@ -48,17 +47,6 @@ class Result:
     metrics: dict[str, Array]
     diverged: np.ndarray
     step_seconds: float
-    stochastic: bool
-
-    @property
-    def num_problems(self) -> int:
-        """Number of problems, P."""
-        return self.losses.shape[1]
-
-    @property
-    def horizon(self) -> int:
-        """Number of inner steps, T."""
-        return len(self.losses) - 1
 
     @property
     def last10(self) -> Array:
@@ -69,14 +57,6 @@ class Result:
     def all(self) -> Array:
         """Mean of loss_1 … loss_T of each problem, `(P,)`."""
         return self.losses[1:].mean(0)
-
-    def last10_mean(self) -> float:
-        """Mean of `last10` over all problems."""
-        return mean(self.last10)
-
-    def all_mean(self) -> float:
-        """Mean of `all` over all problems."""
-        return mean(self.all)
 
 
 def evaluate_optimizer(
@@ -130,12 +110,12 @@ def evaluate_optimizer(
     losses = np.empty((horizon + 1, num_problems))
     final = np.empty(num_problems)
     metrics: dict[str, list[Array]] = {}
-    seconds, stochastic = 0.0, False
+    seconds = 0.0
     for first in range(0, num_problems, chunk):
         last = min(first + chunk, num_problems)
         problem = task.sample(ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype)
         carry, values, elapsed = run_episode(optimizer, problem, horizon)
-        stochastic, seconds = problem.stochastic, seconds + elapsed
+        seconds += elapsed
         losses[:, first:last] = _losses(values)
         final[first:last] = _losses(final_loss(problem, carry, values[-1]))
         with torch.no_grad():
@@ -147,7 +127,7 @@ def evaluate_optimizer(
             progress(last, num_problems)
     diverged = ~np.isfinite(losses).all(0) | ~np.isfinite(final) | (final > losses[0])
     joined = {name: np.concatenate(parts) for name, parts in metrics.items()}
-    return Result(losses, final, joined, diverged, seconds / (horizon * num_problems), stochastic)
+    return Result(losses, final, joined, diverged, seconds / (horizon * num_problems))
 
 
 def run_episode(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> tuple[Carry, Tensor, float]:

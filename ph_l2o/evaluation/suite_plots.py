@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ph_l2o.evaluation.plots import limits_of, looks_of
+from ph_l2o.evaluation.plots import limits_of, looks_of, new_figure
 from ph_l2o.evaluation.suite_outcome import SuiteOutcome
 from ph_l2o.evaluation.suite_tables import WORDS
 
@@ -23,7 +23,7 @@ _HIGHEST = 20.0
 def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
     """Median loss over test problems against inner steps, one panel for each task."""
     rows = math.ceil(len(comparison.tasks) / _COLUMNS)
-    figure = _figure(2.6 * _COLUMNS, 0.5 + 1.9 * rows)
+    figure = new_figure(2.6 * _COLUMNS, 0.5 + 1.9 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
     judged = [name for name, kind in comparison.roles.items() if kind != "baseline"]
     looks: dict[str, Any] = {}
@@ -53,7 +53,7 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
     judged = comparison.judged()
     keys = list(next(iter(comparison.summary.values()), {}))
     tasks = list(comparison.tasks)
-    figure = _figure(3.6 * max(1, len(keys)) + 1.4, 0.9 + (0.1 + 0.13 * len(judged)) * len(tasks))
+    figure = new_figure(3.6 * max(1, len(keys)) + 1.4, 0.9 + (0.1 + 0.13 * len(judged)) * len(tasks))
     panels = figure.subplots(1, max(1, len(keys)), squeeze=False, sharey=True).flat
     looks = looks_of(dict.fromkeys(judged), judged)  # type: ignore[arg-type]
     for axes, key in zip(panels, keys, strict=False):
@@ -88,15 +88,6 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
     if len(judged) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=_FONT_SIZE, frameon=False)
-    return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 

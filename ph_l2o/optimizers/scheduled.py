@@ -115,6 +115,7 @@ class Scheduled(LearnedOptimizer):
 
     optimizer: Any
     number: Tensor
+    factors: Tensor
 
     def __init__(
         self,
@@ -137,6 +138,9 @@ class Scheduled(LearnedOptimizer):
         self.warm_up = None if warm_up is None else _share("optimizer.warm_up", warm_up)
         self.needs_loss, self.takes_padding = optimizer.needs_loss, optimizer.takes_padding  # type: ignore[misc]
         self.register_buffer("number", torch.zeros(()))
+        steps = torch.arange(self.horizon + 1, dtype=torch.float64)
+        factors = torch.stack([self._factor(name, steps) for name in names])
+        self.register_buffer("factors", factors.view(torch.int64))  # as bits: a change of the type rounds nothing
 
     @property
     def schedule(self) -> str:
@@ -180,18 +184,15 @@ class Scheduled(LearnedOptimizer):
         return params.like(flat), ScheduledState(state.step + 1, inner)
 
     def factor(self, steps: Tensor) -> Tensor:
-        """F of the number of steps done, element by element."""
-        first, *others = (self._factor(name, steps) for name in self.schedules)
-        for number, other in enumerate(others, start=1):
-            first = torch.where(self.number == number, other, first)
-        return first
+        """The factor f after a number of steps, element by element."""
+        known = self.factors.view(torch.float64)[self.number.long(), steps.clamp(max=self.horizon).long()]
+        return known.to(steps.dtype)
 
     def _factor(self, name: str, steps: Tensor) -> Tensor:
         shape, warm_up = SCHEDULES[name]
         rise = round((warm_up if self.warm_up is None else self.warm_up) * self.horizon)
         progress = ((steps - rise) / max(self.horizon - rise, 1)).clamp(0, 1)
-        factor = self.final + (1 - self.final) * shape(progress)
-        return torch.where(steps < rise, (steps + 1) / (rise + 1), factor) if rise else factor
+        return torch.where(steps < rise, (steps + 1) / (rise + 1), self.final + (1 - self.final) * shape(progress))
 
     def hide_loss(self, state: ScheduledState, hidden: Tensor) -> ScheduledState:
         """See `LearnedOptimizer.hide_loss`."""

@@ -16,9 +16,7 @@ from ph_l2o.checks import did_you_mean
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
 from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
-from ph_l2o.tasks.task import Task
-
-_FINAL = 2**62  # first number of the seeds for final batches, beyond those of all inner steps
+from ph_l2o.tasks.task import FINAL, Task
 
 
 class ImageBatch(NamedTuple):
@@ -135,7 +133,7 @@ class ImageTaskProblem(ModuleProblem):
         for step, chosen in enumerate(rows, start=first):
             seeds = ()
             if self.draws_randomly:
-                number = 1 + step + _FINAL * (purpose is Purpose.FINAL_BATCH)
+                number = 1 + step + FINAL * (purpose is Purpose.FINAL_BATCH)
                 seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, number) for i in self.keys.indices)
             yield ImageBatch(self._pixels(chosen), self._labels[chosen], seeds)
 

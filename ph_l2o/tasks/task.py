@@ -15,6 +15,8 @@ from ph_l2o.params import Params
 
 Buffers = Mapping[str, Tensor]
 
+FINAL = 2**62  # first step number of the draws for final batches, beyond those of all inner steps
+
 
 class Problem(ABC):
     """B optimisation problems, all advanced at once.

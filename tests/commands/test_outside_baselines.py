@@ -2,13 +2,18 @@
 
 import importlib
 import json
+import os
+import shutil
+import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import ph_l2o
 from ph_l2o import recipes
 from ph_l2o.evaluation import compare
 from ph_l2o.evaluation.baselines import baseline, unknown
@@ -115,3 +120,21 @@ def test_two_of_one_name_have_to_be_told_apart(outside):
 
     with pytest.raises(ValueError, match=r"optimizer=signdescent: could be any of outside_baseline.SignDescent, .*"):
         baseline("signdescent", 3)
+
+
+def test_a_file_in_the_package_is_all_that_a_new_one_needs(tmp_path):
+    """With its YAML file it is meta-trained too."""
+    here = Path(ph_l2o.__file__).parents[1]
+    for name in ("ph_l2o", "conf"):
+        shutil.copytree(here / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(here / "train.py", tmp_path)
+    (tmp_path / "ph_l2o" / "optimizers" / "sign_descent.py").write_text(textwrap.dedent(SOURCE))
+    node = "# A test:  python train.py optimizer=sign_descent\n_target_: ph_l2o.optimizers.sign_descent.SignDescent\n"
+    (tmp_path / "conf" / "optimizer" / "sign_descent.yaml").write_text(node)
+    words = ["optimizer=sign_descent", "evaluation.baselines=[signdescent+triangle]", "debug=default", "compare=true"]
+    call = [sys.executable, "train.py", *words]
+    done = subprocess.run(call, cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (result,) = tmp_path.glob("runs/20*/*/comparison.json")
+    rows = json.loads(result.read_text())["rows"]
+    assert [row["optimizer"] for row in rows] == ["sign_descent", "signdescent+triangle"]

@@ -62,7 +62,8 @@ def test_json_schema(comparison: Comparison, tmp_path: Path) -> None:
         raise AssertionError(f"{name} is not JSON")
 
     read = json.loads(text, parse_constant=no_constant)
-    assert {"task", "horizon", "num_problems", "seed", "config", "rows"} <= set(read)
+    assert {"task", "horizon", "num_problems", "seed", "config", "rows", "git_revision"} <= set(read)
+    assert set(read["versions"]) == {"ph_l2o", "torch", "python"}
     assert (read["task"], read["horizon"], read["num_problems"], read["seed"]) == ("quadratic", 30, 16, 0)
     for row in read["rows"]:
         assert set(row["final"]) == {"mean", "median", "geometric_mean", "iqm", "ci95"}
@@ -118,6 +119,8 @@ def test_tables(comparison: Comparison) -> None:
     assert len(lines) == 4 and all(len(line) == len(rule) for line in lines)
     assert lines[2].split()[2] == "inf"
     assert comparison.table().row_count == 4
+    html = comparison._repr_html_()
+    assert "16 test problems" in html and html.count("<tr") == 5 and "<td>learned</td>" in html
 
 
 def test_metrics_are_in_the_rows(descent: Any, bowl: Any) -> None:

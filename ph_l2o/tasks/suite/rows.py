@@ -14,9 +14,7 @@ from ph_l2o.checks import did_you_mean
 from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
 from ph_l2o.tasks.module import ModuleProblem
-from ph_l2o.tasks.task import Buffers
-
-_FINAL = 2**62  # first step number of the noise of final batches, beyond those of all inner steps
+from ph_l2o.tasks.task import FINAL, Buffers
 
 
 class Batch(NamedTuple):
@@ -71,7 +69,7 @@ class RowProblem(ModuleProblem):
     def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
         words = self.keys.words(purpose, first, count, self._batch_size)
         rows = torch.from_numpy(integers(words, len(self._arrays[0]))).to(self._device)
-        for step, chosen in enumerate(rows, start=first + _FINAL * (purpose is Purpose.FINAL_BATCH)):
+        for step, chosen in enumerate(rows, start=first + FINAL * (purpose is Purpose.FINAL_BATCH)):
             yield Batch(tuple(self.pick(array, chosen) for array in self._arrays), self._normals(step))
 
     def pick(self, array: Tensor, rows: Tensor) -> Tensor:
