@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ph_l2o.optimizers import SOAP, Adam, AdamW, map_state
+from ph_l2o.optimizers import SOAP, Adam, AdamW, Scheduled, map_state
 from ph_l2o.params import Layout, Params
 
 # Gradients whose L and R have no eigenvalue 0 twice, so that all eigenvectors are unique but for their signs.
@@ -102,20 +102,23 @@ def test_matches_the_papers_algorithm(layout, settings):
     ("layout", "frequency", "longest"), [(LAYOUT, 3, 99), (LAYOUT, 1, 99), (ONE_SIDED, 4, 3)], ids=str
 )
 def test_matches_another_implementation(layout, frequency, longest, monkeypatch):
-    """That of pytorch_optimizer; with eps = 0, which the two add at different places."""
+    """That of pytorch_optimizer, under a schedule; with eps = 0, which the two add at different places."""
     monkeypatch.setattr(torch, "float32", torch.float64)  # it makes new bases in float32
     start, offsets = problems(layout)
     settings = {"lr": 0.1, "eps": 0.0, "weight_decay": 0.0, "precondition_frequency": frequency}
     optimizer = SOAP(**settings, beta1=0.8, beta2=0.9, max_preconditioner_dim=longest)
-    ours = run(optimizer, start, offsets)[0].flat - start.flat
+    scheduled = Scheduled(optimizer, "linear", horizon=STEPS, warm_up=0)
+    ours = run(scheduled, start, offsets)[0].flat - start.flat
     for i in range(start.num_problems):
         tensors = [(t[i].flatten(1) if t.dim() > 2 else t[i].reshape(-1)).clone() for t in start.tensors().values()]
         other = pytorch_optimizer.SOAP(tensors, **settings, betas=(0.8, 0.9), max_precondition_dim=longest)
+        schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda k: 1 - k / STEPS)
         for offset in offsets[:, i]:
             grads = gradient(torch.cat([t.flatten() for t in tensors]), offset).split(layout.sizes)
             for t, g in zip(tensors, grads, strict=True):
                 t.grad = g.view_as(t)
             other.step()
+            schedule.step()
         theirs = torch.cat([t.flatten() for t in tensors]) - start.flat[i]
         torch.testing.assert_close(ours[i], theirs, rtol=1e-10, atol=1e-12)
 
