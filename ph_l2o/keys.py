@@ -123,6 +123,11 @@ def integers(words: np.ndarray, high: int) -> np.ndarray:
     return ((words >> np.uint64(32)) * np.uint64(high) >> np.uint64(32)).astype(np.int64)
 
 
+def uniforms(words: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1), one for each word."""
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
 def normals(words: np.ndarray) -> np.ndarray:
     """Standard normal numbers, one for each word of an even last axis, by Box and Muller (1958)."""
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -12,7 +12,7 @@ from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.quadratic import Quadratic, QuadraticProblem
 from ph_l2o.tasks.rescaled import rescaled
 from ph_l2o.tasks.sequences import Sequences
-from ph_l2o.tasks.task import Problem, Task
+from ph_l2o.tasks.task import Problem, StochasticProblem, Task
 from ph_l2o.tasks.teacher import TeacherRegression
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "QuadraticProblem",
     "RecurrentNet",
     "Sequences",
+    "StochasticProblem",
     "Task",
     "TeacherRegression",
     "rescaled",

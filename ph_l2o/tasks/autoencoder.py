@@ -11,12 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ph_l2o.checks import one_of
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.tasks.batched import NORMS
+from ph_l2o.tasks.batched import checked_norm
 from ph_l2o.tasks.image_task import ImageBatch, ImageTask, ImageTaskProblem
-from ph_l2o.tasks.mlp import MLP, checked_activations, checked_sizes
+from ph_l2o.tasks.mlp import ACTIVATIONS, MLP, checked_sizes
 from ph_l2o.tasks.task import Buffers
+
+
+class AutoencoderProblem(ImageTaskProblem):
+    """B autoencoders."""
+
+    def __init__(self, task: Autoencoder, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(task, keys, task.make_module, device=device, dtype=dtype)
+        self._by_logits = task.loss == "bce"
+
+    def loss(self, params: Params, buffers: Buffers, batch: ImageBatch) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, batch.inputs)
+        pixels = batch.inputs.flatten(2)
+        losses = F.softplus(outputs) - outputs * pixels if self._by_logits else (outputs - pixels).square()
+        return losses.mean((1, 2)), buffers
 
 
 class Autoencoder(ImageTask):
@@ -42,6 +57,8 @@ class Autoencoder(ImageTask):
     Reference: Hinton and Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
     """
 
+    problem_type = AutoencoderProblem
+
     def __init__(
         self,
         dataset: str = "mnist",
@@ -58,44 +75,15 @@ class Autoencoder(ImageTask):
         name: str = "autoencoder",
     ):
         super().__init__(
-            dataset,
-            batch_size=batch_size,
-            split=split,
-            image_size=image_size,
-            init_scale=init_scale,
-            data_dir=data_dir,
+            dataset, batch_size=batch_size, split=split, image_size=image_size, init_scale=init_scale, data_dir=data_dir
         )
         self.hidden_sizes = checked_sizes(hidden_sizes)
         if not self.hidden_sizes:
             raise ValueError("task.hidden_sizes=[]: must have at least one layer, the code")
-        (self.activation,) = checked_activations(activation)[:1]
-        if norm not in (None, *NORMS):
-            raise ValueError(f"task.norm={norm}: must be {', '.join(NORMS)} or null")
-        if loss not in ("mse", "bce"):
-            raise ValueError(f"task.loss={loss}: must be mse or bce")
-        self.norm, self.loss, self.name = norm, loss, name
+        self.activation, self.norm = one_of("task.activation", activation, ACTIVATIONS), checked_norm(norm)
+        self.loss, self.name = one_of("task.loss", loss, ("mse", "bce")), name
 
     def make_module(self) -> MLP:
         """One network."""
         pixels = math.prod(self.image_shape)
         return MLP([pixels, *self.hidden_sizes, *self.hidden_sizes[-2::-1], pixels], self.activation, self.norm)
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> AutoencoderProblem:
-        """Draw networks; see `Task.sample`."""
-        return AutoencoderProblem(self, keys, device=device, dtype=dtype)
-
-
-class AutoencoderProblem(ImageTaskProblem):
-    """B autoencoders."""
-
-    def __init__(self, task: Autoencoder, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        super().__init__(task, keys, task.make_module, device=device, dtype=dtype)
-        self._by_logits = task.loss == "bce"
-
-    def loss(self, params: Params, buffers: Buffers, batch: ImageBatch) -> tuple[Tensor, Buffers]:
-        outputs, buffers = self.outputs(params, buffers, batch.inputs)
-        pixels = batch.inputs.flatten(2)
-        losses = F.softplus(outputs) - outputs * pixels if self._by_logits else (outputs - pixels).square()
-        return losses.mean((1, 2)), buffers

@@ -13,6 +13,17 @@ NORMS = ("layer", "batch")
 _EPS = 1e-5
 
 
+def checked_norm(norm: str | None, key: str = "norm") -> str | None:
+    """The norm.
+
+    Raises:
+        ValueError: If it is none of `NORMS`, nor None.
+    """
+    if norm not in (None, *NORMS):
+        raise ValueError(f"task.{key}={norm}: must be {', '.join(NORMS)} or null")
+    return norm
+
+
 class BatchedModule(nn.Module):
     """A module with `batched_forward`, which a single forward pass uses as well."""
 

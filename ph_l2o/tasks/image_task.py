@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.checks import did_you_mean
+from ph_l2o.checks import at_least, did_you_mean, one_of
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
-from ph_l2o.keys import ProblemKeys, Purpose, integers
-from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
-from ph_l2o.tasks.task import FINAL, Task
+from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.tasks.module import checked_init_scale
+from ph_l2o.tasks.rows import RowProblem
+from ph_l2o.tasks.task import Task
 
 
 class ImageBatch(NamedTuple):
@@ -31,6 +32,31 @@ class ImageBatch(NamedTuple):
     inputs: Tensor
     labels: Tensor
     seeds: tuple[int, ...]
+
+
+class ImageTaskProblem(RowProblem):
+    """B networks with mini-batches of their own; a subclass adds the loss."""
+
+    def __init__(
+        self,
+        task: ImageTask,
+        keys: ProblemKeys,
+        factory: Callable[[], nn.Module],
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
+        arrays = task.images(keys.split, device)
+        super().__init__(keys, factory, arrays, task.batch_size, device=device, dtype=dtype)
+        self.scale_weights(task.init_scale)
+
+    def batch(self, rows: Tensor, step: int) -> ImageBatch:
+        seeds = ()
+        if self.draws_randomly:
+            seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, 1 + step) for i in self.keys.indices)
+        images, labels = self._arrays
+        pixels = images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
+        return ImageBatch(pixels.view(*rows.shape, *images.shape[1:]), labels[rows], seeds)
 
 
 class ImageTask(Task):
@@ -58,21 +84,19 @@ class ImageTask(Task):
         dataset: str,
         *,
         batch_size: int,
-        split: str,
-        image_size: int | None,
-        init_scale: float | Sequence[float],
-        data_dir: str | Path,
+        split: str = "default",
+        image_size: int | None = None,
+        init_scale: float | Sequence[float] = 1.0,
+        data_dir: str | Path = "data",
     ):
         if dataset not in DATASETS:
             known = f"{', '.join(DATASETS)}, or registered by one of plugins=[…]{did_you_mean(dataset, DATASETS)}"
             raise ValueError(f"task.dataset={dataset}: must be one of {known}")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"task.batch_size={batch_size}: must be >= 1 (whole number of images of a mini-batch)")
-        if split not in ("default", "study"):
-            raise ValueError(f"task.split={split}: must be default or study")
-        if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
-            raise ValueError(f"task.image_size={image_size}: must be a whole number >= 1, or null for that of the data")
-        self.dataset, self.batch_size, self.split, self.image_size = dataset, batch_size, split, image_size
+        if image_size is not None:
+            at_least("task.image_size", image_size, 1, "pixels; null keeps those of the data")
+        self.dataset, self.image_size = dataset, image_size
+        self.split = one_of("task.split", split, ("default", "study"))
+        self.batch_size = at_least("task.batch_size", batch_size, 1, "images of a mini-batch")
         self.init_scale = checked_init_scale(init_scale)
         self._data_dir = str(data_dir)
 
@@ -100,46 +124,6 @@ class ImageTask(Task):
         if split == "held_out":
             return _on_device(data.test_images, data.test_labels, None, "", size, torch.device(device))
         return _on_device(data.train_images, data.train_labels, split, self.split, size, torch.device(device))
-
-
-class ImageTaskProblem(ModuleProblem):
-    """B networks with mini-batches of their own; a subclass adds the loss."""
-
-    stochastic = True
-
-    def __init__(
-        self,
-        task: ImageTask,
-        keys: ProblemKeys,
-        factory: Callable[[], nn.Module],
-        *,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ):
-        super().__init__(keys, factory, device=device, dtype=dtype)
-        self.scale_weights(task.init_scale)
-        self._images, self._labels = task.images(keys.split, self._device)
-        self._batch_size, self._dtype = task.batch_size, dtype
-
-    def batches(self, first: int, count: int) -> Iterator[ImageBatch]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[ImageBatch]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[ImageBatch]:
-        words = self.keys.words(purpose, first, count, self._batch_size)
-        rows = torch.from_numpy(integers(words, len(self._images))).to(self._device)
-        for step, chosen in enumerate(rows, start=first):
-            seeds = ()
-            if self.draws_randomly:
-                number = 1 + step + FINAL * (purpose is Purpose.FINAL_BATCH)
-                seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, number) for i in self.keys.indices)
-            yield ImageBatch(self._pixels(chosen), self._labels[chosen], seeds)
-
-    def _pixels(self, rows: Tensor) -> Tensor:
-        chosen = self._images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
-        return chosen.view(*rows.shape, *self._images.shape[1:])
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,94 +12,14 @@ from torch import Tensor, nn
 
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.tasks.batched import NORMS
-from ph_l2o.tasks.describe import described
+from ph_l2o.tasks.batched import checked_norm
+from ph_l2o.tasks.factory import checked_factory, described
 from ph_l2o.tasks.image_task import ImageBatch, ImageTask, ImageTaskProblem
-from ph_l2o.tasks.logistic import negative_log_likelihood
+from ph_l2o.tasks.losses import negative_log_likelihood
 from ph_l2o.tasks.mlp import MLP, MixedActivation, checked_activations, checked_sizes
 from ph_l2o.tasks.task import Buffers
 
 _TEST_ELEMENTS = 2**23  # input numbers of a chunk of test images, over all problems: 32 MiB in float32
-
-
-class ImageClassification(ImageTask):
-    """Train a network on images: mini-batches, negative log-likelihood, pixels in [0, 1].
-
-    The data set's own test images give `test_loss` and `accuracy`.
-
-    Args:
-        dataset: A name of `ph_l2o.data.DATASETS`.
-        hidden_sizes: Units of the MLP's hidden layers, each >= 1.
-        activation: Of the MLP: a name of `ph_l2o.tasks.ACTIVATIONS`, or several that the problems take in turn.
-        norm: Of the MLP: `layer` or `batch` before each activation, or None.
-        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale` and `data_dir`.
-        split: See there.
-        image_size: See there.
-        init_scale: See there.
-        model: Makes a module in place of the MLP, from `(batch, C, H, W)` to logits `(batch, classes)`.
-        data_dir: See there.
-        name: Name in tables and folders; the default is that of the data set.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Reference: Andrychowicz et al. 2016, section 3.2, for the MLP on MNIST.
-    """
-
-    def __init__(
-        self,
-        dataset: str = "mnist",
-        *,
-        hidden_sizes: Sequence[int] = (20,),
-        activation: str | Sequence[str] = "sigmoid",
-        norm: str | None = None,
-        batch_size: int = 128,
-        split: Literal["default", "study"] = "default",
-        image_size: int | None = None,
-        init_scale: float | Sequence[float] = 1.0,
-        model: Callable[[], nn.Module] | None = None,
-        data_dir: str | Path = "data",
-        name: str | None = None,
-    ):
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            split=split,
-            image_size=image_size,
-            init_scale=init_scale,
-            data_dir=data_dir,
-        )
-        self.hidden_sizes, self.activation = checked_sizes(hidden_sizes), checked_activations(activation)
-        if norm not in (None, *NORMS):
-            raise ValueError(f"task.norm={norm}: must be {', '.join(NORMS)} or null")
-        if model is not None and (isinstance(model, nn.Module) or not callable(model)):
-            raise ValueError(
-                f"task.model={type(model).__name__}: must be a function that makes a module, such as a class or a "
-                "functools.partial; in a configuration, a node with _partial_: true"
-            )
-        self.norm, self.model = norm, model
-        self.name = dataset if name is None else name
-
-    def spec(self) -> dict[str, Any]:
-        """What defines the distribution; of `model`, all that can be seen from the modules it makes."""
-        return super().spec() | {"model": None if self.model is None else described(self.model)}
-
-    def make_module(self, activation: str) -> nn.Module:
-        """One network."""
-        if self.model is not None:
-            return self.model()
-        return MLP([math.prod(self.image_shape), *self.hidden_sizes, self.num_classes], activation, self.norm)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set."""
-        return self._data.num_classes
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> ImageProblem:
-        """Draw networks; see `Task.sample`. Problem i of episode e takes activation number i + e, in turn."""
-        return ImageProblem(self, keys, device=device, dtype=dtype)
 
 
 class ImageProblem(ImageTaskProblem):
@@ -146,3 +66,68 @@ class ImageProblem(ImageTaskProblem):
         guesses = torch.cat(predicted, 1)
         accuracy = [multiclass_accuracy(row, labels, num_classes=logits.shape[-1], average="micro") for row in guesses]
         return {"test_loss": loss / len(labels), "accuracy": torch.stack(accuracy).to(loss)}
+
+
+class ImageClassification(ImageTask):
+    """Train a network on images: mini-batches, negative log-likelihood, pixels in [0, 1].
+
+    Problem i of episode e takes activation number i + e, in turn. The data set's own test images give `test_loss` and
+    `accuracy`.
+
+    Args:
+        dataset: A name of `ph_l2o.data.DATASETS`.
+        hidden_sizes: Units of the MLP's hidden layers, each >= 1.
+        activation: Of the MLP: a name of `ph_l2o.tasks.ACTIVATIONS`, or several that the problems take in turn.
+        norm: Of the MLP: `layer` or `batch` before each activation, or None.
+        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale` and `data_dir`.
+        split: See there.
+        image_size: See there.
+        init_scale: See there.
+        model: Makes a module in place of the MLP, from `(batch, C, H, W)` to logits `(batch, classes)`.
+        data_dir: See there.
+        name: Name in tables and folders; the default is that of the data set.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: Andrychowicz et al. 2016, section 3.2, for the MLP on MNIST.
+    """
+
+    problem_type = ImageProblem
+
+    def __init__(
+        self,
+        dataset: str = "mnist",
+        *,
+        hidden_sizes: Sequence[int] = (20,),
+        activation: str | Sequence[str] = "sigmoid",
+        norm: str | None = None,
+        batch_size: int = 128,
+        split: Literal["default", "study"] = "default",
+        image_size: int | None = None,
+        init_scale: float | Sequence[float] = 1.0,
+        model: Callable[[], nn.Module] | None = None,
+        data_dir: str | Path = "data",
+        name: str | None = None,
+    ):
+        super().__init__(
+            dataset, batch_size=batch_size, split=split, image_size=image_size, init_scale=init_scale, data_dir=data_dir
+        )
+        self.hidden_sizes, self.activation = checked_sizes(hidden_sizes), checked_activations(activation)
+        self.norm, self.model = checked_norm(norm), None if model is None else checked_factory(model)
+        self.name = dataset if name is None else name
+
+    def spec(self) -> dict[str, Any]:
+        """What defines the distribution; of `model`, all that can be seen from the modules it makes."""
+        return super().spec() | {"model": None if self.model is None else described(self.model)}
+
+    def make_module(self, activation: str) -> nn.Module:
+        """One network."""
+        if self.model is not None:
+            return self.model()
+        return MLP([math.prod(self.image_shape), *self.hidden_sizes, self.num_classes], activation, self.norm)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        return self._data.num_classes

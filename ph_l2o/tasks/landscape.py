@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.checks import did_you_mean
+from ph_l2o.checks import at_least, number, one_of
 from ph_l2o.keys import ProblemKeys, Purpose, normals
 from ph_l2o.params import Params
-from ph_l2o.tasks.task import Buffers, Problem, Task
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task, stacked
 
 # The functions are written as sums of terms that cannot become negative, by rounding neither.
 
@@ -54,21 +54,49 @@ def saddle(z: Tensor, curvatures: Tensor) -> Tensor:
     return (0.25 * (z.square() + down).square() + 0.5 * (curvatures - down) * z.square()).sum(1)
 
 
-class Kind(NamedTuple):
+class Function(NamedTuple):
     """A function of `(B, n)` and the curvatures, the half-width of the box of starts, and the fewest coordinates."""
 
-    function: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor, Tensor], Tensor]
     start: float
-    least: int = 1
+    min_dim: int = 1
 
 
-KINDS = {
-    "rosenbrock": Kind(rosenbrock, 2.048, 2),
-    "rastrigin": Kind(rastrigin, 5.12),
-    "ackley": Kind(ackley, 5.0),
-    "styblinski_tang": Kind(styblinski_tang, 5.0),
-    "saddle": Kind(saddle, 0.1),
+FUNCTIONS = {
+    "rosenbrock": Function(rosenbrock, 2.048, 2),
+    "rastrigin": Function(rastrigin, 5.12),
+    "ackley": Function(ackley, 5.0),
+    "styblinski_tang": Function(styblinski_tang, 5.0),
+    "saddle": Function(saddle, 0.1),
 }
+
+
+class LandscapeProblem(StochasticProblem):
+    """B problems; see `Landscape` for what the tensors are."""
+
+    purpose = Purpose.NOISE
+
+    def __init__(self, task: Landscape, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        start, rotation, self.center, self.curvatures, self.scale, height = stacked(
+            keys, task.coordinates, device=device, dtype=dtype
+        )
+        self.keys, self.params, self.height = keys, Params.from_tensors({"x": start}), height[:, 0]
+        self.rotation = rotation if task.rotate or task.kind == "saddle" else None
+        self.noise, self.stochastic = task.noise, task.noise > 0
+        self._function = FUNCTIONS[task.kind].value
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Any]:
+        if not self.stochastic:
+            return iter([None] * count)
+        n = self.center.shape[1]
+        noise = self.noise * normals(self.keys.words(purpose, first, count, n + n % 2))[..., :n]
+        return iter(torch.from_numpy(noise).to(self.center))
+
+    def loss(self, params: Params, buffers: Buffers, batch: Any) -> tuple[Tensor, Buffers]:
+        z = self.scale * (params.flat - self.center)
+        if self.rotation is not None:
+            z = (self.rotation @ z[..., None])[..., 0]
+        return self.height * self._function(z if batch is None else z + batch, self.curvatures), buffers
 
 
 class Landscape(Task):
@@ -96,6 +124,8 @@ class Landscape(Task):
     Reference: Jamil and Yang 2013, "A literature survey of benchmark functions for global optimisation problems".
     """
 
+    problem_type = LandscapeProblem
+
     def __init__(
         self,
         kind: str = "rastrigin",
@@ -110,31 +140,17 @@ class Landscape(Task):
         noise: float = 0.0,
         name: str | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"task.kind={kind}: must be one of {', '.join(KINDS)}{did_you_mean(kind, KINDS, 1)}")
-        least = KINDS[kind].least
-        if not isinstance(dim, int) or dim < least:
-            raise ValueError(f"task.dim={dim}: must be a whole number >= {least} (number of coordinates of {kind})")
-        if start is not None and not 0 < start < math.inf:
-            raise ValueError(f"task.start={start}: must be > 0 and finite, or null for that of {kind}")
+        function = FUNCTIONS[one_of("task.kind", kind, FUNCTIONS)]
+        at_least("task.dim", dim, function.min_dim, f"number of coordinates of {kind}")
+        self.start = function.start if start is None else number("task.start", start, above=0)
         for key, value in (("shift", shift), ("log_scale", log_scale), ("log_height", log_height), ("noise", noise)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"task.{key}={value}: must be >= 0 and finite")
-        if not 1 <= curvature < math.inf:
-            raise ValueError(f"task.curvature={curvature}: must be >= 1 and finite")
-        self.kind, self.dim, self.start = kind, dim, KINDS[kind].start if start is None else start
-        self.rotate, self.shift, self.log_scale, self.log_height = rotate, shift, log_scale, log_height
+            number(f"task.{key}", value, minimum=0)
+        number("task.curvature", curvature, minimum=1)
+        self.kind, self.dim, self.rotate = kind, dim, rotate
+        self.shift, self.log_scale, self.log_height = shift, log_scale, log_height
         self.curvature, self.noise, self.name = curvature, noise, kind if name is None else name
 
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> LandscapeProblem:
-        """Draw coordinates and starts; see `Task.sample`."""
-        draws = [self._draw(keys.generator(Purpose.PROBLEM, i)) for i in keys.indices]
-        tensors = [torch.from_numpy(np.stack(d)).to(device=device, dtype=dtype) for d in zip(*draws, strict=True)]
-        return LandscapeProblem(self, keys, *tensors)
-
-    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def coordinates(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
         """x₀ `(n,)`, Q `(n, n)`, c, λ `(n,)`, s and h `(1,)`; each option leaves the other draws as they are."""
         n = self.dim
         z, scale, height = generator.uniform(-1, 1, n), generator.uniform(-1, 1, 1), generator.uniform(-1, 1, 1)
@@ -145,41 +161,3 @@ class Landscape(Task):
         scale, height = np.exp(scale * self.log_scale), np.exp(height * self.log_height)
         x = self.shift * center + rotation.T @ (self.start * z) / scale
         return x, rotation, self.shift * center, signs * self.curvature**-sizes, scale, height
-
-
-class LandscapeProblem(Problem):
-    """B problems; see `Landscape` for what the tensors are."""
-
-    def __init__(
-        self,
-        task: Landscape,
-        keys: ProblemKeys,
-        start: Tensor,
-        rotation: Tensor,
-        center: Tensor,
-        curvatures: Tensor,
-        scale: Tensor,
-        height: Tensor,
-    ):
-        self.keys, self.params = keys, Params.from_tensors({"x": start})
-        self.rotation = rotation if task.rotate or task.kind == "saddle" else None
-        self.center, self.curvatures, self.scale, self.height = center, curvatures, scale, height[:, 0]
-        self.noise, self.stochastic = task.noise, task.noise > 0
-        self._function = KINDS[task.kind].function
-
-    def batches(self, first: int, count: int) -> Iterator[Any]:
-        return self._draw(Purpose.NOISE, first, count) if self.stochastic else super().batches(first, count)
-
-    def final_batches(self, count: int) -> Iterator[Any]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count) if self.stochastic else super().batches(0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Tensor]:
-        n = self.center.shape[1]
-        noise = self.noise * normals(self.keys.words(purpose, first, count, n + n % 2))[..., :n]
-        return iter(torch.from_numpy(noise).to(self.center))
-
-    def loss(self, params: Params, buffers: Buffers, batch: Any) -> tuple[Tensor, Buffers]:
-        z = self.scale * (params.flat - self.center)
-        if self.rotation is not None:
-            z = (self.rotation @ z[..., None])[..., 0]
-        return self.height * self._function(z if batch is None else z + batch, self.curvatures), buffers

@@ -9,11 +9,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import at_least, number
 from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.tasks.task import Buffers, Problem, Task
+from ph_l2o.tasks.losses import negative_log_likelihood
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task, stacked
 
 Batch = tuple[Tensor, Tensor]  # features (B, batch, features), labels (B, batch)
+
+
+class LogisticProblem(StochasticProblem):
+    """B problems with features `(B, examples, features)`, labels `(B, examples)`, weights `(B, features, classes)`."""
+
+    def __init__(self, task: LogisticRegression, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        self.features, self.labels, start = stacked(keys, task.points, device=device, dtype=dtype)
+        self.params = Params.from_tensors({"weight": start, "bias": torch.zeros_like(start[:, 0])})
+        self.keys, self.batch_size, self.stochastic = keys, task.batch_size, task.batch_size is not None
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
+        if self.batch_size is None:
+            return iter([(self.features, self.labels)] * count)
+        words = self.keys.words(purpose, first, count, self.batch_size)
+        rows = torch.from_numpy(integers(words, self.labels.shape[1])).to(self.labels.device)
+        problem = torch.arange(self.num_problems, device=rows.device)[:, None]
+        return ((self.features[problem, chosen], self.labels[problem, chosen]) for chosen in rows)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        tensors, (features, labels) = params.tensors(), batch
+        logits = torch.baddbmm(tensors["bias"][:, None], features, tensors["weight"])
+        return negative_log_likelihood(logits, labels), buffers
 
 
 class LogisticRegression(Task):
@@ -35,6 +59,8 @@ class LogisticRegression(Task):
         ValueError: If an argument is out of range.
     """
 
+    problem_type = LogisticProblem
+
     def __init__(
         self,
         features: int = 20,
@@ -46,28 +72,16 @@ class LogisticRegression(Task):
         sharpness: float = 5.0,
         name: str = "logistic",
     ):
-        counts = {"features": (features, 1), "classes": (classes, 2), "examples": (examples, 1)}
-        for key, (value, least) in counts.items():
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"task.{key}={value}: must be a whole number >= {least}")
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-            raise ValueError(f"task.batch_size={batch_size}: must be a whole number >= 1 (points), or null for all")
-        if not 1 <= condition_number < math.inf:
-            raise ValueError(f"task.condition_number={condition_number}: must be >= 1 and finite")
-        if not 0 <= sharpness < math.inf:
-            raise ValueError(f"task.sharpness={sharpness}: must be >= 0 and finite")
-        self.features, self.classes, self.examples, self.batch_size = features, classes, examples, batch_size
-        self.condition_number, self.sharpness, self.name = condition_number, sharpness, name
+        self.features = at_least("task.features", features, 1, "of a point")
+        self.classes = at_least("task.classes", classes, 2, "of the points")
+        self.examples = at_least("task.examples", examples, 1, "points of a problem")
+        if batch_size is not None:
+            at_least("task.batch_size", batch_size, 1, "points of a mini-batch; null takes all")
+        self.condition_number = number("task.condition_number", condition_number, minimum=1)
+        self.sharpness = number("task.sharpness", sharpness, minimum=0)
+        self.batch_size, self.name = batch_size, name
 
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> LogisticProblem:
-        """Draw points and starts; see `Task.sample`."""
-        draws = [self._draw(keys.generator(Purpose.PROBLEM, i)) for i in keys.indices]
-        x, labels, start = (torch.from_numpy(np.stack(d)).to(device) for d in zip(*draws, strict=True))
-        return LogisticProblem(keys, x.to(dtype), labels, start.to(dtype), self.batch_size)
-
-    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def points(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
         """Features `(examples, features)`, labels `(examples,)` and initial weights `(features, classes)`."""
         n, c = self.features, self.classes
         z, hidden = generator.standard_normal((self.examples, n)), generator.standard_normal((n, c))
@@ -77,38 +91,3 @@ class LogisticRegression(Task):
         scales = self.condition_number ** (-0.5 * np.linspace(0, 1, n))
         x = z * scales / np.sqrt((scales**2).mean()) @ rotation.T
         return x, labels, generator.standard_normal((n, c)) / math.sqrt(n)
-
-
-class LogisticProblem(Problem):
-    """B problems with features `(B, examples, features)`, labels `(B, examples)`, weights `(B, features, classes)`."""
-
-    def __init__(self, keys: ProblemKeys, features: Tensor, labels: Tensor, start: Tensor, batch_size: int | None):
-        self.keys, self.features, self.labels, self.batch_size = keys, features, labels, batch_size
-        self.params = Params.from_tensors({"weight": start, "bias": torch.zeros_like(start[:, 0])})
-        self.stochastic = batch_size is not None
-
-    def batches(self, first: int, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
-        if self.batch_size is None:
-            return iter([(self.features, self.labels)] * count)
-        words = self.keys.words(purpose, first, count, self.batch_size)
-        rows = torch.from_numpy(integers(words, self.labels.shape[1])).to(self.labels.device)
-        problem = torch.arange(self.num_problems, device=rows.device)[:, None]
-        return ((self.features[problem, chosen], self.labels[problem, chosen]) for chosen in rows)
-
-    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        tensors, (features, labels) = params.tensors(), batch
-        logits = torch.baddbmm(tensors["bias"][:, None], features, tensors["weight"])
-        return negative_log_likelihood(logits, labels), buffers
-
-
-def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over all but the first axis, `(B, …, classes)` and `(B, …)` → `(B,)`; a product is cheaper than a gather."""
-    # A comparison, since `one_hot` looks at the values, which no compiled or traced step can.
-    chosen = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
-    return (logits.log_softmax(-1) * chosen).flatten(1).sum(1) / -labels[0].numel()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ph_l2o.checks import did_you_mean
+from ph_l2o.checks import one_of
 from ph_l2o.tasks.batched import BatchedModule, affine, normalized
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,11 +33,7 @@ def checked_activations(activation: str | Sequence[str]) -> tuple[str, ...]:
         activation = (activation,)
     if not activation:
         raise ValueError("task.activation=[]: must name at least one activation")
-    for kind in activation:
-        if kind not in ACTIVATIONS:
-            hint = did_you_mean(kind, ACTIVATIONS, 1)
-            raise ValueError(f"task.activation={kind}: must be of {', '.join(ACTIVATIONS)}{hint}")
-    return tuple(activation)
+    return tuple(one_of("task.activation", name, ACTIVATIONS) for name in activation)
 
 
 def checked_sizes(sizes: Sequence[int], key: str = "hidden_sizes") -> tuple[int, ...]:
@@ -71,10 +67,7 @@ class MLP(BatchedModule):
                 self.add_norm(str(k), fan_out)
 
     def batched_forward(
-        self,
-        tensors: Mapping[str, Tensor],
-        inputs: Tensor,
-        activation: Callable[[Tensor], Tensor] | None = None,
+        self, tensors: Mapping[str, Tensor], inputs: Tensor, activation: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """B networks at once: inputs of shape `(B, batch, …)` → `(B, batch, out)`.
 
@@ -102,13 +95,13 @@ class MixedActivation:
     """
 
     def __init__(self, names: Sequence[str], device: torch.device | str = "cpu"):
-        self.kinds = sorted(set(names))
-        self._masks = [
-            torch.tensor([name == kind for name in names], device=device)[:, None, None] for kind in self.kinds
-        ]
+        self.first, *others = sorted(set(names))
+        self.masks = {
+            other: torch.tensor([name == other for name in names], device=device)[:, None, None] for other in others
+        }
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        out = ACTIVATIONS[self.kinds[0]](hidden)
-        for kind, mask in zip(self.kinds[1:], self._masks[1:], strict=True):
-            out = torch.where(mask, ACTIVATIONS[kind](hidden), out)
+        out = ACTIVATIONS[self.first](hidden)
+        for name, mask in self.masks.items():
+            out = torch.where(mask, ACTIVATIONS[name](hidden), out)
         return out

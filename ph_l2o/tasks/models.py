@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ph_l2o.checks import did_you_mean
-from ph_l2o.tasks.batched import NORMS, BatchedModule, affine, normalized
-from ph_l2o.tasks.mlp import ACTIVATIONS
+from ph_l2o.checks import at_least, one_of
+from ph_l2o.tasks.batched import BatchedModule, affine, checked_norm, normalized
+from ph_l2o.tasks.mlp import ACTIVATIONS, checked_sizes
 from ph_l2o.tasks.recurrent import CELLS, State
 
 _GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
@@ -45,17 +45,12 @@ class ConvNet(BatchedModule):
         classes: int = 10,
     ):
         super().__init__()
-        if not channels or any(not isinstance(c, int) or c < 1 for c in channels):
-            raise ValueError(f"task.model.channels={channels}: must be a list of whole numbers >= 1")
+        if not checked_sizes(channels, "model.channels"):
+            raise ValueError("task.model.channels=[]: must have at least one layer")
         if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"task.model.kernel={kernel}: must be an odd whole number >= 1")
-        if norm not in (None, *NORMS):
-            raise ValueError(f"task.model.norm={norm}: must be {', '.join(NORMS)} or null")
-        if activation not in ACTIVATIONS:
-            hint = did_you_mean(activation, ACTIVATIONS, 1)
-            raise ValueError(f"task.model.activation={activation}: must be one of {', '.join(ACTIVATIONS)}{hint}")
-        self.num_layers, self.kernel, self.norm = len(channels), kernel, norm
-        self.activation = activation
+        self.num_layers, self.kernel, self.norm = len(channels), kernel, checked_norm(norm, "model.norm")
+        self.activation = one_of("task.model.activation", activation, ACTIVATIONS)
         for k, (fan_in, fan_out) in enumerate(itertools.pairwise((in_channels, *channels))):
             self.add_affine(str(k), fan_in * kernel**2, fan_out)
             if norm is not None:
@@ -105,13 +100,9 @@ class RecurrentNet(BatchedModule):
     ):
         super().__init__()
         del length
-        if cell not in _GATES:
-            hint = did_you_mean(cell, _GATES, 1)
-            raise ValueError(f"task.model.cell={cell}: must be one of {', '.join(_GATES)}{hint}")
-        for key, value in (("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"task.model.{key}={value}: must be a whole number >= 1")
-        self.hidden_size, self.num_layers, self.cell = hidden_size, num_layers, cell
+        self.cell = one_of("task.model.cell", cell, _GATES)
+        self.hidden_size = at_least("task.model.hidden_size", hidden_size, 1, "units of a layer")
+        self.num_layers = at_least("task.model.num_layers", num_layers, 1, "layers")
         for k in range(num_layers):
             self.add_affine(f"_in{k}", inputs if k == 0 else hidden_size, _GATES[cell] * hidden_size)
             self.add_affine(f"_hidden{k}", hidden_size, _GATES[cell] * hidden_size)
@@ -162,12 +153,11 @@ class CausalAttention(BatchedModule):
         norm: bool = True,
     ):
         super().__init__()
-        for key, value in (("width", width), ("num_heads", num_heads), ("num_layers", num_layers)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"task.model.{key}={value}: must be a whole number >= 1")
-        if width % num_heads:
+        self.num_heads = at_least("task.model.num_heads", num_heads, 1, "heads of a block")
+        self.num_layers = at_least("task.model.num_layers", num_layers, 1, "blocks")
+        if at_least("task.model.width", width, 1, "of the residual stream") % num_heads:
             raise ValueError(f"task.model.width={width}: must be a multiple of num_heads={num_heads}")
-        self.num_heads, self.num_layers, self.norm = num_heads, num_layers, norm
+        self.norm = norm
         self.add_affine("_in", inputs, width)
         self.position = nn.Parameter(0.1 * torch.randn(length, width))
         for k in range(num_layers):

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
+from ph_l2o.tasks.factory import own_generator, seeded
 from ph_l2o.tasks.recurrent import PlainRecurrence
 from ph_l2o.tasks.task import Buffers, Problem
 
@@ -55,8 +56,7 @@ class ModuleProblem(Problem):
         # A skeleton for functional_call; its own values are never used.
         self._module = modules[0].to(device=device, dtype=dtype)
         self.draws_randomly = any(_draws_randomly(m) for m in self._module.modules())
-        self._device = torch.device(device)
-
+        self._device, self._dtype = torch.device(device), dtype
         self._plain_recurrence = any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in self._module.modules())
 
         def stack(tensors: list[Tensor]) -> Tensor:
@@ -119,7 +119,7 @@ class ModuleProblem(Problem):
                     return vmap(one)(tensors, dict(buffers), inputs)
                 if len(seeds) != self.num_problems:
                     raise ValueError(f"seeds: must hold one for each of {self.num_problems} problems, not {len(seeds)}")
-                with _own_generator(self._device) as generator:
+                with own_generator(self._device) as generator:
                     results = []
                     for k, seed in enumerate(seeds):
                         generator.manual_seed(seed)
@@ -149,34 +149,8 @@ class ModuleProblem(Problem):
         return None
 
 
-@contextlib.contextmanager
-def _own_generator(device: torch.device) -> Iterator[torch.Generator]:
-    """The default generator of a device, left as it was in the end."""
-    if device.type == "cuda":
-        torch.cuda.init()
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generator = torch.cuda.default_generators[index]
-    else:
-        generator = torch.default_generator
-    state = generator.get_state()
-    try:
-        yield generator
-    finally:
-        generator.set_state(state)
-
-
 def _at(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
     return {name: t[k] for name, t in tensors.items()}
-
-
-def seeded(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A module from the factory under a seed of its own; torch's generator is left as it was."""
-    with torch.device("cpu"), _own_generator(torch.device("cpu")) as generator:
-        generator.manual_seed(seed)
-        module = factory()
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"task.model: must make an nn.Module, not {type(module).__name__}")
-    return module
 
 
 def checked_init_scale(scale: float | Sequence[float]) -> tuple[float, float]:

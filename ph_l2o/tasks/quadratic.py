@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import at_least, number, one_of
 from ph_l2o.keys import ProblemKeys, Purpose, normals
 from ph_l2o.params import Params
-from ph_l2o.tasks.task import Buffers, Problem, Task
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task
 
 
 class Quadratic(Task):
@@ -42,23 +42,12 @@ class Quadratic(Task):
         init: Literal["normal", "zeros"] = "normal",
         name: str = "quadratic",
     ):
-        if dim < 1:
-            raise ValueError(f"task.dim={dim}: must be >= 1 (number of coordinates)")
-        if condition_number is not None and not 1 <= condition_number < math.inf:
-            raise ValueError(
-                f"task.condition_number={condition_number}: must be >= 1 and finite, or null for W as drawn"
-            )
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"task.noise={noise}: must be >= 0 and finite (standard deviation)")
-        if init not in ("normal", "zeros"):
-            raise ValueError(f"task.init={init}: must be normal or zeros")
-        self.dim, self.condition_number, self.noise, self.init, self.name = (
-            dim,
-            condition_number,
-            noise,
-            init,
-            name,
-        )
+        self.dim = at_least("task.dim", dim, 1, "number of coordinates")
+        if condition_number is not None:
+            number("task.condition_number", condition_number, minimum=1, meaning="null keeps W as drawn")
+        self.noise = number("task.noise", noise, minimum=0, meaning="standard deviation")
+        self.init = one_of("task.init", init, ("normal", "zeros"))
+        self.condition_number, self.name = condition_number, name
 
     def sample(
         self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -77,8 +66,10 @@ class Quadratic(Task):
         return QuadraticProblem(keys, to(matrix), to(draws[:, n * n : n * n + n]), to(start), self.noise)
 
 
-class QuadraticProblem(Problem):
+class QuadraticProblem(StochasticProblem):
     """B problems with `matrix` of shape `(B, n, n)`, `target` and `start` of shape `(B, n)`."""
+
+    purpose = Purpose.NOISE
 
     def __init__(self, keys: ProblemKeys, matrix: Tensor, target: Tensor, start: Tensor, noise: float = 0.0):
         self.keys, self.matrix, self.noise = keys, matrix, noise
@@ -86,13 +77,9 @@ class QuadraticProblem(Problem):
         self.params = Params.from_tensors({"theta": start})
         self.stochastic = noise > 0
 
-    def batches(self, first: int, count: int) -> Iterator[Any]:
-        return self._noise(Purpose.NOISE, first, count) if self.stochastic else super().batches(first, count)
-
-    def final_batches(self, count: int) -> Iterator[Any]:
-        return self._noise(Purpose.FINAL_BATCH, 0, count) if self.stochastic else super().batches(0, count)
-
-    def _noise(self, purpose: Purpose, first: int, count: int) -> Iterator[Tensor]:
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Any]:
+        if not self.stochastic:
+            return iter([None] * count)
         n = self.matrix.shape[-1]
         noise = self.noise * normals(self.keys.words(purpose, first, count, n + n % 2))[..., :n, None]
         return iter(torch.from_numpy(noise).to(self.matrix))

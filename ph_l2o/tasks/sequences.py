@@ -9,17 +9,87 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.checks import did_you_mean
-from ph_l2o.keys import ProblemKeys, Purpose, integers
+from ph_l2o.checks import at_least, number, one_of
+from ph_l2o.keys import ProblemKeys, Purpose, integers, uniforms
 from ph_l2o.params import Params
-from ph_l2o.tasks.describe import described
-from ph_l2o.tasks.logistic import negative_log_likelihood
+from ph_l2o.tasks.factory import checked_factory, described
+from ph_l2o.tasks.losses import negative_log_likelihood
 from ph_l2o.tasks.models import RecurrentNet
 from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
-from ph_l2o.tasks.task import Buffers, Task
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task
 
 KINDS = ("markov", "copy", "modular", "adding")
 Batch = tuple[Tensor, Tensor]  # inputs (B, batch, time, features), targets (B, batch, time), symbols or numbers
+
+
+class SequenceProblem(StochasticProblem, ModuleProblem):
+    """B networks with sequences of their own."""
+
+    def __init__(self, task: Sequences, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(keys, lambda: task.model(*task.sizes), device=device, dtype=dtype)
+        self.scale_weights(task.init_scale)
+        self._task = task
+        # (B, symbols, symbols): where the intervals of the next symbol end, for each present one.
+        alphas = np.full(task.symbols, task.concentration)
+        rows = [keys.generator(Purpose.NOISE, i).dirichlet(alphas, task.symbols) for i in keys.indices]
+        self._edges = np.cumsum(np.stack(rows), -1)
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
+        task = self._task
+        times = task.length + 1 + (task.kind == "adding")  # `adding` needs two places, a chain its last symbol
+        words = self.keys.words(purpose, first, count, task.batch_size * times)
+        words = words.reshape(count, self.num_problems, task.batch_size, times)
+        make = {"markov": self._chain, "copy": self._copy, "modular": self._modular, "adding": self._adding}
+        for inputs, targets in zip(*make[task.kind](words), strict=True):
+            x, y = torch.from_numpy(inputs).to(self._device), torch.from_numpy(targets).to(self._device)
+            if task.kind == "adding":
+                yield x.to(self._dtype), y.to(self._dtype)
+            else:
+                yield (x[..., None] == torch.arange(task.symbols, device=x.device)).to(self._dtype), y
+
+    # Each makes inputs and targets of words `(count, B, batch, times)`; a target of -1 does not count.
+
+    def _chain(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        problem = np.arange(self.num_problems)[:, None]
+        states = np.empty(words.shape, dtype=np.int64)
+        states[..., 0] = integers(words[..., 0], self._task.symbols)
+        for t in range(1, words.shape[-1]):
+            edges = self._edges[problem, states[..., t - 1]]  # (count, B, batch, symbols)
+            states[..., t] = (uniforms(words[..., t, None]) >= edges[..., :-1]).sum(-1)
+        return states[..., :-1], states[..., 1:]
+
+    def _copy(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        symbols, delay = integers(words[..., :-1], self._task.symbols), self._task.delay
+        targets = np.full_like(symbols, -1)
+        targets[..., delay:] = symbols[..., :-delay]
+        return symbols, targets
+
+    def _modular(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        symbols = integers(words[..., :-1], self._task.symbols)
+        return symbols, np.cumsum(symbols, -1) % self._task.symbols
+
+    def _adding(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        length = self._task.length
+        numbers = uniforms(words[..., :length])
+        one = integers(words[..., length], length)
+        two = (one + 1 + integers(words[..., length + 1], length - 1)) % length
+        marks = (np.arange(length) == one[..., None]) | (np.arange(length) == two[..., None])
+        targets = np.broadcast_to((numbers * marks).sum(-1, keepdims=True), numbers.shape)
+        return np.stack([numbers, marks.astype(np.float64)], -1), np.ascontiguousarray(targets)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        (inputs, targets), task = batch, self._task
+        outputs, buffers = self.outputs(params, buffers, inputs)
+        if outputs.shape != (*targets.shape, task.sizes[1]):
+            raise ValueError(
+                f"task.model={type(self._module).__name__}: its outputs have shape {tuple(outputs.shape[1:])}; must be "
+                f"{(*targets.shape[1:], task.sizes[1])}"
+            )
+        if task.kind == "adding":
+            return (outputs[:, :, -1, 0] - targets[:, :, -1]).square().mean(1), buffers
+        if task.kind == "copy":
+            outputs, targets = outputs[:, :, task.delay :], targets[:, :, task.delay :]
+        return negative_log_likelihood(outputs, targets), buffers
 
 
 class Sequences(Task):
@@ -51,6 +121,8 @@ class Sequences(Task):
     Reference: Hochreiter and Schmidhuber 1997, "Long short-term memory", for `adding`.
     """
 
+    problem_type = SequenceProblem
+
     def __init__(
         self,
         kind: str = "markov",
@@ -64,22 +136,14 @@ class Sequences(Task):
         init_scale: float | Sequence[float] = 1.0,
         name: str | None = None,
     ):
-        if kind not in KINDS:
-            raise ValueError(f"task.kind={kind}: must be one of {', '.join(KINDS)}{did_you_mean(kind, KINDS, 1)}")
-        for key, value, least in (("symbols", symbols, 2), ("length", length, 2), ("batch_size", batch_size, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"task.{key}={value}: must be a whole number >= {least}")
+        self.kind, self.model = one_of("task.kind", kind, KINDS), checked_factory(model)
+        self.symbols = at_least("task.symbols", symbols, 2, "different ones")
+        self.length = at_least("task.length", length, 2, "times of a sequence")
+        self.batch_size = at_least("task.batch_size", batch_size, 1, "sequences of a mini-batch")
         if kind == "copy" and (not isinstance(delay, int) or not 1 <= delay < length):
             raise ValueError(f"task.delay={delay}: must be a whole number in [1, {length - 1}], below the length")
-        if not 0 < concentration < np.inf:
-            raise ValueError(f"task.concentration={concentration}: must be > 0 and finite")
-        if isinstance(model, nn.Module) or not callable(model):
-            raise ValueError(
-                f"task.model={type(model).__name__}: must be a function that makes a module; in a configuration, a "
-                "node with _partial_: true"
-            )
-        self.kind, self.model, self.symbols, self.length, self.delay = kind, model, symbols, length, delay
-        self.concentration, self.batch_size, self.name = concentration, batch_size, kind if name is None else name
+        self.concentration = number("task.concentration", concentration, above=0)
+        self.delay, self.name = delay, kind if name is None else name
         self.init_scale = checked_init_scale(init_scale)
 
     @property
@@ -90,88 +154,3 @@ class Sequences(Task):
     def spec(self) -> dict[str, Any]:
         """What defines the distribution; of `model`, all that can be seen from the modules it makes."""
         return super().spec() | {"model": described(self.model, *self.sizes)}
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> SequenceProblem:
-        """Draw networks, and the chains; see `Task.sample`."""
-        return SequenceProblem(self, keys, device=device, dtype=dtype)
-
-
-class SequenceProblem(ModuleProblem):
-    """B networks with sequences of their own."""
-
-    stochastic = True
-
-    def __init__(self, task: Sequences, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        super().__init__(keys, lambda: task.model(*task.sizes), device=device, dtype=dtype)
-        self.scale_weights(task.init_scale)
-        self._task, self._dtype = task, dtype
-        # (B, symbols, symbols): where the intervals of the next symbol end, for each present one.
-        alphas = np.full(task.symbols, task.concentration)
-        rows = [keys.generator(Purpose.NOISE, i).dirichlet(alphas, task.symbols) for i in keys.indices]
-        self._edges = np.cumsum(np.stack(rows), -1)
-
-    def batches(self, first: int, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
-        task = self._task
-        times = task.length + 1 + (task.kind == "adding")  # `adding` needs two places, a chain its last symbol
-        words = self.keys.words(purpose, first, count, task.batch_size * times)
-        words = words.reshape(count, self.num_problems, task.batch_size, times)
-        make = {"markov": self._chain, "copy": self._copy, "modular": self._modular, "adding": self._adding}
-        for inputs, targets in zip(*make[task.kind](words), strict=True):
-            x, y = torch.from_numpy(inputs).to(self._device), torch.from_numpy(targets).to(self._device)
-            if task.kind == "adding":
-                yield x.to(self._dtype), y.to(self._dtype)
-            else:
-                yield (x[..., None] == torch.arange(task.symbols, device=x.device)).to(self._dtype), y
-
-    # Each makes inputs and targets of words `(count, B, batch, times)`; a target of -1 does not count.
-
-    def _chain(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        problem = np.arange(self.num_problems)[:, None]
-        states = np.empty(words.shape, dtype=np.int64)
-        states[..., 0] = integers(words[..., 0], self._task.symbols)
-        for t in range(1, words.shape[-1]):
-            edges = self._edges[problem, states[..., t - 1]]  # (count, B, batch, symbols)
-            uniform = (words[..., t, None] >> np.uint64(11)) * 2.0**-53
-            states[..., t] = (uniform >= edges[..., :-1]).sum(-1)
-        return states[..., :-1], states[..., 1:]
-
-    def _copy(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        symbols, delay = integers(words[..., :-1], self._task.symbols), self._task.delay
-        targets = np.full_like(symbols, -1)
-        targets[..., delay:] = symbols[..., :-delay]
-        return symbols, targets
-
-    def _modular(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        symbols = integers(words[..., :-1], self._task.symbols)
-        return symbols, np.cumsum(symbols, -1) % self._task.symbols
-
-    def _adding(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        length = self._task.length
-        numbers = (words[..., :length] >> np.uint64(11)) * 2.0**-53
-        one = integers(words[..., length], length)
-        two = (one + 1 + integers(words[..., length + 1], length - 1)) % length
-        marks = (np.arange(length) == one[..., None]) | (np.arange(length) == two[..., None])
-        targets = np.broadcast_to((numbers * marks).sum(-1, keepdims=True), numbers.shape)
-        return np.stack([numbers, marks.astype(np.float64)], -1), np.ascontiguousarray(targets)
-
-    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        (inputs, targets), task = batch, self._task
-        outputs, buffers = self.outputs(params, buffers, inputs)
-        if outputs.shape != (*targets.shape, task.sizes[1]):
-            raise ValueError(
-                f"task.model={type(self._module).__name__}: its outputs have shape {tuple(outputs.shape[1:])}; must be "
-                f"{(*targets.shape[1:], task.sizes[1])}"
-            )
-        if task.kind == "adding":
-            return (outputs[:, :, -1, 0] - targets[:, :, -1]).square().mean(1), buffers
-        if task.kind == "copy":
-            outputs, targets = outputs[:, :, task.delay :], targets[:, :, task.delay :]
-        return negative_log_likelihood(outputs, targets), buffers

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.keys import ProblemKeys
+from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
 
 Buffers = Mapping[str, Tensor]
-
-FINAL = 2**62  # first step number of the draws for final batches, beyond those of all inner steps
 
 
 class Problem(ABC):
@@ -72,31 +71,70 @@ class Problem(ABC):
         return {}
 
 
-class Task(ABC):
+class StochasticProblem(Problem):
+    """Problems whose loss depends on what is drawn for the step, such as a mini-batch; a subclass says what in `draw`.
+
+    Attributes:
+        purpose: Of the draws of the inner steps; those at the end of an episode have a purpose of their own.
+    """
+
+    stochastic = True
+    purpose: ClassVar[Purpose] = Purpose.BATCH
+
+    @abstractmethod
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Any]:
+        """One item for each of the steps `first … first + count - 1`, from keys of this purpose."""
+
+    def batches(self, first: int, count: int) -> Iterator[Any]:
+        return self.draw(self.purpose, first, count)
+
+    def final_batches(self, count: int) -> Iterator[Any]:
+        return self.draw(Purpose.FINAL_BATCH, 0, count)
+
+
+def stacked(
+    keys: ProblemKeys,
+    draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """The arrays that are drawn for each problem as tensors `(B, …)`, floating-point ones of type `dtype`."""
+    drawn = {i: draw(keys.generator(Purpose.PROBLEM, i)) for i in set(keys.indices)}
+    tensors = [torch.from_numpy(np.stack(part)) for part in zip(*(drawn[i] for i in keys.indices), strict=True)]
+    return [t.to(device=device, dtype=dtype if t.is_floating_point() else None) for t in tensors]
+
+
+class Task:
     """A distribution of problems.
+
+    A subclass names its class of problems, which is made from (task, keys, device=…, dtype=…), or has a `sample` of
+    its own.
 
     Attributes:
         name: Short name, for tables and folders.
+        problem_type: The class of its problems.
         can_be_negative: Whether losses can fall below zero; geometric means and log objectives then make no sense.
         num_architectures: How many sets of tensor shapes its problems have. With `compile=auto` each of a few has an
             inner step compiled for it, and many share a compiled update.
     """
 
     name: str
+    problem_type: ClassVar[Callable[..., Problem]]
     num_architectures: int = 1
     can_be_negative: ClassVar[bool] = False
 
-    @abstractmethod
     def sample(
         self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Problem:
         """Draw `len(keys)` problems; the same keys give the same problems on every device."""
+        return self.problem_type(self, keys, device=device, dtype=dtype)
 
     def members(self) -> list[tuple[str, Task]]:
         """Names and tasks that a validation covers: the task itself, or the members of a mixture."""
         return [(self.name, self)]
 
-    def prepare(self) -> None:  # noqa: B027  # most need nothing
+    def prepare(self) -> None:
         """Fetch and verify what the task needs, before any work starts. Called once for each process."""
 
     def spec(self) -> dict[str, Any]:

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import stack_module_state
 
+from ph_l2o.checks import at_least, number, one_of
 from ph_l2o.keys import ProblemKeys, Purpose, normals
 from ph_l2o.params import Params
-from ph_l2o.tasks.batched import NORMS
-from ph_l2o.tasks.mlp import MLP, checked_activations, checked_sizes
-from ph_l2o.tasks.module import ModuleProblem, checked_init_scale, seeded
-from ph_l2o.tasks.task import Buffers, Task
+from ph_l2o.tasks.batched import checked_norm
+from ph_l2o.tasks.factory import seeded
+from ph_l2o.tasks.mlp import ACTIVATIONS, MLP, checked_sizes
+from ph_l2o.tasks.module import ModuleProblem, checked_init_scale
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task
 
 Batch = tuple[Tensor, Tensor]  # inputs (B, batch, inputs), targets (B, batch, outputs)
+
+
+class TeacherProblem(StochasticProblem, ModuleProblem):
+    """B students, each with a teacher of its own."""
+
+    def __init__(self, task: TeacherRegression, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        sizes = [task.inputs, *task.hidden_sizes, task.outputs]
+        super().__init__(keys, lambda: MLP(sizes, task.activation, task.norm), device=device, dtype=dtype)
+        self.scale_weights(task.init_scale)
+        self._task = task
+        make = functools.partial(MLP, [task.inputs, *task.teacher_sizes, task.outputs], "tanh")
+        # Step 1 of the module's purpose: step 0 is the student.
+        teachers = [seeded(make, keys.torch_seed(Purpose.MODULE, i, 1)) for i in keys.indices]
+        tensors, _ = stack_module_state(teachers)
+        self._teacher = teachers[0]
+        self._tensors = {name: (task.teacher_scale * t.detach()).to(device, dtype) for name, t in tensors.items()}
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
+        each, size = self._task.inputs + self._task.outputs, self._task.batch_size
+        words = self.keys.words(purpose, first, count, size * each + size * each % 2)
+        drawn = normals(words)[..., : size * each].reshape(count, self.num_problems, size, each)
+        for numbers in torch.from_numpy(np.ascontiguousarray(drawn)).to(self._device, self._dtype):
+            inputs = numbers[..., : self._task.inputs]
+            with torch.no_grad():
+                targets = self._teacher.batched_forward(self._tensors, inputs)
+            yield inputs, targets + self._task.noise * numbers[..., self._task.inputs :]
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, batch[0])
+        return (outputs - batch[1]).square().mean((1, 2)), buffers
 
 
 class TeacherRegression(Task):
@@ -39,6 +72,8 @@ class TeacherRegression(Task):
         ValueError: If an argument is out of range.
     """
 
+    problem_type = TeacherProblem
+
     def __init__(
         self,
         inputs: int = 8,
@@ -54,69 +89,12 @@ class TeacherRegression(Task):
         init_scale: float | Sequence[float] = 1.0,
         name: str = "teacher",
     ):
-        for key, value in (("inputs", inputs), ("outputs", outputs), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"task.{key}={value}: must be a whole number >= 1")
-        if norm not in (None, *NORMS):
-            raise ValueError(f"task.norm={norm}: must be {', '.join(NORMS)} or null")
-        if not 0 < teacher_scale < math.inf:
-            raise ValueError(f"task.teacher_scale={teacher_scale}: must be > 0 and finite")
-        if not 0 <= noise < math.inf:
-            raise ValueError(f"task.noise={noise}: must be >= 0 and finite (standard deviation)")
-        (self.activation,) = checked_activations(activation)[:1]
-        self.inputs, self.outputs, self.norm, self.batch_size = inputs, outputs, norm, batch_size
+        self.inputs = at_least("task.inputs", inputs, 1, "numbers")
+        self.outputs = at_least("task.outputs", outputs, 1, "numbers")
+        self.batch_size = at_least("task.batch_size", batch_size, 1, "points of a mini-batch")
+        self.activation, self.norm = one_of("task.activation", activation, ACTIVATIONS), checked_norm(norm)
         self.hidden_sizes = checked_sizes(hidden_sizes)
         self.teacher_sizes = checked_sizes(teacher_sizes, "teacher_sizes")
-        self.teacher_scale, self.noise, self.name = teacher_scale, noise, name
+        self.teacher_scale = number("task.teacher_scale", teacher_scale, above=0)
+        self.noise, self.name = number("task.noise", noise, minimum=0, meaning="standard deviation"), name
         self.init_scale = checked_init_scale(init_scale)
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> TeacherProblem:
-        """Draw teachers and students; see `Task.sample`."""
-        return TeacherProblem(self, keys, device=device, dtype=dtype)
-
-
-class TeacherProblem(ModuleProblem):
-    """B students, each with a teacher of its own."""
-
-    stochastic = True
-
-    def __init__(self, task: TeacherRegression, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        def student() -> MLP:
-            return MLP([task.inputs, *task.hidden_sizes, task.outputs], task.activation, task.norm)
-
-        super().__init__(keys, student, device=device, dtype=dtype)
-        self.scale_weights(task.init_scale)
-        self._task, self._dtype = task, dtype
-
-        def made() -> MLP:
-            return MLP([task.inputs, *task.teacher_sizes, task.outputs], "tanh")
-
-        # Step 1 of the module's purpose: step 0 is the student.
-        teachers = [dict(seeded(made, keys.torch_seed(Purpose.MODULE, i, 1)).named_parameters()) for i in keys.indices]
-        self._teacher = made()
-        self._tensors = {
-            name: (task.teacher_scale * torch.stack([t[name].detach() for t in teachers])).to(device, dtype)
-            for name in teachers[0]
-        }
-
-    def batches(self, first: int, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[Batch]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Batch]:
-        each, size = self._task.inputs + self._task.outputs, self._task.batch_size
-        words = self.keys.words(purpose, first, count, size * each + size * each % 2)
-        drawn = normals(words)[..., : size * each].reshape(count, self.num_problems, size, each)
-        for numbers in torch.from_numpy(np.ascontiguousarray(drawn)).to(self._device, self._dtype):
-            inputs = numbers[..., : self._task.inputs]
-            with torch.no_grad():
-                targets = self._teacher.batched_forward(self._tensors, inputs)
-            yield inputs, targets + self._task.noise * numbers[..., self._task.inputs :]
-
-    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        outputs, buffers = self.outputs(params, buffers, batch[0])
-        return (outputs - batch[1]).square().mean((1, 2)), buffers

@@ -30,7 +30,7 @@ BAD = [
     (["task.dim=-3"], r"task.dim=-3: must be >= 1"),
     (["task.dim=ten"], r"task.dim=ten: must be a whole number"),
     (["task.noise=-1"], r"task.noise=-1: must be >= 0"),
-    (["task.init=ones"], r"task.init=ones: must be normal or zeros"),
+    (["task.init=ones"], r"task.init=ones: must be one of normal, zeros"),
     (["meta.outer_steps=0"], r"meta.outer_steps=0: must be a whole number >= 1"),
     (["meta.num_problems=-4"], r"meta.num_problems=-4: must be"),
     (["meta.horizons=[0]"], r"meta.horizons=\[0\]: must be"),

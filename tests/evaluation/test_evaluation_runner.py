@@ -94,7 +94,7 @@ def test_progress_is_told(descent: Any, bowl: Any) -> None:
     ("change", "message"),
     [
         ({"horizon": 0}, r"horizon=0: must be >= 1 \(inner steps\)"),
-        ({"horizon": 2.5}, r"horizon=2\.5: must be an integer >= 1"),
+        ({"horizon": 2.5}, r"horizon=2\.5: must be a whole number >= 1"),
         ({"num_problems": 0}, "num_problems=0: must be >= 1"),
         ({"seed": -1}, "seed=-1: must be >= 0"),
         ({"chunk": 0}, "chunk=0: must be >= 1"),

@@ -231,13 +231,13 @@ LOGISTIC, TEACHER = LogisticRegression, TeacherRegression
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (LOGISTIC, {"features": 0}, "task.features=0: must be a whole number >= 1"),
-        (LOGISTIC, {"classes": 1}, "task.classes=1: must be a whole number >= 2"),
-        (LOGISTIC, {"examples": 1.5}, "task.examples=1.5: must be a whole number >= 1"),
-        (LOGISTIC, {"batch_size": 0}, "task.batch_size=0: must be a whole number >= 1 (points), or null for all"),
+        (LOGISTIC, {"features": 0}, "task.features=0: must be >= 1 (of a point)"),
+        (LOGISTIC, {"classes": 1}, "task.classes=1: must be >= 2 (of the points)"),
+        (LOGISTIC, {"examples": 1.5}, "task.examples=1.5: must be a whole number >= 1 (points of a problem)"),
+        (LOGISTIC, {"batch_size": 0}, "task.batch_size=0: must be >= 1 (points of a mini-batch; null takes all)"),
         (LOGISTIC, {"condition_number": 0.5}, "task.condition_number=0.5: must be >= 1 and finite"),
         (LOGISTIC, {"sharpness": math.nan}, "task.sharpness=nan: must be >= 0 and finite"),
-        (TEACHER, {"inputs": 0}, "task.inputs=0: must be a whole number >= 1"),
+        (TEACHER, {"inputs": 0}, "task.inputs=0: must be >= 1 (numbers)"),
         (TEACHER, {"hidden_sizes": [0]}, "task.hidden_sizes=[0]: must be a list of whole numbers >= 1 (units)"),
         (TEACHER, {"teacher_sizes": 3}, "task.teacher_sizes=3: must be a list of whole numbers >= 1 (units)"),
         (TEACHER, {"norm": "group"}, "task.norm=group: must be layer, batch or null"),
@@ -245,17 +245,17 @@ LOGISTIC, TEACHER = LogisticRegression, TeacherRegression
         (TEACHER, {"noise": -1}, "task.noise=-1: must be >= 0 and finite (standard deviation)"),
         (TEACHER, {"init_scale": 0}, "task.init_scale=0: must be a number > 0, or two of them, low and high"),
         (TEACHER, {"init_scale": [2, 1]}, "task.init_scale=[2, 1]: must be a number > 0, or two of them, low and high"),
-        (Autoencoder, {"loss": "mae"}, "task.loss=mae: must be mse or bce"),
+        (Autoencoder, {"loss": "mae"}, "task.loss=mae: must be one of mse, bce; did you mean mse?"),
         (Autoencoder, {"hidden_sizes": []}, "task.hidden_sizes=[]: must have at least one layer, the code"),
         (Autoencoder, {"norm": "group"}, "task.norm=group: must be layer, batch or null"),
         (
             Autoencoder,
             {"image_size": 0},
-            "task.image_size=0: must be a whole number >= 1, or null for that of the data",
+            "task.image_size=0: must be >= 1 (pixels; null keeps those of the data)",
         ),
         (Sequences, {"kind": "coppy"}, f"task.kind=coppy: must be one of {', '.join(KINDS)}; did you mean copy?"),
-        (Sequences, {"symbols": 1}, "task.symbols=1: must be a whole number >= 2"),
-        (Sequences, {"length": 1}, "task.length=1: must be a whole number >= 2"),
+        (Sequences, {"symbols": 1}, "task.symbols=1: must be >= 2 (different ones)"),
+        (Sequences, {"length": 1}, "task.length=1: must be >= 2 (times of a sequence)"),
         (
             Sequences,
             {"kind": "copy", "delay": 10},
@@ -265,8 +265,8 @@ LOGISTIC, TEACHER = LogisticRegression, TeacherRegression
         (
             Sequences,
             {"model": nn.Linear(2, 2)},
-            "task.model=Linear: must be a function that makes a module; in a configuration, a node with "
-            "_partial_: true",
+            "task.model=Linear: must be a function that makes a module, such as a class or a functools.partial; "
+            "in a configuration, a node with _partial_: true",
         ),
     ],
 )

@@ -94,8 +94,11 @@ def test_normalised_networks_with_mixed_activations(mnist_root, norm):
     ("arguments", "message"),
     [
         ({"norm": "group"}, "task.norm=group: must be layer, batch or null"),
-        ({"image_size": 0}, "task.image_size=0: must be a whole number >= 1, or null for that of the data"),
-        ({"image_size": 14.0}, "task.image_size=14.0: must be a whole number >= 1, or null for that of the data"),
+        ({"image_size": 0}, "task.image_size=0: must be >= 1 (pixels; null keeps those of the data)"),
+        (
+            {"image_size": 14.0},
+            "task.image_size=14.0: must be a whole number >= 1 (pixels; null keeps those of the data)",
+        ),
         ({"init_scale": -1}, "task.init_scale=-1: must be a number > 0, or two of them, low and high"),
         ({"init_scale": [1, 2, 3]}, "task.init_scale=[1, 2, 3]: must be a number > 0, or two of them, low and high"),
     ],

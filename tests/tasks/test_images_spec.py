@@ -87,12 +87,12 @@ NAMES = ", ".join(ACTIVATIONS)
         ({"hidden_sizes": [2.5]}, "task.hidden_sizes=[2.5]: must be a list of whole numbers >= 1 (units)"),
         ({"hidden_sizes": 20}, "task.hidden_sizes=20: must be a list of whole numbers >= 1 (units)"),
         ({"activation": []}, "task.activation=[]: must name at least one activation"),
-        ({"activation": "rleu"}, f"task.activation=rleu: must be of {NAMES}; did you mean relu?"),
-        ({"activation": ["relu", "step"]}, f"task.activation=step: must be of {NAMES}"),
-        ({"activation": [3]}, f"task.activation=3: must be of {NAMES}"),
-        ({"batch_size": 0}, "task.batch_size=0: must be >= 1 (whole number of images of a mini-batch)"),
-        ({"batch_size": 2.5}, "task.batch_size=2.5: must be >= 1 (whole number of images of a mini-batch)"),
-        ({"split": "thirds"}, "task.split=thirds: must be default or study"),
+        ({"activation": "rleu"}, f"task.activation=rleu: must be one of {NAMES}; did you mean relu?"),
+        ({"activation": ["relu", "step"]}, f"task.activation=step: must be one of {NAMES}"),
+        ({"activation": [3]}, f"task.activation=3: must be one of {NAMES}"),
+        ({"batch_size": 0}, "task.batch_size=0: must be >= 1 (images of a mini-batch)"),
+        ({"batch_size": 2.5}, "task.batch_size=2.5: must be a whole number >= 1 (images of a mini-batch)"),
+        ({"split": "thirds"}, "task.split=thirds: must be one of default, study"),
         (
             {"model": nn.Linear(2, 2)},
             "task.model=Linear: must be a function that makes a module, such as a class or a functools.partial; "

@@ -155,8 +155,8 @@ NAMES = ", ".join(ACTIVATIONS)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConvNet([0]), "task.model.channels=[0]: must be a list of whole numbers >= 1"),
-        (lambda: ConvNet([]), "task.model.channels=[]: must be a list of whole numbers >= 1"),
+        (lambda: ConvNet([0]), "task.model.channels=[0]: must be a list of whole numbers >= 1 (units)"),
+        (lambda: ConvNet([]), "task.model.channels=[]: must have at least one layer"),
         (lambda: ConvNet(kernel=2), "task.model.kernel=2: must be an odd whole number >= 1"),
         (lambda: ConvNet(norm="group"), "task.model.norm=group: must be layer, batch or null"),
         (lambda: ConvNet(activation="rleu"), f"task.model.activation=rleu: must be one of {NAMES}; did you mean relu?"),
@@ -164,9 +164,9 @@ NAMES = ", ".join(ACTIVATIONS)
             lambda: RecurrentNet(2, 2, cell="gruu"),
             "task.model.cell=gruu: must be one of gru, lstm, rnn_tanh, rnn_relu; did you mean gru?",
         ),
-        (lambda: RecurrentNet(2, 2, hidden_size=0), "task.model.hidden_size=0: must be a whole number >= 1"),
-        (lambda: RecurrentNet(2, 2, num_layers=0), "task.model.num_layers=0: must be a whole number >= 1"),
-        (lambda: CausalAttention(2, 2, 3, width=0), "task.model.width=0: must be a whole number >= 1"),
+        (lambda: RecurrentNet(2, 2, hidden_size=0), "task.model.hidden_size=0: must be >= 1 (units of a layer)"),
+        (lambda: RecurrentNet(2, 2, num_layers=0), "task.model.num_layers=0: must be >= 1 (layers)"),
+        (lambda: CausalAttention(2, 2, 3, width=0), "task.model.width=0: must be >= 1 (of the residual stream)"),
         (lambda: CausalAttention(2, 2, 3, width=5), "task.model.width=5: must be a multiple of num_heads=2"),
     ],
 )

@@ -179,13 +179,13 @@ def test_spec_says_all_that_defines_the_distribution():
     ("arguments", "message"),
     [
         ({"dim": 0}, "task.dim=0: must be >= 1 (number of coordinates)"),
-        ({"condition_number": 0.5}, "task.condition_number=0.5: must be >= 1 and finite, or null for W as drawn"),
-        ({"condition_number": math.nan}, "task.condition_number=nan: must be >= 1 and finite, or null for W as drawn"),
-        ({"condition_number": math.inf}, "task.condition_number=inf: must be >= 1 and finite, or null for W as drawn"),
+        ({"condition_number": 0.5}, "task.condition_number=0.5: must be >= 1 and finite (null keeps W as drawn)"),
+        ({"condition_number": math.nan}, "task.condition_number=nan: must be >= 1 and finite (null keeps W as drawn)"),
+        ({"condition_number": math.inf}, "task.condition_number=inf: must be >= 1 and finite (null keeps W as drawn)"),
         ({"noise": -0.1}, "task.noise=-0.1: must be >= 0 and finite (standard deviation)"),
         ({"noise": math.nan}, "task.noise=nan: must be >= 0 and finite (standard deviation)"),
         ({"noise": math.inf}, "task.noise=inf: must be >= 0 and finite (standard deviation)"),
-        ({"init": "ones"}, "task.init=ones: must be normal or zeros"),
+        ({"init": "ones"}, "task.init=ones: must be one of normal, zeros"),
     ],
 )
 def test_bad_arguments(arguments, message):

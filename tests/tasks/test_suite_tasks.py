@@ -10,9 +10,10 @@ from ph_l2o import cli
 from ph_l2o.commands.instantiate import build
 from ph_l2o.inner import value_and_gradient
 from ph_l2o.keys import SPLITS, ProblemKeys
-from ph_l2o.tasks import ImageClassification
-from ph_l2o.tasks.suite import VAE, CharacterText, Contrastive, ImageFit, Poisson, Tabular, rows
-from ph_l2o.tasks.suite.tabular import hinge, huber, ranking, smoothed
+from ph_l2o.tasks.image_task import ImageTask
+from ph_l2o.tasks.losses import cross_entropy, hinge, huber, ranking, smoothed
+from ph_l2o.tasks.suite import CharacterText, Contrastive, ImageFit, Poisson, Tabular
+from ph_l2o.tasks.suite.image_fit import PLACES
 
 FILE = OmegaConf.load(Path(cli.conf_dir()) / "suite" / "generalise.yaml")
 SYNTHETIC = {"poisson", "matrix_factorisation", "graph_communities", "deep_linear"}  # no finite data
@@ -71,13 +72,16 @@ def test_a_problem_does_not_depend_on_those_beside_it(name, tasks):
 @pytest.mark.parametrize("name", sorted(set(FILE.suite) - SYNTHETIC))
 def test_splits_share_no_data(name, tasks):
     task = tasks(name)
-    if isinstance(task, ImageClassification | VAE):
-        source = task._images if isinstance(task, VAE) else task
-        parts = [{image.numpy().tobytes() for image in source.images(split)[0][:500]} for split in SPLITS]
-        assert source.split == "default"
+    if isinstance(task, ImageTask):
+        parts = [{image.numpy().tobytes() for image in task.images(split)[0][:500]} for split in SPLITS]
+        assert task.split == "default"
         assert all(len(a & b) <= 1 for a in parts for b in parts if a is not b)  # a few images occur twice
     else:
-        parts = [set(task.rows(split).tolist()) for split in SPLITS]
+        if isinstance(task, ImageFit):
+            columns = [(number, range(left, right)) for number, left, right in (PLACES[split] for split in SPLITS)]
+            parts = [{(number, column) for column in span} for number, span in columns]
+        else:
+            parts = [set(task.rows(split).tolist()) for split in SPLITS]
         assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
 
 
@@ -102,7 +106,7 @@ def test_losses_by_hand():
     assert hinge(logits, labels).tolist() == [4.0]  # margins of -0.5, which counts as 0, and 2
     pair = ranking(outputs, torch.tensor([[0.0, 1.0]]))
     torch.testing.assert_close(pair, torch.nn.functional.softplus(torch.tensor([-2.5])))
-    smooth = rows.cross_entropy(logits, labels, 0.1)
+    smooth = cross_entropy(logits, labels, 0.1)
     expected = torch.nn.functional.cross_entropy(logits[0], labels[0], label_smoothing=0.1)
     torch.testing.assert_close(smooth[0], expected)
     best = torch.tensor([[[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]]]).log()
@@ -131,7 +135,7 @@ def test_the_text_is_part_of_the_identity():
         (lambda: Tabular("digit"), "task.dataset=digit: .*did you mean digits"),
         (lambda: Tabular("diabetes", loss="hinge"), "task.loss=hinge: .*huber, ranking"),
         (lambda: Tabular("wine", loss="huber"), "task.loss=huber: .*cross_entropy"),
-        (lambda: Tabular(batch_size=1), "task.batch_size=1: must be a whole number >= 2"),
+        (lambda: Tabular(batch_size=1), "task.batch_size=1: must be >= 2"),
         (lambda: CharacterText("gru"), "task.model=gru: must be one of transformer, lstm"),
         (lambda: CharacterText(width=30), "task.width=30: must be a multiple of 4"),
         (lambda: ImageFit(size=61), "task.size=61: must be <= 60"),

@@ -5,57 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import at_least, number
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
 from ph_l2o.tasks.mlp import MLP
-from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least
+from ph_l2o.tasks.rows import Batch, RowProblem
 from ph_l2o.tasks.suite.tabular import Tabular
 from ph_l2o.tasks.task import Buffers
-
-
-class Contrastive(Tabular):
-    """Find a row's other view among those of the batch, by the cosine of the embeddings (InfoNCE).
-
-    A view is a row plus normal noise, which is drawn anew in each step.
-
-    Args:
-        dataset: A name of `Tabular`'s data sets; targets are not used.
-        width: Units of the hidden layer and of the embedding, >= 1.
-        batch_size: Rows of a mini-batch, >= 2.
-        noise: Standard deviation of the noise, in those of the columns, >= 0.
-        temperature: Of the softmax over cosines, > 0.
-        name: Name in tables.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Reference: van den Oord et al. 2018; Chen et al. 2020, section 2.1.
-    """
-
-    def __init__(
-        self,
-        dataset: str = "digits",
-        *,
-        width: int = 64,
-        batch_size: int = 64,
-        noise: float = 0.5,
-        temperature: float = 0.2,
-        name: str = "contrastive",
-    ):
-        loss = "huber" if dataset == "diabetes" else "cross_entropy"
-        super().__init__(dataset, loss=loss, hidden_sizes=(width,), batch_size=batch_size, name=name)
-        self.width = at_least("width", width, 1, "units")
-        if noise < 0:
-            raise ValueError(f"task.noise={noise}: must be >= 0")
-        if not temperature > 0:
-            raise ValueError(f"task.temperature={temperature}: must be > 0")
-        self.noise, self.temperature = noise, temperature
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> ContrastiveProblem:
-        """Draw networks; see `Task.sample`."""
-        return ContrastiveProblem(self, keys, device=device, dtype=dtype)
 
 
 class ContrastiveProblem(RowProblem):
@@ -80,3 +36,41 @@ class ContrastiveProblem(RowProblem):
         first, second = unit.chunk(2, 1)
         logs = (first @ second.mT / self._task.temperature).log_softmax(-1)
         return -logs.diagonal(dim1=1, dim2=2).mean(1), buffers
+
+
+class Contrastive(Tabular):
+    """Find a row's other view among those of the batch, by the cosine of the embeddings (InfoNCE).
+
+    A view is a row plus normal noise, which is drawn anew in each step.
+
+    Args:
+        dataset: A name of `Tabular`'s data sets; targets are not used.
+        width: Units of the hidden layer and of the embedding, >= 1.
+        batch_size: Rows of a mini-batch, >= 2.
+        noise: Standard deviation of the noise, in those of the columns, >= 0.
+        temperature: Of the softmax over cosines, > 0.
+        name: Name in tables.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Reference: van den Oord et al. 2018; Chen et al. 2020, section 2.1.
+    """
+
+    problem_type = ContrastiveProblem
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        *,
+        width: int = 64,
+        batch_size: int = 64,
+        noise: float = 0.5,
+        temperature: float = 0.2,
+        name: str = "contrastive",
+    ):
+        loss = "huber" if dataset == "diabetes" else "cross_entropy"
+        super().__init__(dataset, loss=loss, hidden_sizes=(width,), batch_size=batch_size, name=name)
+        self.width = at_least("task.width", width, 1, "units")
+        self.noise = number("task.noise", noise, minimum=0, meaning="standard deviation")
+        self.temperature = number("task.temperature", temperature, above=0)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import at_least, number
 from ph_l2o.keys import ProblemKeys, Purpose, integers
 from ph_l2o.params import Params
-from ph_l2o.tasks.suite.rows import at_least
-from ph_l2o.tasks.task import Buffers, Problem, Task
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task, stacked
 
 
 class Entries(NamedTuple):
@@ -21,6 +21,26 @@ class Entries(NamedTuple):
     rows: Tensor
     columns: Tensor
     values: Tensor
+
+
+class FactorisationProblem(StochasticProblem):
+    """B matrices."""
+
+    def __init__(self, task: MatrixFactorisation, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        self.keys, self._batch_size, self._device = keys, task.batch_size, torch.device(device)
+        rows, columns, values, u, v = stacked(keys, task.entries, device=device, dtype=dtype)
+        self._observed = Entries(rows, columns, values)
+        self.params = Params.from_tensors({"u": u, "v": v})
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Entries]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        for chosen in torch.from_numpy(integers(words, self._observed.rows.shape[1])).to(self._device):
+            yield Entries(*(part.gather(1, chosen) for part in self._observed))
+
+    def loss(self, params: Params, buffers: Buffers, batch: Entries) -> tuple[Tensor, Buffers]:
+        problem = torch.arange(len(self.keys), device=self._device)[:, None]
+        products = params["u"][problem, batch.rows] * params["v"][problem, batch.columns]
+        return (products.sum(-1) - batch.values).square().mean(1), buffers
 
 
 class MatrixFactorisation(Task):
@@ -44,6 +64,8 @@ class MatrixFactorisation(Task):
     Reference: Koren, Bell and Volinsky 2009.
     """
 
+    problem_type = FactorisationProblem
+
     def __init__(
         self,
         rows: int = 64,
@@ -56,63 +78,19 @@ class MatrixFactorisation(Task):
         noise: float = 0.3,
         name: str = "factorisation",
     ):
-        self.num_rows, self.columns = (
-            at_least("rows", rows, 1, "of the matrix"),
-            at_least("columns", columns, 1, "of it"),
-        )
-        self.true_rank, self.rank = at_least("true_rank", true_rank, 1, "numbers"), at_least("rank", rank, 1, "numbers")
-        self.observed = at_least("observed", observed, 1, "entries")
-        self.batch_size = at_least("batch_size", batch_size, 1, "entries of a mini-batch")
-        if noise < 0:
-            raise ValueError(f"task.noise={noise}: must be >= 0")
-        self.noise, self.name = noise, name
+        self.num_rows = at_least("task.rows", rows, 1, "of the matrix")
+        self.columns = at_least("task.columns", columns, 1, "of the matrix")
+        self.true_rank = at_least("task.true_rank", true_rank, 1, "without the noise")
+        self.rank = at_least("task.rank", rank, 1, "numbers of a factor")
+        self.observed = at_least("task.observed", observed, 1, "entries")
+        self.batch_size = at_least("task.batch_size", batch_size, 1, "entries of a mini-batch")
+        self.noise, self.name = number("task.noise", noise, minimum=0, meaning="standard deviation"), name
 
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> FactorisationProblem:
-        """Draw matrices; see `Task.sample`."""
-        return FactorisationProblem(self, keys, device=device, dtype=dtype)
-
-
-class FactorisationProblem(Problem):
-    """B matrices."""
-
-    stochastic = True
-
-    def __init__(self, task: MatrixFactorisation, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        self.keys, self._batch_size, self._device = keys, task.batch_size, torch.device(device)
-        rows, columns, values, u, v = zip(
-            *(_drawn(task, keys.generator(Purpose.PROBLEM, i)) for i in keys.indices), strict=True
-        )
-
-        def stacked(arrays: tuple[np.ndarray, ...]) -> Tensor:
-            made = torch.from_numpy(np.stack(arrays)).to(device)
-            return made.to(dtype) if made.is_floating_point() else made
-
-        self._observed = Entries(stacked(rows), stacked(columns), stacked(values))
-        self.params = Params.from_tensors({"u": stacked(u), "v": stacked(v)})
-
-    def batches(self, first: int, count: int) -> Iterator[Entries]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[Entries]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Entries]:
-        words = self.keys.words(purpose, first, count, self._batch_size)
-        for chosen in torch.from_numpy(integers(words, self._observed.rows.shape[1])).to(self._device):
-            yield Entries(*(part.gather(1, chosen) for part in self._observed))
-
-    def loss(self, params: Params, buffers: Buffers, batch: Entries) -> tuple[Tensor, Buffers]:
-        problem = torch.arange(len(self.keys), device=self._device)[:, None]
-        products = params["u"][problem, batch.rows] * params["v"][problem, batch.columns]
-        return (products.sum(-1) - batch.values).square().mean(1), buffers
-
-
-def _drawn(task: MatrixFactorisation, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-    normal = generator.standard_normal
-    matrix = normal((task.num_rows, task.true_rank)) @ normal((task.true_rank, task.columns)) / task.true_rank**0.5
-    rows = generator.integers(0, task.num_rows, task.observed)
-    columns = generator.integers(0, task.columns, task.observed)
-    values = matrix[rows, columns] + task.noise * normal(task.observed)
-    return rows, columns, values, 0.3 * normal((task.num_rows, task.rank)), 0.3 * normal((task.columns, task.rank))
+    def entries(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Observed rows, columns and values `(observed,)` of one problem, and its initial u and v."""
+        normal = generator.standard_normal
+        matrix = normal((self.num_rows, self.true_rank)) @ normal((self.true_rank, self.columns)) / self.true_rank**0.5
+        rows = generator.integers(0, self.num_rows, self.observed)
+        columns = generator.integers(0, self.columns, self.observed)
+        values = matrix[rows, columns] + self.noise * normal(self.observed)
+        return rows, columns, values, 0.3 * normal((self.num_rows, self.rank)), 0.3 * normal((self.columns, self.rank))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ph_l2o.keys import ProblemKeys, Purpose, integers
+from ph_l2o.checks import at_least, one_of
+from ph_l2o.keys import ProblemKeys, Purpose, Split, integers
 from ph_l2o.params import Params
 from ph_l2o.tasks.module import ModuleProblem
-from ph_l2o.tasks.suite.rows import at_least, bundled, one_of
-from ph_l2o.tasks.task import Buffers, Task
+from ph_l2o.tasks.suite.tabular import bundled
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task, stacked
 
-# The photographs have 427 × 640 pixels. Meta-training and validation share one, from left and right; the test has the
-# other.
-_PLACES = {"train": (0, 0, 400), "val": (0, 400, 640), "test": (1, 0, 640)}
+# Number of the photograph, of 427 × 640 pixels, and the first and last column: meta-training and validation share one.
+PLACES = {"train": (0, 0, 400), "val": (0, 400, 640), "test": (1, 0, 640)}
 
 
 class _Sine(nn.Module):
@@ -68,6 +70,26 @@ class FourierFeatures(nn.Module):
 MODELS = {"siren": Siren, "fourier": FourierFeatures}
 
 
+class ImageFitProblem(StochasticProblem, ModuleProblem):
+    """B parts of photographs."""
+
+    def __init__(self, task: ImageFit, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        super().__init__(keys, lambda: MODELS[task.model](task.width), device=device, dtype=dtype)
+        self._batch_size = task.batch_size
+        (self._values,) = stacked(keys, functools.partial(task.part, keys.split), device=device, dtype=dtype)
+        axis = torch.linspace(-1, 1, task.size, dtype=torch.float64)
+        self._places = torch.cartesian_prod(axis, axis).to(device=device, dtype=dtype)
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        for chosen in torch.from_numpy(integers(words, len(self._places))).to(self._device):
+            yield self._places[chosen], self._values.gather(1, chosen)
+
+    def loss(self, params: Params, buffers: Buffers, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, batch[0])
+        return (outputs[..., 0] - batch[1]).square().mean(1), buffers
+
+
 class ImageFit(Task):
     """Fit a network to a part of a photograph: the part of the grey values' variance that it leaves, at random pixels.
 
@@ -76,7 +98,7 @@ class ImageFit(Task):
     Args:
         model: `siren` or `fourier`.
         width: Of the network's layers, >= 2.
-        size: Height and width in pixels after 4 × 4 pixels of the photograph are made one, 2 to 60.
+        size: Height and width in pixels of a part, each the mean of 4 × 4 pixels of the photograph, 2 to 60.
         batch_size: Pixels of a mini-batch, >= 1.
         name: Name in tables.
 
@@ -84,20 +106,16 @@ class ImageFit(Task):
         ValueError: If an argument is out of range.
     """
 
+    problem_type = ImageFitProblem
+
     def __init__(
-        self,
-        model: str = "siren",
-        *,
-        width: int = 32,
-        size: int = 32,
-        batch_size: int = 256,
-        name: str = "image_fit",
+        self, model: str = "siren", *, width: int = 32, size: int = 32, batch_size: int = 256, name: str = "image_fit"
     ):
-        self.model, self.width = one_of("model", model, tuple(MODELS)), at_least("width", width, 2, "of the layers")
-        self.size = at_least("size", size, 2, "pixels")
+        self.model, self.width = one_of("task.model", model, MODELS), at_least("task.width", width, 2, "of the layers")
+        self.size = at_least("task.size", size, 2, "pixels")
         if size > 60:
             raise ValueError(f"task.size={size}: must be <= 60 (pixels; a quarter of the photograph's part)")
-        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "pixels of a mini-batch"), name
+        self.batch_size, self.name = at_least("task.batch_size", batch_size, 1, "pixels of a mini-batch"), name
 
     def prepare(self) -> None:
         """Read the photographs."""
@@ -108,54 +126,12 @@ class ImageFit(Task):
         images = bundled("datasets", f"task.model={self.model}").load_sample_images().images
         return [torch.from_numpy(image.copy()).double().mean(-1) / 255 for image in images]
 
-    def rows(self, split: str) -> Tensor:
-        """Numbers of the pixels of which the split's problems are parts."""
-        number, left, right = _PLACES[split]
-        height, width = self._photographs[0].shape
-        pixels = torch.arange(2 * height * width).view(2, height, width)
-        return pixels[number, :, left:right].flatten()
-
-    def part(self, keys: ProblemKeys, index: int) -> Tensor:
-        """Grey values of a problem's part, `(size, size)`, of mean 0 and variance 1."""
-        number, left, right = _PLACES[keys.split]
-        photograph = self._photographs[number][:, left:right]
-        generator, side = keys.generator(Purpose.PROBLEM, index), 4 * self.size
+    def part(self, split: Split, generator: np.random.Generator) -> tuple[np.ndarray]:
+        """Grey values of one problem's part, `(size · size,)`, of mean 0 and variance 1."""
+        number, left, right = PLACES[split]
+        photograph, side = self._photographs[number][:, left:right], 4 * self.size
         top, left = (int(generator.integers(0, room - side + 1)) for room in photograph.shape)
         part = photograph[top : top + side, left : left + side]
         small = part.unflatten(1, (-1, 4)).unflatten(0, (-1, 4)).mean((1, 3))
-        return (small - small.mean()) / small.std().clamp_min(1e-2)  # a part may be all sky
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> ImageFitProblem:
-        """Draw parts and networks; see `Task.sample`."""
-        return ImageFitProblem(self, keys, device=device, dtype=dtype)
-
-
-class ImageFitProblem(ModuleProblem):
-    """B parts of photographs."""
-
-    stochastic = True
-
-    def __init__(self, task: ImageFit, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        super().__init__(keys, lambda: MODELS[task.model](task.width), device=device, dtype=dtype)
-        self._batch_size = task.batch_size
-        parts = {i: task.part(keys, i).flatten() for i in set(keys.indices)}
-        self._values = torch.stack([parts[i] for i in keys.indices]).to(device=device, dtype=dtype)
-        axis = torch.linspace(-1, 1, task.size, dtype=torch.float64)
-        self._places = torch.cartesian_prod(axis, axis).to(device=device, dtype=dtype)
-
-    def batches(self, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        words = self.keys.words(purpose, first, count, self._batch_size)
-        for chosen in torch.from_numpy(integers(words, len(self._places))).to(self._device):
-            yield self._places[chosen], self._values.gather(1, chosen)
-
-    def loss(self, params: Params, buffers: Buffers, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Buffers]:
-        outputs, buffers = self.outputs(params, buffers, batch[0])
-        return (outputs[..., 0] - batch[1]).square().mean(1), buffers
+        scaled = (small - small.mean()) / small.std().clamp_min(1e-2)  # a part may be all sky
+        return (scaled.flatten().numpy(),)

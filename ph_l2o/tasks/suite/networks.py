@@ -22,7 +22,7 @@ class _ConvBlock(nn.Module):
 
 
 class ResNet(nn.Sequential):
-    """Convolutions with shortcuts and BatchNorm, on images of which 2 × 2 pixels are made one.
+    """Convolutions with shortcuts and BatchNorm, on images averaged over 2 × 2 pixels.
 
     Args:
         channels: Of the first stage; the second has twice as many.
@@ -63,7 +63,7 @@ class Mixer(nn.Module):
     Args:
         size: Height and width of the images, a multiple of `patch`.
         patch: Height and width of a patch.
-        width: Numbers that stand for a patch.
+        width: Of a patch's embedding.
         depth: Blocks.
         classes: Number of classes.
         colors: Channels of the images.
@@ -97,11 +97,11 @@ class _WideBlock(nn.Module):
 
 
 class ResidualMLP(nn.Sequential):
-    """Perceptrons with shortcuts and LayerNorm, on images of which 2 × 2 pixels are made one.
+    """Perceptrons with shortcuts and LayerNorm, on images averaged over 2 × 2 pixels.
 
     Args:
-        pixels: Numbers of an image after that.
-        width: Of the stream that the blocks add to.
+        pixels: Of an image after that, over all channels.
+        width: Of the residual stream.
         depth: Blocks.
         expansion: Hidden units of a block, in widths.
         classes: Number of classes.

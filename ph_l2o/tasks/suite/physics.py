@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.checks import at_least
+from ph_l2o.keys import ProblemKeys, Purpose, uniforms
 from ph_l2o.params import Params
 from ph_l2o.tasks.mlp import MLP
 from ph_l2o.tasks.module import ModuleProblem
-from ph_l2o.tasks.suite.rows import at_least
-from ph_l2o.tasks.task import Buffers, Task
+from ph_l2o.tasks.task import Buffers, StochasticProblem, Task, stacked
 
 _HARMONICS = 4
 
@@ -38,6 +38,34 @@ class _WithDerivatives(MLP):
         return torch.cat([value, slope, bend], -1)
 
 
+def _forces(generator: np.random.Generator) -> tuple[np.ndarray]:
+    # The factor (kπ)² of the second derivative, times 1/k.
+    return (generator.standard_normal(_HARMONICS) * math.pi**2 * np.arange(1, _HARMONICS + 1),)
+
+
+class PoissonProblem(StochasticProblem, ModuleProblem):
+    """B equations."""
+
+    def __init__(self, task: Poisson, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        sizes = [1, task.width, task.width, 1]
+        super().__init__(keys, lambda: _WithDerivatives(sizes, "tanh"), device=device, dtype=dtype)
+        self._batch_size = task.batch_size
+        (self._forces,) = stacked(keys, _forces, device=device, dtype=dtype)
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Tensor]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        return iter(torch.from_numpy(uniforms(words)).to(device=self._device, dtype=self._dtype))
+
+    def loss(self, params: Params, buffers: Buffers, batch: Tensor) -> tuple[Tensor, Buffers]:
+        ends = torch.tensor([0.0, 1.0], device=batch.device, dtype=batch.dtype).expand(len(batch), 2)
+        outputs, buffers = self.outputs(params, buffers, torch.cat([batch, ends], 1)[..., None])
+        u, _, bend = outputs.unbind(-1)
+        waves = torch.sin(math.pi * batch[..., None] * torch.arange(1, _HARMONICS + 1, device=batch.device))
+        force = (waves * self._forces[:, None]).sum(-1)
+        residual = (u[:, :-2].pow(3) - bend[:, :-2] - force) / math.pi**2
+        return residual.square().mean(1) + 10 * u[:, -2:].square().mean(1), buffers
+
+
 class Poisson(Task):
     """Solve -u″ + u³ = f on [0, 1] with u(0) = u(1) = 0 by a network: mean squared residual at random points.
 
@@ -56,49 +84,8 @@ class Poisson(Task):
     Reference: Raissi, Perdikaris and Karniadakis 2019.
     """
 
+    problem_type = PoissonProblem
+
     def __init__(self, width: int = 32, *, batch_size: int = 64, name: str = "poisson"):
-        self.width = at_least("width", width, 1, "units of the hidden layers")
-        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "points of a mini-batch"), name
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> PoissonProblem:
-        """Draw right-hand sides and networks; see `Task.sample`."""
-        return PoissonProblem(self, keys, device=device, dtype=dtype)
-
-
-class PoissonProblem(ModuleProblem):
-    """B equations."""
-
-    stochastic = True
-
-    def __init__(self, task: Poisson, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        def network() -> nn.Module:
-            return _WithDerivatives([1, task.width, task.width, 1], "tanh")
-
-        super().__init__(keys, network, device=device, dtype=dtype)
-        self._batch_size, self._dtype = task.batch_size, dtype
-        draws = np.stack([keys.generator(Purpose.PROBLEM, i).standard_normal(_HARMONICS) for i in keys.indices])
-        # The factor (kπ)² of the second derivative, times 1/k.
-        forces = torch.from_numpy(draws) * math.pi**2 * torch.arange(1, _HARMONICS + 1)
-        self._forces = forces.to(device=device, dtype=dtype)
-
-    def batches(self, first: int, count: int) -> Iterator[Tensor]:
-        return self._draw(Purpose.BATCH, first, count)
-
-    def final_batches(self, count: int) -> Iterator[Tensor]:
-        return self._draw(Purpose.FINAL_BATCH, 0, count)
-
-    def _draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Tensor]:
-        words = self.keys.words(purpose, first, count, self._batch_size)
-        for chosen in torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53):
-            yield chosen.to(device=self._device, dtype=self._dtype)
-
-    def loss(self, params: Params, buffers: Buffers, batch: Tensor) -> tuple[Tensor, Buffers]:
-        ends = torch.tensor([0.0, 1.0], device=batch.device, dtype=batch.dtype).expand(len(batch), 2)
-        outputs, buffers = self.outputs(params, buffers, torch.cat([batch, ends], 1)[..., None])
-        u, _, bend = outputs.unbind(-1)
-        waves = torch.sin(math.pi * batch[..., None] * torch.arange(1, _HARMONICS + 1, device=batch.device))
-        force = (waves * self._forces[:, None]).sum(-1)
-        residual = (u[:, :-2].pow(3) - bend[:, :-2] - force) / math.pi**2
-        return residual.square().mean(1) + 10 * u[:, -2:].square().mean(1), buffers
+        self.width = at_least("task.width", width, 1, "units of the hidden layers")
+        self.batch_size, self.name = at_least("task.batch_size", batch_size, 1, "points of a mini-batch"), name

@@ -2,129 +2,38 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ph_l2o.checks import at_least, number, one_of
 from ph_l2o.data import split_indices
 from ph_l2o.keys import SPLITS, ProblemKeys
 from ph_l2o.params import Params
+from ph_l2o.tasks import losses
 from ph_l2o.tasks.mlp import ACTIVATIONS, MLP
-from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least, bundled, cross_entropy, one_of
+from ph_l2o.tasks.rows import Batch, RowProblem
 from ph_l2o.tasks.task import Buffers, Task
 
 CLASSIFICATION = ("digits", "breast_cancer", "wine")
-DATASETS = (*CLASSIFICATION, "diabetes")
-_SMOOTHING = 0.1
+TABLES = (*CLASSIFICATION, "diabetes")
+LOSSES = losses.OF_CLASSES | losses.OF_NUMBERS
 
 
-def huber(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Quadratic up to a deviation of 1, linear beyond it (Huber 1964)."""
-    size = (outputs[..., 0] - targets).abs()
-    return torch.where(size < 1, 0.5 * size.square(), size - 0.5).mean(1)
-
-
-def hinge(logits: Tensor, labels: Tensor) -> Tensor:
-    """Squared margin violations of all other classes, (1 - z_y + z_j)₊² (Weston and Watkins 1999)."""
-    chosen = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
-    own = (logits * chosen).sum(-1, keepdim=True)
-    return ((1 - own + logits).clamp_min(0).square() * ~chosen).sum(-1).mean(1)
-
-
-def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from labels smoothed by 0.1: their cross-entropy, less the least it can be."""
-    other = _SMOOTHING / logits.shape[-1]
-    own = 1 - _SMOOTHING + other
-    entropy = -own * math.log(own) - (logits.shape[-1] - 1) * other * math.log(other)
-    return cross_entropy(logits, labels, _SMOOTHING) - entropy
-
-
-def ranking(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Logistic loss of all pairs of the batch that are out of order (Burges et al. 2005)."""
-    scores = outputs[..., 0]
-    order = torch.sign(targets[:, :, None] - targets[:, None, :])
-    pairs = torch.nn.functional.softplus(-order * (scores[:, :, None] - scores[:, None, :])) * (order != 0)
-    return pairs.sum((1, 2)) / (order != 0).sum((1, 2)).clamp_min(1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "smoothed": smoothed,
-    "hinge": hinge,
-    "huber": huber,
-    "ranking": ranking,
-}
-_OF_NUMBERS = ("huber", "ranking")
-
-
-class Tabular(Task):
-    """An MLP on a table that comes with scikit-learn; columns are standardised, diabetes' target too.
-
-    Of the shuffled rows a third each is for meta-training, validation and test. The parts are equal because a step size
-    that suits few rows, which a model can separate, need not suit more of them.
-
-    Args:
-        dataset: `digits` (1,797 rows, 64 columns, 10 classes), `breast_cancer` (569, 30, 2), `wine` (178, 13, 3) or
-            `diabetes` (442, 10, a number).
-        loss: `cross_entropy`, `smoothed` (labels smoothed by 0.1) or `hinge` for classes; `huber` or `ranking` for
-            diabetes.
-        hidden_sizes: Units of the hidden layers; none makes a linear model.
-        activation: A name of `ph_l2o.tasks.ACTIVATIONS`.
-        batch_size: Rows of a mini-batch, >= 2.
-        weight_decay: Factor of ½‖θ‖² in the loss, >= 0; with it, the loss of separable data does not go to 0.
-        name: Name in tables.
+def bundled(module: str, key: str) -> ModuleType:
+    """A module of scikit-learn, whose package holds the data.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If it is not installed, with the command that installs it.
     """
-
-    def __init__(
-        self,
-        dataset: str = "digits",
-        *,
-        loss: str = "cross_entropy",
-        hidden_sizes: Sequence[int] = (32,),
-        activation: str = "relu",
-        batch_size: int = 32,
-        weight_decay: float = 0.0,
-        name: str = "tabular",
-    ):
-        self.dataset, self.loss = one_of("dataset", dataset, DATASETS), one_of("loss", loss, tuple(LOSSES))
-        if (dataset in CLASSIFICATION) == (loss in _OF_NUMBERS):
-            fitting = [k for k in LOSSES if (k in _OF_NUMBERS) == (dataset not in CLASSIFICATION)]
-            raise ValueError(f"task.loss={loss}: for dataset={dataset} it must be of {', '.join(fitting)}")
-        self.hidden_sizes = tuple(at_least("hidden_sizes", n, 1, "units") for n in hidden_sizes)
-        self.activation = one_of("activation", activation, tuple(ACTIVATIONS))
-        self.batch_size = at_least("batch_size", batch_size, 2, "rows of a mini-batch")
-        if weight_decay < 0:
-            raise ValueError(f"task.weight_decay={weight_decay}: must be >= 0")
-        self.weight_decay, self.name = weight_decay, name
-
-    def prepare(self) -> None:
-        """Read the table."""
-        _ = self._table
-
-    @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        datasets = bundled("datasets", f"task.dataset={self.dataset}")
-        inputs, targets = getattr(datasets, f"load_{self.dataset}")(return_X_y=True)
-        x, y = torch.from_numpy(inputs).double(), torch.from_numpy(targets)
-        train = _thirds(len(x))["train"]
-        x = (x - x[train].mean(0)) / x[train].std(0).clamp_min(1e-3)
-        return x.clamp(-5, 5), y if self.dataset in CLASSIFICATION else (y - y[train].mean()) / y[train].std()
-
-    def rows(self, split: str) -> Tensor:
-        """Numbers of the split's rows."""
-        return _thirds(len(self._table[0]))[split]
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> TabularProblem:
-        """Draw networks; see `Task.sample`."""
-        return TabularProblem(self, keys, device=device, dtype=dtype)
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError:
+        raise ValueError(f"{key}: its data come with scikit-learn; `pip install scikit-learn`, or '.[suite]'") from None
 
 
 def _thirds(num_rows: int) -> dict[str, Tensor]:
@@ -150,5 +59,67 @@ class TabularProblem(RowProblem):
             loss = loss + 0.5 * self._task.weight_decay * params.flat.square().sum(1)
         return loss, buffers
 
-    def criterion(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return LOSSES[self._task.loss](outputs, batch.rows[1])
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return LOSSES[self._task.loss](outputs, targets)
+
+
+class Tabular(Task):
+    """An MLP on a table that comes with scikit-learn; columns are standardised, diabetes' target too.
+
+    Of the shuffled rows a third each is for meta-training, validation and test. The parts are equal because a step size
+    that suits few rows, which a model can separate, need not suit more of them.
+
+    Args:
+        dataset: `digits` (1,797 rows, 64 columns, 10 classes), `breast_cancer` (569, 30, 2), `wine` (178, 13, 3) or
+            `diabetes` (442, 10, a number).
+        loss: `cross_entropy`, `smoothed` (labels smoothed by 0.1) or `hinge` for classes; `huber` or `ranking` for
+            diabetes.
+        hidden_sizes: Units of the hidden layers; none makes a linear model.
+        activation: A name of `ph_l2o.tasks.ACTIVATIONS`.
+        batch_size: Rows of a mini-batch, >= 2.
+        weight_decay: Factor of ½‖θ‖² in the loss, >= 0; with it, the loss of separable data does not go to 0.
+        name: Name in tables.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    problem_type = TabularProblem
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        *,
+        loss: str = "cross_entropy",
+        hidden_sizes: Sequence[int] = (32,),
+        activation: str = "relu",
+        batch_size: int = 32,
+        weight_decay: float = 0.0,
+        name: str = "tabular",
+    ):
+        self.dataset = one_of("task.dataset", dataset, TABLES)
+        self.loss = one_of("task.loss", loss, LOSSES)
+        fitting = losses.OF_CLASSES if dataset in CLASSIFICATION else losses.OF_NUMBERS
+        if loss not in fitting:
+            raise ValueError(f"task.loss={loss}: for dataset={dataset} it must be one of {', '.join(fitting)}")
+        self.hidden_sizes = tuple(at_least("task.hidden_sizes", n, 1, "units") for n in hidden_sizes)
+        self.activation = one_of("task.activation", activation, ACTIVATIONS)
+        self.batch_size = at_least("task.batch_size", batch_size, 2, "rows of a mini-batch")
+        self.weight_decay, self.name = number("task.weight_decay", weight_decay, minimum=0), name
+
+    def prepare(self) -> None:
+        """Read the table."""
+        _ = self._table
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        datasets = bundled("datasets", f"task.dataset={self.dataset}")
+        inputs, targets = getattr(datasets, f"load_{self.dataset}")(return_X_y=True)
+        x, y = torch.from_numpy(inputs).double(), torch.from_numpy(targets)
+        train = _thirds(len(x))["train"]
+        x = (x - x[train].mean(0)) / x[train].std(0).clamp_min(1e-3)
+        return x.clamp(-5, 5), y if self.dataset in CLASSIFICATION else (y - y[train].mean()) / y[train].std()
+
+    def rows(self, split: str) -> Tensor:
+        """Numbers of the split's rows."""
+        return _thirds(len(self._table[0]))[split]

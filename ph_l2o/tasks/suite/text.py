@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o.checks import at_least, one_of
 from ph_l2o.keys import ProblemKeys
-from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least, cross_entropy, one_of
+from ph_l2o.tasks.losses import cross_entropy
+from ph_l2o.tasks.rows import Batch, RowProblem
 from ph_l2o.tasks.task import Task
 
 NUM_CHARACTERS = 96  # the printable ones of ASCII; the last stands for all others, such as the end of a line
@@ -71,6 +73,25 @@ class Recurrent(nn.Module):
 MODELS = {"transformer": Transformer, "lstm": Recurrent}
 
 
+class TextProblem(RowProblem):
+    """B language models."""
+
+    def __init__(self, task: CharacterText, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        codes = task._codes[task.rows(keys.split)].to(device)
+        windows = codes.unfold(0, task.length + 1, 1)  # a view: every window of the split's text
+        super().__init__(
+            keys, lambda: MODELS[task.model](task.width, task.depth, task.length), (windows,), task.batch_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def batch(self, rows: Tensor, step: int) -> Batch:
+        (windows,), _ = super().batch(rows, step)
+        return Batch((windows[..., :-1], windows[..., 1:]), None)
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets)
+
+
 class CharacterText(Task):
     """Predict the next character of Python's own reference texts (`pydoc_data.topics`, about 465,000 characters).
 
@@ -89,6 +110,8 @@ class CharacterText(Task):
         ValueError: If an argument is out of range, or this Python comes without the text.
     """
 
+    problem_type = TextProblem
+
     def __init__(
         self,
         model: str = "transformer",
@@ -99,13 +122,13 @@ class CharacterText(Task):
         batch_size: int = 8,
         name: str = "text",
     ):
-        self.model = one_of("model", model, tuple(MODELS))
-        self.width = at_least("width", width, 4, "of the model")
+        self.model = one_of("task.model", model, MODELS)
+        self.width = at_least("task.width", width, 4, "of the model")
         if model == "transformer" and width % 4:
             raise ValueError(f"task.width={width}: must be a multiple of 4 (heads of the transformer)")
-        self.depth = at_least("depth", depth, 1, "layers")
-        self.length = at_least("length", length, 1, "characters of a window")
-        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "windows of a mini-batch"), name
+        self.depth = at_least("task.depth", depth, 1, "layers")
+        self.length = at_least("task.length", length, 1, "characters of a window")
+        self.batch_size, self.name = at_least("task.batch_size", batch_size, 1, "windows of a mini-batch"), name
 
     def prepare(self) -> None:
         """Read the text."""
@@ -132,28 +155,3 @@ class CharacterText(Task):
         """Places in the text that windows of the split are made of."""
         first, last = (len(self._codes) * part // 6 for part in _PARTS[split])
         return torch.arange(first, last)
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> TextProblem:
-        """Draw models; see `Task.sample`."""
-        return TextProblem(self, keys, device=device, dtype=dtype)
-
-
-class TextProblem(RowProblem):
-    """B language models."""
-
-    def __init__(self, task: CharacterText, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        codes = task._codes[task.rows(keys.split)].to(device)
-        windows = codes.unfold(0, task.length + 1, 1)  # a view: every window of the split's text
-        super().__init__(
-            keys, lambda: MODELS[task.model](task.width, task.depth, task.length), (windows,), task.batch_size,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-
-    def _draw(self, *args: Any) -> Any:
-        for (windows,), noise in super()._draw(*args):
-            yield Batch((windows[..., :-1], windows[..., 1:]), noise)
-
-    def criterion(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return cross_entropy(outputs, batch.rows[1])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ph_l2o.checks import at_least
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.params import Params
-from ph_l2o.tasks.images import ImageClassification
-from ph_l2o.tasks.suite.rows import Batch, RowProblem, at_least
-from ph_l2o.tasks.task import Buffers, Task
+from ph_l2o.tasks.image_task import ImageTask
+from ph_l2o.tasks.rows import Batch, RowProblem
+from ph_l2o.tasks.task import Buffers
 
 
 class _AutoEncoder(nn.Module):
@@ -32,13 +32,37 @@ class _AutoEncoder(nn.Module):
         return torch.cat([decoded, mean, log_variance], -1)
 
 
-class VAE(Task):
+class VAEProblem(RowProblem):
+    """B auto-encoders."""
+
+    def __init__(self, task: VAE, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
+        images, _ = task.images(keys.split, device)
+        pixels = images[0].numel()
+        super().__init__(
+            keys, lambda: _AutoEncoder(pixels, task.hidden, task.latent), (images,), task.batch_size,
+            noise=task.latent, device=device, dtype=dtype,
+        )  # fmt: skip
+        self._latent = task.latent
+
+    def batch(self, rows: Tensor, step: int) -> Batch:
+        (images,), noise = super().batch(rows, step)
+        return Batch((images.flatten(2).to(self._dtype) / 255,), noise)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        (pixels,), noise = batch
+        assert noise is not None
+        outputs, buffers = self.outputs(params, buffers, torch.cat([pixels, noise], -1))
+        logits, mean, log_variance = outputs.split([pixels.shape[-1], self._latent, self._latent], -1)
+        reconstruction = F.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+        return (reconstruction + divergence).mean(1) / pixels.shape[-1], buffers
+
+
+class VAE(ImageTask):
     """Cross-entropy of the pixels plus the code's divergence from a standard normal, in nats for each pixel.
 
-    Images are split as those of `ImageClassification`.
-
     Args:
-        dataset: A name of `ImageClassification`'s data sets.
+        dataset: A name of `ph_l2o.data.DATASETS`.
         hidden: Units of the encoder's and the decoder's hidden layer, >= 1.
         latent: Numbers of a code, >= 1.
         batch_size: Images of a mini-batch, >= 1.
@@ -51,6 +75,8 @@ class VAE(Task):
     Reference: Kingma and Welling 2014.
     """
 
+    problem_type = VAEProblem
+
     def __init__(
         self,
         dataset: str = "mnist",
@@ -61,42 +87,6 @@ class VAE(Task):
         data_dir: str | Path = "data",
         name: str = "vae",
     ):
-        self._images = ImageClassification(dataset, data_dir=data_dir)
-        self.dataset, self.hidden = dataset, at_least("hidden", hidden, 1, "units")
-        self.latent = at_least("latent", latent, 1, "numbers of a code")
-        self.batch_size, self.name = at_least("batch_size", batch_size, 1, "images of a mini-batch"), name
-
-    def prepare(self) -> None:
-        """Find, fetch and verify the data."""
-        self._images.prepare()
-
-    def sample(
-        self, keys: ProblemKeys, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> VAEProblem:
-        """Draw networks; see `Task.sample`."""
-        return VAEProblem(self, keys, device=device, dtype=dtype)
-
-
-class VAEProblem(RowProblem):
-    """B auto-encoders."""
-
-    def __init__(self, task: VAE, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
-        images: Sequence[Tensor] = task._images.images(keys.split, device)[:1]
-        pixels = images[0][0].numel()
-        super().__init__(
-            keys, lambda: _AutoEncoder(pixels, task.hidden, task.latent), images, task.batch_size,
-            noise=task.latent, device=device, dtype=dtype,
-        )  # fmt: skip
-        self._latent = task.latent
-
-    def pick(self, array: Tensor, rows: Tensor) -> Tensor:
-        return array[rows].flatten(2).to(self._dtype) / 255
-
-    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        (pixels,), noise = batch
-        assert noise is not None
-        outputs, buffers = self.outputs(params, buffers, torch.cat([pixels, noise], -1))
-        logits, mean, log_variance = outputs.split([pixels.shape[-1], self._latent, self._latent], -1)
-        reconstruction = F.binary_cross_entropy_with_logits(logits, pixels, reduction="none").sum(-1)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
-        return (reconstruction + divergence).mean(1) / pixels.shape[-1], buffers
+        super().__init__(dataset, batch_size=batch_size, data_dir=data_dir)
+        self.hidden = at_least("task.hidden", hidden, 1, "units")
+        self.latent, self.name = at_least("task.latent", latent, 1, "numbers of a code"), name

@@ -1,0 +1,80 @@
+"""Mini-batches of the rows of arrays: what tasks on images, tables and text share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ph_l2o.keys import ProblemKeys, Purpose, integers
+from ph_l2o.params import Params
+from ph_l2o.tasks.module import ModuleProblem
+from ph_l2o.tasks.task import Buffers, StochasticProblem
+
+_FINAL = 2**62  # first step number of what final batches draw besides rows, beyond those of all inner steps
+
+
+class Batch(NamedTuple):
+    """A mini-batch for each problem.
+
+    Attributes:
+        rows: The chosen rows of each array, `(B, batch, …)`.
+        noise: Standard normal numbers, `(B, batch, width)`; None where the loss needs none.
+    """
+
+    rows: tuple[Tensor, ...]
+    noise: Tensor | None
+
+
+class RowProblem(StochasticProblem, ModuleProblem):
+    """B modules that see mini-batches of the same rows, each drawn with replacement by keys of its own.
+
+    A subclass gives the loss of a batch.
+
+    Args:
+        keys: Keys of the problems.
+        factory: Makes one module.
+        arrays: Tensors `(rows, …)` of the split, on the device.
+        batch_size: Rows of a mini-batch.
+        noise: Standard normal numbers that the loss needs for each row.
+        device: Where the problems are.
+        dtype: Floating-point type.
+    """
+
+    def __init__(
+        self,
+        keys: ProblemKeys,
+        factory: Callable[[], nn.Module],
+        arrays: Sequence[Tensor],
+        batch_size: int,
+        *,
+        noise: int = 0,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
+        super().__init__(keys, factory, device=device, dtype=dtype)
+        self._arrays, self._batch_size, self._noise = tuple(arrays), batch_size, noise
+
+    def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Any]:
+        words = self.keys.words(purpose, first, count, self._batch_size)
+        rows = torch.from_numpy(integers(words, len(self._arrays[0]))).to(self._device)
+        for step, chosen in enumerate(rows, start=first + _FINAL * (purpose is Purpose.FINAL_BATCH)):
+            yield self.batch(chosen, step)
+
+    def batch(self, rows: Tensor, step: int) -> Any:
+        """The mini-batch of the rows `(B, batch)`; its other draws are those of this step number."""
+        noise = None
+        if self._noise:
+            numbers = self.keys.normals(Purpose.NOISE, step, self._batch_size * self._noise)
+            noise = torch.from_numpy(numbers).to(self._device, self._dtype).view(len(self.keys), self._batch_size, -1)
+        return Batch(tuple(array[rows] for array in self._arrays), noise)
+
+    def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
+        outputs, buffers = self.outputs(params, buffers, batch.rows[0])
+        return self.criterion(outputs, batch.rows[1]), buffers
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses `(B,)` of outputs `(B, batch, …)` and the rows of the second array."""
+        raise NotImplementedError
