@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from ph_l2o.checkpoints import KEY, read_checkpoint
+from ph_l2o.commands.instantiate import import_plugins
 from ph_l2o.compilation import checked
 from ph_l2o.errors import CheckpointError, ConfigError
 from ph_l2o.evaluation.baselines import unknown
@@ -30,7 +30,7 @@ def validate_common(cfg: DictConfig) -> None:
     if cfg.num_threads is not None and (not isinstance(cfg.num_threads, int) or cfg.num_threads < 1):
         raise ConfigError(f"num_threads={cfg.num_threads}: must be a whole number >= 1, or null")
     _check_device(cfg)
-    _import_plugins(cfg.plugins)
+    import_plugins(cfg.plugins)
 
 
 def validate_training(cfg: DictConfig) -> None:
@@ -64,15 +64,6 @@ def check_baselines(names: list[str], key: str) -> None:
     for name in names:
         if problem := unknown(str(name)):
             raise ConfigError(f"{key}=[…, {name}]: {problem}")
-
-
-def _import_plugins(plugins: list[str]) -> None:
-    """So that what they register is known by its name."""
-    for plugin in plugins:
-        try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise ConfigError(f"plugins=[…, {plugin}]: cannot be imported ({error}); is it on PYTHONPATH?") from error
 
 
 def _check_device(cfg: DictConfig) -> None:
