@@ -55,7 +55,7 @@ def import_plugins(plugins: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ConfigError(f"plugins={name}: cannot be imported ({error}); install it, or set PYTHONPATH") from error
+            raise ConfigError(f"plugins=[…, {name}]: cannot be imported ({error}); is it on PYTHONPATH?") from error
 
 
 def _check_targets(node: Any, allowed: tuple[str, ...]) -> None:

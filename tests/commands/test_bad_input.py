@@ -45,7 +45,6 @@ BAD = [
     (["evaluation.horizon=0"], r"evaluation.horizon=0: must be a whole number >= 1"),
     (["evaluation.baselines=[adan]"], r"evaluation.baselines=\[…, adan\]: .*did you mean adam"),
     (["seed=-1"], r"seed=-1: must be a whole number >= 0"),
-    (["plugins=[nowhere]"], r"plugins=nowhere: cannot be imported .No module named .nowhere"),
     (["num_threads=0"], r"num_threads=0: must be a whole number >= 1"),
     (
         ["strategy=ddp_cpu", "meta.num_problems=5"],
