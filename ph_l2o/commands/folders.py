@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import shutil
 from pathlib import Path
 
 from ph_l2o.ranks import has_own_folder
 
 LAST = Path("checkpoints") / "last.ckpt"
+_FRESH = re.compile(r"\d\d-\d\d-\d\d-\d{6}_.+")  # the name that a new run's folder gets, by its time
 
 
 def conf_dir() -> str:
@@ -68,12 +70,23 @@ def find_checkpoint(ckpt_path: str, runs: str, run_name: str) -> Path:
 
 
 def remove_if_untouched(folder: Path) -> None:
-    """Remove a run's folder in which no work was done, and parents that it leaves empty."""
+    """Remove a run's folder in which no work was done, and parents that it leaves empty.
+
+    Of a folder that the user named (`hydra.run.dir=…`) only what Hydra wrote goes; of a shared one, nothing.
+    """
     if (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    for parent in (folder.parent, folder.parent.parent):
+    if has_own_folder() and _FRESH.fullmatch(folder.name):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif has_own_folder():
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        (folder / "run.log").unlink(missing_ok=True)
+    for path in (folder, folder.parent, folder.parent.parent):
+        if Path.cwd().is_relative_to(path.absolute()):
+            return
         try:
-            parent.rmdir()
+            path.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError:
             return
