@@ -9,9 +9,10 @@ from typing import Any, NoReturn
 
 from ph_l2o.commands.explain import explain
 from ph_l2o.commands.folders import conf_dir, register_resolvers
-from ph_l2o.commands.lost_process import is_told_by_another
+from ph_l2o.commands.workers import hand_over, set_up_worker
+from ph_l2o.errors import WorkerError
 from ph_l2o.lazy import resolve
-from ph_l2o.ranks import has_own_folder
+from ph_l2o.ranks import is_worker
 
 
 def train() -> None:
@@ -36,10 +37,12 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     import hydra
 
     def stop(error: Exception) -> NoReturn:
-        if is_told_by_another(error):
-            sys.exit(1)
-        message = explain(error, config_name)
-        if message is None or os.environ.get("PH_L2O_TRACEBACK"):
+        message = None if os.environ.get("PH_L2O_TRACEBACK") else explain(error, config_name)
+        if is_worker():
+            hand_over(error, message)
+        if isinstance(error, WorkerError):
+            sys.exit(str(error).rstrip())
+        if message is None:
             raise error
         sys.exit(f"error: {message}")
 
@@ -50,8 +53,7 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
             stop(error)
 
     register_resolvers()
-    if not has_own_folder():
-        sys.argv.append("hydra.output_subdir=null")
+    set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     try:
         hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()

@@ -28,6 +28,10 @@ class ProcessError(RuntimeError):
     """The processes of a run can't go on together."""
 
 
+class WorkerError(RuntimeError):
+    """A process of a run ended by an error that only its traceback explains, which is the text."""
+
+
 class CompileError(RuntimeError):
     """Something cannot be compiled; the text says what, and what to do."""
 

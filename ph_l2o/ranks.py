@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-STARTED_BY = "PH_L2O_STARTED_BY"  # in the environment of processes that process 0 of a machine started: its id
+# In the environment of processes that the command started: the run's folder, and the checkpoint to resume from.
+RUN_FOLDER, CHECKPOINT = "PH_L2O_RUN_FOLDER", "PH_L2O_CHECKPOINT"
+
+
+def is_worker(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the command that the user typed started this process, to share the problems out."""
+    return RUN_FOLDER in environment
 
 
 def is_rank_zero(environment: Mapping[str, str] = os.environ) -> bool:
@@ -29,8 +35,8 @@ def started_processes(environment: Mapping[str, str] = os.environ) -> tuple[str,
 
 
 def has_own_folder(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether a run's folder belongs to this process, or to one on this machine that started it."""
-    return STARTED_BY in environment or is_rank_zero(environment)
+    """Whether a run's folder belongs to this process, or to the command that started it."""
+    return is_worker(environment) or is_rank_zero(environment)
 
 
 def _by_slurm(environment: Mapping[str, str]) -> bool:

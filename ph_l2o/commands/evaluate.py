@@ -16,6 +16,7 @@ from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
+from ph_l2o.commands.strategies import check_one_process
 from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
@@ -62,6 +63,7 @@ def _suite_name() -> str:
 def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     """Optimizers by name; the task, or the suite's tasks by name; the device."""
     validate_common(cfg)
+    check_one_process(cfg.strategy, "evaluate.py")
     has_suite = cfg.get("suite") is not None
     if cfg.suite_tasks is not None and not has_suite:
         raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import warnings
 
@@ -20,6 +21,8 @@ def set_up_torch(num_threads: int | None) -> None:
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    # For workers; and without it Lightning would change the number.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     torch.set_flush_denormal(True)
     keep_freed_memory()
     # NumPy 1.26 notices it the first time that somebody asks for the smallest number.

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +19,45 @@ from pytorch_lightning.loggers import WandbLogger
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.folders import find_checkpoint, remove_if_untouched
 from ph_l2o.commands.instantiate import build
-from ph_l2o.commands.lost_process import how_to_resume, print_error
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
+from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.validate import check_resume, check_start, validate_training
+from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WeightsError
 from ph_l2o.files import git_revision, json_text, write_atomically
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
-from ph_l2o.ranks import has_own_folder, is_rank_zero
+from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
 
 DIVERGED_SCORE = 1e6  # what a sweep sees of a run whose validation score is not finite
 
 
-def run_training(cfg: DictConfig) -> float:
-    """Train as configured; the validation score, finite, for sweeps (lower is better)."""
+def run_training(cfg: DictConfig) -> float | None:
+    """Train as configured; the validation score, finite, for sweeps (lower is better), or None if workers have it."""
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
     if not has_own_folder():
         _close_log_files()
     if not is_rank_zero():
-        logging.disable(logging.INFO)
+        logging.disable(logging.WARNING)  # process 0 says the same
     try:
         parts = _prepare(cfg, resume)
     except BaseException:
         _finish_wandb(1)
-        if is_rank_zero():
+        if not is_worker():
             _close_log_files()
             remove_if_untouched(folder)
         raise
     try:
-        with _recorded(folder) as record:
-            return _train(cfg, parts, folder, resume, record)
+        with _recorded(folder):
+            if starts_workers(cfg.strategy):
+                del parts  # its memory
+                _close_log_files()
+                where = {"num_nodes": cfg.strategy.num_nodes, "timeout": cfg.strategy.timeout}
+                return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
+            return _train(cfg, parts, folder, resume)
     except NonFiniteError as error:
         if not _is_multirun():
             raise
@@ -80,6 +86,8 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
         check_resume(resume, cfg, parts["optimizer"])
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
+    if starts_workers(cfg.strategy):
+        return parts
     # Last, since they may begin to write.
     nodes = {name: node for name, node in (cfg.logger or {}).items() if node}
     parts["loggers"] = [build(node, f"logger.{name}", plugins=plugins) for name, node in nodes.items()]
@@ -109,9 +117,7 @@ def _resume_path(cfg: DictConfig) -> Path | None:
     return find_checkpoint(str(cfg.ckpt_path), cfg.paths.runs, cfg.run_name)
 
 
-def _train(
-    cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None, record: Callable[[str], None]
-) -> float:
+def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -140,7 +146,7 @@ def _train(
         compile=cfg.compile,
     )
     more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
-    trainer = _fit(cfg, learner, folder, resume, record, **more)
+    trainer = _fit(cfg, learner, folder, resume, **more)
     log.info("meta-training took %.0f s", time.monotonic() - began)
     if trainer.is_global_zero and cfg.compare:
         _compare(cfg, parts, folder)
@@ -149,26 +155,16 @@ def _train(
     return value if math.isfinite(value) else DIVERGED_SCORE
 
 
-def _fit(
-    cfg: DictConfig, learner: Any, folder: Path, resume: Path | None, record: Callable[[str], None], **more: Any
-) -> Any:
-    def explained(what: object) -> str:
-        return f"{what}; {how_to_resume(folder)}"
-
-    def end(what: str) -> None:
-        record("error")
-        print_error(explained(what))
-
+def _fit(cfg: DictConfig, learner: Any, folder: Path, resume: Path | None, **more: Any) -> Any:
     strategy = cfg.strategy.strategy
     if strategy == "ddp":
-        average = not learner.estimator.averages_processes
-        strategy = ProblemSharing(average=average, timeout=cfg.strategy.timeout, on_lost=end)
+        strategy = ProblemSharing(average=not learner.estimator.averages_processes, timeout=cfg.strategy.timeout)
     devices = {"accelerator": cfg.strategy.accelerator, "devices": cfg.strategy.devices, "strategy": strategy}
     devices["num_nodes"] = cfg.strategy.get("num_nodes", 1)
     try:
         return fit(learner, folder, ckpt_path=resume, **more, **devices)
     except ProcessError as error:
-        raise ProcessError(explained(error)) from error
+        raise ProcessError(f"{error}; {how_to_resume(folder)}") from error
 
 
 def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path) -> None:
@@ -194,17 +190,11 @@ def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
+def _recorded(folder: Path) -> Iterator[None]:
     """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
     began, status, lost = time.time(), "error", False
-
-    def record(status: str) -> None:
-        if has_own_folder() and folder.is_dir():
-            content = {"status": status, "seconds": round(time.time() - began, 1)}
-            write_atomically(folder / "status.json", json_text(content))
-
     try:
-        yield record
+        yield
         status = "ok"
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
         status = "interrupted"
@@ -214,8 +204,9 @@ def _recorded(folder: Path) -> Iterator[Callable[[str], None]]:
         lost = isinstance(error, ProcessError)  # perhaps process 0
         raise
     finally:
-        if is_rank_zero() or lost:
-            record(status)
+        if (is_rank_zero() or lost) and has_own_folder() and not is_worker() and folder.is_dir():
+            content = {"status": status, "seconds": round(time.time() - began, 1)}
+            write_atomically(folder / "status.json", json_text(content))
         _finish_wandb(0 if status == "ok" else 1)
 
 

@@ -1,46 +1,34 @@
-"""Several processes that share the problems of a batch out: what they exchange, and what happens when one is lost."""
+"""Several processes that share the problems of a batch out: what they exchange, and the error when one is lost."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import datetime
-import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor
 from torch import distributed as dist
 
 from ph_l2o.errors import ProcessError
 from ph_l2o.estimators.exchange import num_processes
-from ph_l2o.ranks import STARTED_BY
-
-_POLL = 0.5  # seconds between looks at the other processes
-_GRACE = 10.0  # seconds in which a process should notice by itself that another is gone
+from ph_l2o.ranks import is_worker
 
 
 class ProblemSharing(DDPStrategy):
-    """Lightning's DDP, with two differences.
-
-    Gradients are not averaged where an estimator gives every process the gradient of all problems. And where a
-    process that this one started is lost, this one ends too, by an error of its own or after `on_lost`.
+    """Lightning's DDP, except that gradients are not averaged where each process has that of all problems already.
 
     Args:
         average: Average the gradients over processes.
         timeout: Seconds that a process waits for the others, > 0; more than the longest validation.
-        on_lost: Called with a text before this process ends itself, where it is caught in a call that doesn't return.
     """
 
-    def __init__(self, *, average: bool = True, timeout: float = 300.0, on_lost: Callable[[str], None] | None = None):
+    def __init__(self, *, average: bool = True, timeout: float = 300.0):
         super().__init__(timeout=datetime.timedelta(seconds=timeout))
-        self.average, self.on_lost = average, on_lost
+        self.average = average
 
     def setup_environment(self) -> None:
         """Meet the other processes."""
@@ -54,9 +42,10 @@ class ProblemSharing(DDPStrategy):
             # Lightning registers hooks on GPUs only.
             self.model.register_comm_hook(None, _keep)  # type: ignore[union-attr,operator]
 
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _Launcher(self.cluster_environment, self.num_processes, self.num_nodes, self.on_lost)
+    def on_train_start(self) -> None:
+        """Let SIGTERM end a worker at once; Lightning would first exchange something with the others."""
+        if is_worker():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _leave() -> None:
@@ -71,46 +60,6 @@ def _keep(state, bucket):  # without annotations: DDP compares them with its cla
     future: torch.futures.Future[Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
-
-
-class _Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes of this machine.
-
-    Lightning's own kills this process without a word when another is lost, and changes the number of threads.
-    """
-
-    def __init__(self, environment: Any, processes: int, nodes: int, on_lost: Callable[[str], None] | None):
-        super().__init__(environment, processes, nodes)
-        self.on_lost = on_lost
-
-    def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        del trainer
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if self.cluster_environment.creates_processes_externally:
-            return function(*args, **kwargs)
-        os.environ[STARTED_BY] = str(os.getpid())
-        try:
-            self._call_children_scripts()
-        finally:
-            del os.environ[STARTED_BY]
-        threading.Thread(target=self._watch, daemon=True, name="watch-processes").start()
-        try:
-            return function(*args, **kwargs)
-        except BaseException:
-            self.kill(signal.SIGKILL)
-            raise
-
-    def _watch(self) -> None:
-        while all(process.poll() in (None, 0) for process in self.procs):
-            if all(process.poll() == 0 for process in self.procs):
-                return
-            time.sleep(_POLL)
-        time.sleep(_GRACE)
-        lost = next(process for process in self.procs if process.returncode)
-        if self.on_lost is not None:
-            self.on_lost(f"process {lost.pid} of this run ended with status {lost.returncode}")
-        self.kill(signal.SIGKILL)
-        os._exit(1)
 
 
 def mean_over_processes(x: Tensor) -> Tensor:

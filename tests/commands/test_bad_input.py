@@ -56,6 +56,14 @@ BAD = [
     ),
     (["strategy=ddp_cpu", "strategy.num_nodes=0"], r"strategy.num_nodes=0: must be a whole number >= 1"),
     (["strategy=ddp_cpu", "strategy.timeout=0"], r"strategy.timeout=0: must be > 0"),
+    (["strategy=ddp_cpu", "strategy.devices=auto"], r"strategy.devices=auto: counts GPUs"),
+    (["strategy=ddp_cpu", "strategy.devices=[0,1]"], r"strategy.devices=\[0, 1\]: must be a whole number >= 1"),
+    (["strategy=ddp_cpu", "strategy.num_nodes=2"], r"strategy.num_nodes=2: start the command on each .* torchrun"),
+    (["strategy=cpu", "strategy.devices=2"], r"strategy.devices=2: must be 1 with strategy=cpu; .*strategy=ddp_cpu"),
+    (["strategy.devices=auto"], r"strategy.devices=auto: must be 1 with strategy=auto"),
+    (["strategy=cpu", "+strategy.num_nodes=2"], r"strategy.num_nodes=2: must be 1 with strategy=cpu"),
+    (["strategy.strategy=fsdp"], r"strategy.strategy=fsdp: must be auto \(one process\) or ddp"),
+    (["strategy.accelerator=tpu"], r"strategy.accelerator=tpu: must be cpu, gpu or auto"),
     (["estimator=pes", "estimator.exchange=all"], r"estimator.exchange=all: must be scalars or gradient"),
     (
         ["weights=nowhere.ckpt"],
@@ -93,6 +101,44 @@ def test_gpu_without_a_gpu(command, tmp_path, strategy, left_behind):
 def test_ddp_inside_a_multirun(command):
     outcome = command("train", "--multirun", "strategy=ddp_cpu", "seed=1,2")
     assert "can't run inside a multirun" in outcome.error
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_folder_that_the_user_named_is_not_removed(command, tmp_path, monkeypatch, name, left_behind):
+    (tmp_path / "thesis.tex").touch()
+    for folder in (".", "own/one"):
+        assert "task.dim=0" in command(name, "task.dim=0", f"hydra.run.dir={folder}").error
+        assert left_behind() == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_process_that_writes_nothing_removes_nothing(command, tmp_path, monkeypatch, name, left_behind):
+    """Its folder is that of all runs."""
+    (tmp_path / "runs" / "2030-01-01").mkdir(parents=True)
+    monkeypatch.setenv("RANK", "1")
+    assert "task.dim=0" in command(name, "task.dim=0").error
+    assert left_behind() == ["runs", "runs/2030-01-01"]
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
+SRUN = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize(("environment", "name"), [(TORCHRUN, "torchrun"), (SRUN, "srun")])
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_one_process_started_several_times(command, monkeypatch, environment, name, script, left_behind):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert f"strategy=auto: runs in one process, but {name} started 2" in command(script).error
+    assert left_behind() == []
+
+
+def test_machines_that_do_not_add_up(command, monkeypatch, left_behind):
+    for variable, value in {"NODE_RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(variable, value)
+    outcome = command("train", "strategy=ddp_cpu", "strategy.num_nodes=2")
+    assert outcome.error == "NODE_RANK=2: must be 0 to 1, with strategy.num_nodes=2"
+    assert left_behind() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 half a zip", b"\x80\x02}q\x00."])
@@ -189,6 +235,9 @@ def test_damaged_data(command, tmp_path):
         (["optimizers=[lstm]"], r"train some with `python train.py optimizer=lstm`"),
         (["optimizers=[nowhere.ckpt]"], "nowhere.ckpt: no such checkpoint"),
         (["optimizers=[]"], "name at least one"),
+        (["strategy=ddp_cpu"], "strategy=ddp_cpu: evaluate.py runs in one process; use strategy=auto, cpu or gpu"),
+        (["strategy.devices=2"], "strategy.devices=2: must be 1 with strategy=auto"),
+        (["strategy.accelerator=mps"], "strategy.accelerator=mps: must be cpu, gpu or auto"),
         (["horizon=0"], "horizon=0: must be"),
         (["num_problems=1"], "num_problems=1: must be"),
         (["suite_tasks=[digits_mlp]"], r"suite_tasks=\['digits_mlp'\]: is for a suite"),
