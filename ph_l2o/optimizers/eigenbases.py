@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ph_l2o import segments
 from ph_l2o.optimizers.matrices import matrix_shapes
@@ -149,15 +148,25 @@ def where_rows(rows: Tensor, make: Callable[[], tuple[Tensor, ...]], others: tup
 
     It is not known in graphs and under vmap: then it is always made.
     """
-    known = not segments.is_tracing() and not is_functorch_wrapped_tensor(rows)
-    if known and not rows.any():
+    count = _count(rows)
+    if count == 0:
         return others
     made = make()
-    if known and rows.all():
+    if count == len(rows):
         return made
     return tuple(
         torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old) for new, old in zip(made, others, strict=True)
     )
+
+
+def _count(rows: Tensor) -> int | None:
+    """How many there are; None where that cannot be known."""
+    if segments.is_tracing():
+        return None
+    try:
+        return int(rows.sum())
+    except RuntimeError:  # under vmap a tensor is no number
+        return None
 
 
 def _packed(blocks: list[Tensor]) -> Tensor:
