@@ -9,12 +9,15 @@ the optimizer's own grid in one batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ph_l2o import optimizers, recipes
 from ph_l2o.checks import nearest
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.optimizers.scheduled import BEST, SCHEDULES, Scheduled
+
+Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
 
 TRIED = ("constant", "cosine", "linear")
 
@@ -73,6 +76,37 @@ def _classes() -> list[type]:
 def _is_baseline(cls: type) -> bool:
     has_grid = isinstance(getattr(cls, "grid", None), Mapping) and hasattr(cls, "with_hyperparameters")
     return has_grid and not inspect.isabstract(cls)
+
+
+def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
+    """Optimizers by name; a string is the name of a baseline."""
+    if isinstance(optimizers, LearnedOptimizer | str):
+        optimizers = [optimizers]
+    named: dict[str, LearnedOptimizer | str] = {}
+    if isinstance(optimizers, Mapping):
+        named.update(optimizers)
+    else:
+        for optimizer in optimizers:
+            name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__.lower()
+            if name in named and isinstance(optimizer, str):
+                raise ValueError(f"optimizers: {name} is named twice")
+            count = sum(key == name or key.startswith(f"{name}_") for key in named)
+            named[f"{name}_{count + 1}" if name in named else name] = optimizer
+    if not named:
+        raise ValueError("optimizers=[]: must name at least one optimizer")
+    for name, optimizer in named.items():
+        if not isinstance(optimizer, LearnedOptimizer | str):
+            raise ValueError(f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name")
+        if isinstance(optimizer, str) and (problem := unknown(optimizer)):
+            raise ValueError(f"optimizers=[…, {optimizer}]: {problem}")
+    return named
+
+
+def check_grids(grids: Mapping[str, Any] | None) -> None:
+    """Raise ValueError where a grid is for a baseline that is not known."""
+    for name in grids or {}:
+        if problem := unknown(name):
+            raise ValueError(f"grids.{name}=…: {problem}")
 
 
 BASELINES = tuple(cls.__name__.lower() for cls in _classes() if recipes.place(cls).startswith(optimizers.__name__))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,30 +13,25 @@ import torch
 
 from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import unknown
+from ph_l2o.evaluation.baselines import Optimizers, check_grids, named_optimizers
 from ph_l2o.evaluation.comparison_rows import Outcome, Row, comparison_rows, flat_row
 from ph_l2o.evaluation.plots import plot_curves, to_png
-from ph_l2o.evaluation.provenance import provenance
+from ph_l2o.evaluation.result_files import ResultFiles, provenance
 from ph_l2o.evaluation.runner import evaluate_optimizer
-from ph_l2o.evaluation.tables import html_table, paired_table, plain_table, rich_table
+from ph_l2o.evaluation.tables import html_table, paired_table, plain_table
 from ph_l2o.evaluation.tuning import default_num_problems, tune
-from ph_l2o.files import json_text, write_atomically
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.files import write_atomically
 from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
-    from rich.table import Table
 
 _LOG = logging.getLogger(__name__)
 
-Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
-
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(ResultFiles):
     """The outcome of `compare`.
 
     Attributes:
@@ -65,7 +60,7 @@ class Comparison:
     made_with: dict[str, Any] = field(default_factory=provenance)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `to_json` writes, before numbers that JSON lacks are replaced."""
+        """See `ResultFiles`."""
         return {
             "task": self.task,
             "horizon": self.horizon,
@@ -77,26 +72,9 @@ class Comparison:
             "rows": self.rows,
         }
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The comparison as JSON; with a path, it is also written there.
-
-        JSON has no infinity: it is written as the string "inf" or "-inf" (`float` reads both back). What is
-        not defined, such as the accuracy of a quadratic or the mean of ∞ and -∞, is null.
-        """
-        text = json_text(self.to_dict())
-        if path is not None:
-            write_atomically(path, text)
-        return text
-
-    def to_frame(self) -> DataFrame:
-        """One line for each optimizer, with columns such as `final_mean` and `final_low`."""
-        import pandas as pd
-
-        return pd.DataFrame([flat_row(row) for row in self.rows])
-
-    def to_csv(self, path: str | Path) -> Path:
-        """Write `to_frame` as a CSV file."""
-        return write_atomically(path, self.to_frame().to_csv(index=False))
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """See `ResultFiles`."""
+        return [flat_row(row) for row in self.rows]
 
     def plot(self, path: str | Path | None = None, *, size: tuple[float, float] = (7.2, 4.3)) -> tuple[Figure, Axes]:
         """Learning curves; with a path, they are also written there, as a PNG file.
@@ -112,10 +90,6 @@ class Comparison:
         if path is not None:
             write_atomically(path, to_png(figure))
         return figure, axes
-
-    def table(self) -> Table:
-        """A table for rich's console."""
-        return rich_table(self._title(), self.rows)
 
     def _repr_html_(self) -> str:
         return html_table(self._title(), self.rows)
@@ -221,34 +195,3 @@ def compare(
         {name: outcome.curve for name, outcome in outcomes.items()},
         {name: outcome.final for name, outcome in outcomes.items()},
     )  # fmt: skip
-
-
-def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
-    """Optimizers by name; a string is the name of a baseline."""
-    if isinstance(optimizers, LearnedOptimizer | str):
-        optimizers = [optimizers]
-    named: dict[str, LearnedOptimizer | str] = {}
-    if isinstance(optimizers, Mapping):
-        named.update(optimizers)
-    else:
-        for optimizer in optimizers:
-            name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__.lower()
-            if name in named and isinstance(optimizer, str):
-                raise ValueError(f"optimizers: {name} is named twice")
-            count = sum(key == name or key.startswith(f"{name}_") for key in named)
-            named[f"{name}_{count + 1}" if name in named else name] = optimizer
-    if not named:
-        raise ValueError("optimizers=[]: must name at least one optimizer")
-    for name, optimizer in named.items():
-        if not isinstance(optimizer, LearnedOptimizer | str):
-            raise ValueError(f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name")
-        if isinstance(optimizer, str) and (problem := unknown(optimizer)):
-            raise ValueError(f"optimizers=[…, {optimizer}]: {problem}")
-    return named
-
-
-def check_grids(grids: Mapping[str, Any] | None) -> None:
-    """Raise ValueError where a grid is for a baseline that is not known."""
-    for name in grids or {}:
-        if problem := unknown(name):
-            raise ValueError(f"grids.{name}=…: {problem}")

@@ -12,13 +12,12 @@ import torch
 
 from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import baseline
-from ph_l2o.evaluation.comparison import Optimizers, check_grids, named_optimizers
+from ph_l2o.evaluation.baselines import Optimizers, baseline, check_grids, named_optimizers
 from ph_l2o.evaluation.plots import to_png
-from ph_l2o.evaluation.provenance import provenance
+from ph_l2o.evaluation.result_files import provenance
 from ph_l2o.evaluation.suite_outcome import SuiteOutcome, TaskOutcome
 from ph_l2o.evaluation.suite_plots import plot_ratios, plot_suite_curves
-from ph_l2o.evaluation.suite_ratios import summarize, task_ratios
+from ph_l2o.evaluation.suite_ratios import summarize_ratios, task_ratios
 from ph_l2o.evaluation.suite_runs import cached_run
 from ph_l2o.evaluation.suite_tables import plain_tables
 from ph_l2o.evaluation.tuning import tune
@@ -132,7 +131,7 @@ def compare_suite(
         judged, references = {n: r.judged for n, r in runs.items()}, {n: runs[n].as_reference for n in tuned}
         best, ratios, draws[key] = task_ratios(judged, references, REFERENCE, generator)
         outcomes[key] = TaskOutcome(entry.horizon, runs, tuned, best, ratios)
-        summary = summarize({k: o.ratios for k, o in outcomes.items()}, draws)
+        summary = summarize_ratios({k: o.ratios for k, o in outcomes.items()}, draws)
         made = SuiteComparison(name, dict(outcomes), len(entries), roles, summary, settings)
         _LOG.info("%s (%d of %d): %s", key, number + 1, len(entries), _in_words(outcomes[key], roles))
         if after_task is not None:

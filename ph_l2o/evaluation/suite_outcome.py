@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.suite_ratios import Ratio, Summary
+from ph_l2o.evaluation.result_files import ResultFiles
+from ph_l2o.evaluation.suite_ratios import Ratio, RatioSummary
 from ph_l2o.evaluation.suite_runs import Run
 from ph_l2o.evaluation.tuning import Tuned
-from ph_l2o.files import json_text, write_atomically
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +32,7 @@ class TaskOutcome:
 
 
 @dataclass(frozen=True, eq=False)
-class SuiteOutcome:
+class SuiteOutcome(ResultFiles):
     """What `compare_suite` found, or the part of it that is done.
 
     Attributes:
@@ -52,7 +48,7 @@ class SuiteOutcome:
     tasks: dict[str, TaskOutcome]
     num_tasks: int
     roles: dict[str, str]
-    summary: dict[str, dict[str, Summary]]
+    summary: dict[str, dict[str, RatioSummary]]
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,20 +77,14 @@ class SuiteOutcome:
             "schedule": tuned and tuned.schedule,
         }
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The comparison as JSON, infinity as the string "inf"; with a path, it is also written there."""
+    def to_dict(self) -> dict[str, Any]:
+        """See `ResultFiles`."""
         summary = {n: {f"ratio_to_{k}": s._asdict() for k, s in parts.items()} for n, parts in self.summary.items()}
         complete = len(self.tasks) == self.num_tasks
-        content = {"suite": self.name, "complete": complete, **self.settings, "summary": summary, "rows": self.rows}
-        text = json_text(content)
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        return {"suite": self.name, "complete": complete, **self.settings, "summary": summary, "rows": self.rows}
 
-    def to_frame(self) -> DataFrame:
-        """One line for each task and optimizer; the parts of a ratio become columns."""
-        import pandas as pd
-
+    def flat_rows(self) -> list[dict[str, Any]]:
+        """See `ResultFiles`; the parts of a ratio become columns."""
         flat = []
         for row in self.rows:
             line = {k: v for k, v in row.items() if not isinstance(v, dict | list)}
@@ -104,11 +94,7 @@ class SuiteOutcome:
                     line[f"{key}_low"], line[f"{key}_high"] = row[key]["ci95"]
             line["learning_rate"] = (row["hyperparameters"] or {}).get("lr")
             flat.append(line)
-        return pd.DataFrame(flat)
-
-    def to_csv(self, path: str | Path) -> Path:
-        """Write `to_frame` as a CSV file."""
-        return write_atomically(path, self.to_frame().to_csv(index=False))
+        return flat
 
     def judged(self) -> list[str]:
         """The optimizers that the suite is about: those not tuned here, or all where all were."""

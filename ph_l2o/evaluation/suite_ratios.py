@@ -19,7 +19,7 @@ class Ratio(NamedTuple):
     ci95: Interval
 
 
-class Summary(NamedTuple):
+class RatioSummary(NamedTuple):
     """Ratios over tasks.
 
     Attributes:
@@ -82,9 +82,9 @@ def interquartile_mean(values: Array) -> Array:
     return np.sort(values, -1)[..., n // 4 : n - n // 4].mean(-1)
 
 
-def summarize(
+def summarize_ratios(
     ratios: Mapping[str, Mapping[str, Mapping[str, Ratio]]], draws: Mapping[str, Draws]
-) -> dict[str, dict[str, Summary]]:
+) -> dict[str, dict[str, RatioSummary]]:
     """Over tasks, for each optimizer and reference.
 
     Args:
@@ -104,9 +104,9 @@ def summarize(
     }
 
 
-def _summary(values: Mapping[str, float], resampled: Array) -> Summary:
+def _summary(values: Mapping[str, float], resampled: Array) -> RatioSummary:
     worst = min(values, key=values.__getitem__)
-    return Summary(
+    return RatioSummary(
         float(interquartile_mean(np.array(list(values.values())))),
         percentile_interval(interquartile_mean(resampled)),
         values[worst],

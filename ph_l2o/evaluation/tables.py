@@ -5,10 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 Row = Mapping[str, Any]
 
@@ -96,18 +93,3 @@ def html_table(title: str, rows: Sequence[Row]) -> str:
 
     header, lines = cells(rows)
     return f"<p>{html.escape(title)}</p>{pd.DataFrame(lines, columns=header).to_html(index=False)}"
-
-
-def rich_table(title: str, rows: Sequence[Row]) -> Table:
-    """The same for rich's console, learned optimizers in bold."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    header, lines = cells(rows)
-    table = Table(title=title, box=box.SIMPLE, title_justify="left", title_style="bold")
-    for k, name in enumerate(header):
-        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
-    for row, texts in zip(rows, lines, strict=True):
-        table.add_row(*(Text(text) for text in texts), style="bold" if row["kind"] == "learned" else "")
-    return table

@@ -133,13 +133,9 @@ class SGD(ClassicalOptimizer):
         super().__init__(lr=lr, weight_decay=weight_decay)
 
     def init(self, params: Params) -> SGDState:
-        """Nothing; see `LearnedOptimizer.init`."""
-        del params
         return SGDState()
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: SGDState) -> tuple[Params, SGDState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h = self.hyperparameters
         return params.like(params.flat - h["lr"] * _decayed(grads, params, h["weight_decay"])), state
 
@@ -171,14 +167,11 @@ class Momentum(ClassicalOptimizer):
         super().__init__(lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def init(self, params: Params) -> MomentumState:
-        """Zeros; see `LearnedOptimizer.init`."""
         return MomentumState(torch.zeros_like(params.flat))
 
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: MomentumState
     ) -> tuple[Params, MomentumState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h = self.hyperparameters
         grad = _decayed(grads, params, h["weight_decay"])
         velocity = torch.addcmul(grad, h["momentum"], state.velocity)
@@ -186,7 +179,6 @@ class Momentum(ClassicalOptimizer):
         return params.like(params.flat - h["lr"] * direction), MomentumState(velocity)
 
     def _direction(self, grad: Tensor, velocity: Tensor, momentum: Tensor) -> Tensor:
-        del grad, momentum
         return velocity
 
 
@@ -233,14 +225,11 @@ class RMSprop(ClassicalOptimizer):
         super().__init__(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
 
     def init(self, params: Params) -> RMSpropState:
-        """Zeros; see `LearnedOptimizer.init`."""
         return RMSpropState(torch.zeros_like(params.flat))
 
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: RMSpropState
     ) -> tuple[Params, RMSpropState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h = self.hyperparameters
         grad = _decayed(grads, params, h["weight_decay"])
         second = torch.lerp(grad * grad, state.second, h["alpha"])
@@ -290,13 +279,10 @@ class Adam(ClassicalOptimizer):
         super().__init__(lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
 
     def init(self, params: Params) -> AdamState:
-        """Zeros; see `LearnedOptimizer.init`."""
         zero = torch.zeros_like(params.flat)
         return AdamState(torch.zeros_like(params.flat[:, 0]), zero, zero)
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: AdamState) -> tuple[Params, AdamState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h = self.hyperparameters
         flat, grad = self._decay(params, grads, h)
         step = state.step + 1

@@ -89,12 +89,9 @@ class HNN(LearnedOptimizer):
         self.carry = nn.Linear(2 * n, 1)
 
     def init(self, params: Params) -> HNNState:
-        """Zeros; see `LearnedOptimizer.init`."""
         return HNNState(torch.zeros_like(params.flat))
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: HNNState) -> tuple[Params, HNNState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         q = self._inputs(grads.flat)
         p = self._inputs(state.p.detach() if self.detach_carry else state.p)
         inner_weight, inner_bias, weight, bias = self._two_layers()

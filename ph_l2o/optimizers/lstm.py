@@ -54,13 +54,10 @@ class LSTM(CoordinatewiseLSTM):
         self.preprocess = preprocess
 
     def init(self, params: Params) -> LSTMState:
-        """Zeros; see `LearnedOptimizer.init`."""
         zero = self.zeros(params)
         return LSTMState(zero, zero)
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: LSTMState) -> tuple[Params, LSTMState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         inputs = torch.stack(log_and_sign(grads.flat), 1) if self.preprocess else grads.flat[:, None]
         output, *memory = self.run_layers(inputs, state.hidden, state.cell)
         return params.like(params.flat + self.output_scale * output), LSTMState(*memory)

@@ -108,14 +108,11 @@ class Muon(ClassicalOptimizer):
         self.nesterov, self.adjust_lr_fn, self.newton_schulz = nesterov, adjust_lr_fn, newton_schulz
 
     def init(self, params: Params) -> MuonState:
-        """Zeros; see `LearnedOptimizer.init`."""
         flat, shapes = params.flat, matrix_shapes(params.layout)
         num_others = sum(n for n, s in zip(params.layout.sizes, shapes, strict=True) if s is None)
         return MuonState(torch.zeros_like(flat[:, 0]), torch.zeros_like(flat), flat.new_zeros(len(flat), num_others))
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: MuonState) -> tuple[Params, MuonState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h, layout = self.hyperparameters, params.layout
         shapes, step = matrix_shapes(layout), state.step + 1
         parts = [list(x.split(layout.sizes, 1)) for x in (grads.flat, state.first)]

@@ -76,15 +76,12 @@ class RNNprop(CoordinatewiseLSTM):
         self.input = nn.Linear(2, hidden_size)
 
     def init(self, params: Params) -> RNNpropState:
-        """Zeros; see `LearnedOptimizer.init`."""
         zero, memory = torch.zeros_like(params.flat), self.zeros(params)
         return RNNpropState(torch.zeros_like(params.flat[:, 0]), zero, zero, memory, memory)
 
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: RNNpropState
     ) -> tuple[Params, RNNpropState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         grad, step = grads.flat, state.step + 1
         first = torch.lerp(grad, state.first, self.beta1)
         second = torch.lerp(grad * grad, state.second, self.beta2)

@@ -172,13 +172,11 @@ class Scheduled(LearnedOptimizer):
         return {"schedule": value} if len(self.schedules) > 1 else {}
 
     def init(self, params: Params) -> ScheduledState:
-        """See `LearnedOptimizer.init`."""
         return ScheduledState(torch.zeros_like(params.flat[:, 0]), self.optimizer.init(params))
 
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: ScheduledState
     ) -> tuple[Params, ScheduledState]:
-        """One step; see `LearnedOptimizer.update`."""
         new, inner = self.optimizer.update(params, grads, loss, state.inner)
         flat = torch.lerp(params.flat, new.flat, self.factor(state.step[:, None]))  # where f = 1, exactly θ'
         return params.like(flat), ScheduledState(state.step + 1, inner)
@@ -195,9 +193,7 @@ class Scheduled(LearnedOptimizer):
         return torch.where(steps < rise, (steps + 1) / (rise + 1), self.final + (1 - self.final) * shape(progress))
 
     def hide_loss(self, state: ScheduledState, hidden: Tensor) -> ScheduledState:
-        """See `LearnedOptimizer.hide_loss`."""
         return state._replace(inner=self.optimizer.hide_loss(state.inner, hidden))
 
     def diagnose(self, params: Params, grads: Params, loss: Tensor | None, state: ScheduledState) -> dict[str, Tensor]:
-        """See `LearnedOptimizer.diagnose`."""
         return self.optimizer.diagnose(params, grads, loss, state.inner)

@@ -88,14 +88,11 @@ class SOAP(ClassicalOptimizer):
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
 
     def init(self, params: Params) -> SOAPState:
-        """Zeros; see `LearnedOptimizer.init`."""
         zero, plan = torch.zeros_like(params.flat), self._plan(params.layout)
         empty = zero.new_zeros(len(zero), sum(plan.sizes))
         return SOAPState(torch.zeros_like(params.flat[:, 0]), zero, zero, empty, empty)
 
     def update(self, params: Params, grads: Params, loss: Tensor | None, state: SOAPState) -> tuple[Params, SOAPState]:
-        """One step; see `LearnedOptimizer.update`."""
-        del loss
         h, grad, plan = self.hyperparameters, grads.flat, self._plan(params.layout)
         step = age = state.step + 1
         old_gram, old_basis = state.gram.detach(), state.basis.detach()

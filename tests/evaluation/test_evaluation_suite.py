@@ -12,7 +12,7 @@ import torch
 from ph_l2o.evaluation import SuiteComparison, SuiteTask, compare_suite, grid_search, suite_runs, tuning
 from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.evaluation.suite_comparison import rates
-from ph_l2o.evaluation.suite_ratios import interquartile_mean, summarize, task_ratios
+from ph_l2o.evaluation.suite_ratios import interquartile_mean, summarize_ratios, task_ratios
 from ph_l2o.evaluation.suite_runs import Run, cached_run
 from ph_l2o.optimizers.classical import Adam
 
@@ -75,7 +75,7 @@ def test_interquartile_mean_over_tasks_by_hand():
     for task, reference in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 100.0)):
         losses = {"ours": np.ones(3), "adam": np.full(3, reference)}
         _, ratios[task], draws[task] = task_ratios(losses, {"adam": losses["adam"]}, "adam", generator())
-    summary = summarize(ratios, draws)["ours"]["adam"]
+    summary = summarize_ratios(ratios, draws)["ours"]["adam"]
     assert (summary.iqm, summary.worst, summary.worst_task, summary.better) == (2.5, 1.0, "a", 3)
     assert summary.ci95 == pytest.approx((2.5, 2.5))
 
