@@ -179,7 +179,7 @@ def made_with(threads: int | None = None, before: Mapping[str, Any] | None = Non
         threads: Of torch.
         before: A result that is being completed; its revision stays beside today's.
     """
-    from ph_l2o.evaluation.provenance import provenance
+    from ph_l2o.evaluation.result_files import provenance
 
     now = revision()
     earlier = now if before is None else before.get("git_revision") or "unknown"
