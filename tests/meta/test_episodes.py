@@ -47,6 +47,7 @@ def test_resume_with_several_episodes_is_bitwise(tmp_path):
     whole, resumed = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "resumed")
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
+    assert any(whole["ph_l2o"]["episodes"])  # one is under way
     for a, b in zip(whole["ph_l2o"]["episodes"], resumed["ph_l2o"]["episodes"], strict=True):
         assert (a is None) == (b is None)
         assert a is None or (a["age"], a["horizon"], a["number"]) == (b["age"], b["horizon"], b["number"])
