@@ -140,3 +140,16 @@ def test_named_options_exist(path):
         for name in names.split(","):
             exists = (ROOT / "conf" / group / f"{name}.yaml").exists()
             assert exists or name in own, f"{path.name}: {group}={name}"
+
+
+def test_walks_through_the_code_lead_somewhere():
+    """Each of at most six files, in which the functions that are named are defined."""
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("## A reader's walks")[2].partition("\n## ")[0]
+    walks = re.findall(r"(?:^\d\. .*\n(?:   .*\n)*)+", text, re.M)
+    assert len(walks) == 3
+    for walk in walks:
+        stops = re.findall(r"^\d\. `([\w/.]+)` ((?:`\w+`(?:, )?)+):", walk, re.M)
+        assert 3 <= len(stops) == walk.count("\n") <= 6
+        for path, functions in stops:
+            for name in re.findall(r"\w+", functions):
+                assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(), re.M), f"{path}: {name}"
