@@ -236,7 +236,7 @@ def test_a_checkpoint_of_meta_train_can_be_rebuilt(tmp_path):
     made = PortHamiltonian(hidden_size=5, budget=50.0)
     trained = meta_train(made, Quadratic(3), estimator=Truncated(), output_dir=tmp_path, **SMALL)
     rebuilt, config = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
-    assert config["optimizer"] == {"_target_": "ph_l2o.port_hamiltonian.diagonal.PortHamiltonian", **RECIPE}
+    assert config["optimizer"] == {"_target_": "ph_l2o.optimizers.PortHamiltonian", **RECIPE}
     assert isinstance(rebuilt, PortHamiltonian) and rebuilt.budget == 50.0
     for name, value in trained.state_dict().items():
         assert torch.equal(value, rebuilt.state_dict()[name])
