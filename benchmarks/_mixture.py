@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from ph_l2o.commands.configuration import register
 from ph_l2o.tasks import Mixture
 
 _CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -14,6 +15,7 @@ _CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def mixture(data: Path) -> Mixture:
     """`task=pretrain`, with the data sets of this folder, ready."""
+    register()
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         config = compose("train", [f"paths.data={data.absolute()}", "task=pretrain", "hydra.run.dir=."])
     task: Mixture = instantiate(config.task)

@@ -32,6 +32,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from ph_l2o.commands.configuration import register
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.compilation.graphs import compile_function
 from ph_l2o.inner import inner_step, start
@@ -317,6 +318,7 @@ def by_attack(weights: int, steps: int, dtype: torch.dtype, kept: Path | None, c
 
 def members(data: Path) -> dict[str, Task]:
     """The members of `task=pretrain`."""
+    register()
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", ["task=pretrain", f"paths.data={data.resolve()}"])
     return instantiate(config.task, _convert_="all").tasks

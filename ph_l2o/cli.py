@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ph_l2o.commands.configuration import register
 from ph_l2o.commands.explain import explain
-from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.workers import hand_over, set_up_worker
 from ph_l2o.errors import WorkerError
 from ph_l2o.lazy import resolve
@@ -52,7 +53,7 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
         except Exception as error:
             stop(error)
 
-    register_resolvers()
+    register()
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
@@ -55,8 +56,6 @@ def run_evaluation(cfg: DictConfig) -> None:
 
 
 def _suite_name() -> str:
-    from hydra.core.hydra_config import HydraConfig
-
     return str(HydraConfig.get().runtime.choices.get("suite"))
 
 
@@ -64,6 +63,8 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     """Optimizers by name; the task, or the suite's tasks by name; the device."""
     validate_common(cfg)
     check_one_process(cfg.strategy, "evaluate.py")
+    if typed := [argument for argument in HydraConfig.get().overrides.task if argument.startswith("preset=")]:
+        raise ConfigError(f"{typed[0]}: presets are for train.py")
     has_suite = cfg.get("suite") is not None
     if cfg.suite_tasks is not None and not has_suite:
         raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
+from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import find_checkpoint, remove_if_untouched
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
@@ -131,6 +132,9 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         type(parts["optimizer"]).__name__, parameters, cfg.task._target_.rpartition(".")[2], cfg.meta.outer_steps,
         os.path.relpath(folder),
     )  # fmt: skip
+    presets = applied_presets()
+    if presets:
+        log.info("presets: %s", ", ".join(presets))
     if resume is not None:
         log.info("resuming from %s", resume)
     began = time.monotonic()

@@ -1,17 +1,21 @@
 """Run the commands in this process: an import of torch for each would cost minutes."""
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from ph_l2o import cli
+from ph_l2o.commands.configuration import register
 
 
 class Outcome(NamedTuple):
@@ -80,3 +84,13 @@ def run_folder(tmp_path) -> Callable[[], Path]:
 def left_behind(tmp_path) -> Callable[[], list[str]]:
     """What the commands left in their folder."""
     return lambda: sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """Compose the configuration of `train`, or of another command."""
+    gc.freeze()  # composing makes many objects, and would have those of torch looked through again and again
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
+        yield lambda *overrides, command="train": compose(command, overrides=list(overrides))

@@ -1,38 +1,125 @@
-"""Every configuration file: a new one is tested without touching this file."""
+"""Every configuration file, and every combination of them: a new one is tested without touching this file."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o import cli
-from ph_l2o.commands.folders import register_resolvers
 from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.validate import check_counts
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import Window, start
 from ph_l2o.keys import ProblemKeys
+from ph_l2o.tasks import Quadratic
 
 CONF = Path(cli.conf_dir())
 NEEDS_OTHER_DATA = {"fashion_mnist", "cifar10"}  # their loaders are tested on files that tests make
+NODES = ("optimizer", "task", "estimator", "meta")
 
 
 def options(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
-def composed(*overrides: str, command: str = "train"):
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(command, overrides=list(overrides))
+def is_for_evaluate(group: str, option: str) -> bool:
+    return group == "experiment" and "override /suite" in (CONF / group / f"{option}.yaml").read_text()
 
 
-@pytest.mark.parametrize("optimizer", options("optimizer"))
-@pytest.mark.parametrize("task", [t for t in options("task") if t not in NEEDS_OTHER_DATA])
-def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_root):
+EXPERIMENTS = [e for e in options("experiment") if not is_for_evaluate("experiment", e)]
+
+
+def different(group: str) -> list[str]:
+    """Options that differ in kind: the first one of each class."""
+    targets = {o: OmegaConf.load(CONF / group / f"{o}.yaml").get("_target_") for o in options(group)}
+    first = {target: option for option, target in reversed(targets.items()) if target}
+    return sorted(first.values())
+
+
+def check(cfg: DictConfig) -> None:
+    """Whether all objects of a training can be made of its configuration."""
+    made = {node: build(OmegaConf.masked_copy(cfg, [node, "paths"])[node], node) for node in NODES}
+    made["meta"].check_truncation(made["estimator"])
+    check_counts(cfg.evaluation, "evaluation.")
+
+
+def pairwise(groups: list[list[str]]) -> list[tuple[str, ...]]:
+    """Combinations of one option of each group, in which each pair of options of two groups is met once at least."""
+    sides = [*itertools.combinations(range(len(groups)), 2)]
+    missing = {((i, a), (j, b)) for i, j in sides for a in groups[i] for b in groups[j]}
+    rows = []
+    while missing:
+        row = dict(min(missing))
+        for k in set(range(len(groups))) - set(row):
+            new = {c: sum(tuple(sorted([(k, c), other])) in missing for other in row.items()) for c in groups[k]}
+            row[k] = max(new, key=new.__getitem__)
+        missing -= {((i, row[i]), (j, row[j])) for i, j in sides}
+        rows.append(tuple(row[k] for k in range(len(groups))))
+    return rows
+
+
+GROUPS = {"optimizer": options("optimizer"), "task": options("task"), "estimator": options("estimator")}
+ROWS = pairwise([*GROUPS.values(), EXPERIMENTS])
+
+
+def test_the_combinations_have_every_pair():
+    assert len(ROWS) < 1.2 * len(GROUPS["optimizer"]) * len(GROUPS["task"])
+    assert {(o, e) for o, _, e, _ in ROWS} == set(itertools.product(GROUPS["optimizer"], GROUPS["estimator"]))
+    assert {(t, x) for _, t, _, x in ROWS} == set(itertools.product(GROUPS["task"], EXPERIMENTS))
+
+
+@pytest.mark.parametrize("optimizer", GROUPS["optimizer"])
+def test_every_combination_composes(composed, optimizer):
+    for row in ROWS:
+        if row[0] == optimizer:
+            arguments = [f"{group}={option}" for group, option in zip([*GROUPS, "experiment"], row, strict=True)]
+            try:
+                check(composed(*arguments))
+            except Exception as error:
+                raise AssertionError(" ".join(arguments)) from error
+
+
+TRAIN_GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "suite", "__pycache__")]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(g, o) for g in TRAIN_GROUPS for o in options(g) if not is_for_evaluate(g, o)]
+)
+def test_every_config_composes(composed, group, option):
+    check(composed(f"{group}={option}"))
+
+
+@pytest.mark.parametrize("task", options("task"))
+def test_every_task_is_one_of_evaluate(composed, task):
+    cfg = composed(f"task={task}", command="evaluate")
+    build(OmegaConf.masked_copy(cfg, ["task", "paths"]).task, "task")
+    assert not {"meta", "evaluation", "estimator", "preset"} & set(cfg)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(f"{g}={o}", f"task={t}") for g in ("suite", "experiment") for o in options(g) for t in ("quadratic", "mnist")
+     if g == "suite" or is_for_evaluate(g, o)],
+)  # fmt: skip
+def test_every_suite_composes(composed, arguments):
+    cfg = composed(*arguments, command="evaluate")
+    for name, entry in OmegaConf.masked_copy(cfg, ["suite", "paths"]).suite.items():
+        assert set(entry) == {"task", "horizon"} and entry.horizon >= 1
+        build(entry.task, name)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_file_says_what_it_is_for(path):
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# "), f"{path}: begin with a line that says what it is for"
+
+
+@pytest.mark.parametrize("optimizer", different("optimizer"))
+@pytest.mark.parametrize("task", [t for t in different("task") if t not in NEEDS_OTHER_DATA])
+def test_every_optimizer_runs_three_steps_of_every_task(composed, optimizer, task, mnist_root):
     cfg = composed(f"optimizer={optimizer}", f"task={task}", f"paths.data={mnist_root}")
     made_task, made = build(cfg.task, "task"), build(cfg.optimizer, "optimizer")
     made_task.prepare()
@@ -46,52 +133,26 @@ def test_every_optimizer_runs_three_steps_of_every_task(optimizer, task, mnist_r
     assert any(g.abs().max() > 0 for g in estimate.gradient.values())
 
 
-SPECIFIC = ("task_defaults", "optimizer_defaults", "task_optimizer")  # chosen by task and optimizer
-GROUPS = [p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("hydra", "suite", "__pycache__")]
+@pytest.mark.parametrize("estimator", different("estimator"))
+@pytest.mark.parametrize("optimizer", different("optimizer"))
+def test_every_estimator_takes_three_outer_steps_with_every_optimizer(composed, estimator, optimizer):
+    cfg = composed(f"estimator={estimator}", f"optimizer={optimizer}", *_FEW_DIRECTIONS.get(estimator, ()))
+    made, estimates = build(cfg.optimizer, "optimizer"), build(cfg.estimator, "estimator")
+    problem = Quadratic(2).sample(ProblemKeys(0, "train", 0, range(2)))
+    outer, phi = torch.optim.SGD(made.parameters(), lr=1e-3), dict(made.named_parameters())
+    before = {name: value.detach().clone() for name, value in phi.items()}
+    count = estimates.window_length(2, 6)
+    carry = estimates.start(made, problem)
+    for step in range(3):
+        first = step * count % 6
+        estimate = estimates(Window(made, phi, problem, carry, first, count, OBJECTIVES["mean_log_loss"]))
+        assert estimate.losses.shape == (count, 2) and torch.isfinite(estimate.losses).all()
+        for name, value in phi.items():
+            value.grad = estimate.gradient[name]
+        torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0, error_if_nonfinite=True)
+        outer.step()
+        carry = estimate.carry if count < 6 else estimates.start(made, problem)
+    assert any(not torch.equal(before[name], value) for name, value in phi.items())
 
 
-def is_for_evaluate(group: str, option: str) -> bool:
-    return group == "experiment" and "override /suite" in (CONF / group / f"{option}.yaml").read_text()
-
-
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(g, o) for g in GROUPS if g not in SPECIFIC for o in options(g) if not is_for_evaluate(g, o)],
-)
-def test_every_config_composes(group, option):
-    cfg = composed(f"{group}={option}")
-    for node in ("optimizer", "task", "estimator", "meta"):
-        build(OmegaConf.masked_copy(cfg, [node, "paths"])[node], node)
-
-
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [("suite", o) for o in options("suite")]
-    + [("experiment", o) for o in options("experiment") if is_for_evaluate("experiment", o)],
-)
-def test_every_suite_composes(group, option):
-    cfg = composed(f"{group}={option}", command="evaluate")
-    for name, entry in OmegaConf.masked_copy(cfg, ["suite", "paths"]).suite.items():
-        assert set(entry) == {"task", "horizon"} and entry.horizon >= 1
-        build(entry.task, name)
-
-
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
-def test_every_file_says_what_it_is_for(path):
-    lines = path.read_text().splitlines()
-    first = lines[1] if lines[0].startswith("# @package") else lines[0]
-    assert first.startswith("# "), f"{path}: begin with a line that says what it is for"
-
-
-def test_task_specific_files_name_real_choices():
-    for path in (CONF / "task_optimizer").glob("*.yaml"):
-        assert any(path.stem == f"{t}_{o}" for t in options("task") for o in options("optimizer")), path.name
-    assert set(options("task_defaults")) <= set(options("task"))
-    assert set(options("optimizer_defaults")) <= set(options("optimizer"))
-
-
-def test_specific_defaults_apply_from_the_general_to_the_specific():
-    assert composed("task=mnist", "optimizer=adam").meta.num_problems == 4  # of the task
-    assert composed("task=mnist", "optimizer=adam").meta.learning_rate == 0.02  # of the optimizer
-    assert composed("task=mnist", "optimizer=port_hamiltonian").meta.rescale == 0.7  # of both
-    assert composed("task=mnist", "optimizer=adam", "meta.learning_rate=0.1").meta.learning_rate == 0.1  # typed
+_FEW_DIRECTIONS = {"forward": ("estimator.num_directions=1",)}

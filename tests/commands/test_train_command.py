@@ -64,7 +64,7 @@ def test_config_yaml_is_resolved_and_names_the_revision(command, run_folder):
 
 def test_task_specific_defaults_and_what_users_type_wins(command, run_folder):
     command("train", "debug=default", "compare=false")
-    assert OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.1  # task_optimizer/quadratic_…
+    assert OmegaConf.load(run_folder() / "config.yaml").optimizer.init_lr == 0.1  # conf/presets.yaml
 
 
 def test_typed_values_win_over_task_specific_ones(command, run_folder):

@@ -186,9 +186,10 @@ def test_a_worker_uses_the_folder_and_the_checkpoint_of_the_command(monkeypatch)
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from ph_l2o.commands.folders import conf_dir, register_resolvers
+    from ph_l2o.commands.configuration import register
+    from ph_l2o.commands.folders import conf_dir
 
-    register_resolvers()
+    register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         cfg = compose("train", sys.argv[1:], return_hydra_config=True)
     GlobalHydra.instance().clear()

@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from ph_l2o import cli
-from ph_l2o.commands.folders import register_resolvers
+from ph_l2o.commands.configuration import register
 from ph_l2o.commands.instantiate import build
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import Window, start
@@ -22,7 +22,7 @@ NAMES = list(OmegaConf.load(f"{cli.conf_dir()}/task/pretrain.yaml").tasks)
 
 @functools.cache
 def mixture(data: str) -> Mixture:
-    register_resolvers()
+    register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=["task=pretrain", f"paths.data={data}"])
