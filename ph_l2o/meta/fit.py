@@ -88,7 +88,8 @@ def fit(
         loggers: Loggers; the default writes `metrics.csv` into the folder.
         callbacks: Callbacks beside the checkpoints; the default shows progress.
         make_trainer: Makes the trainer.
-        trainer: Further arguments of `pytorch_lightning.Trainer`; `strategy="ddp"` means `ProblemSharing`.
+        trainer: Further arguments of `pytorch_lightning.Trainer`; `strategy="ddp"` means `ProblemSharing`, in the
+            processes that `torchrun` or `srun` started, or that Lightning starts by running the script again.
 
     Returns:
         The trainer after the last outer step.
