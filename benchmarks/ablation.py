@@ -32,7 +32,7 @@ from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.params import Params
 from ph_l2o.port_hamiltonian.controller import Controller
-from ph_l2o.port_hamiltonian.energy import Energies, PortHamiltonianState, Seen
+from ph_l2o.port_hamiltonian.state import Energies, PortHamiltonianState, Seen
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
 SLOW = (1, 7)  # among the features: mean square of the slow average, its cosine with the gradient
@@ -50,18 +50,18 @@ class HiddenLoss(PortHamiltonian):
 class NoBrake(PortHamiltonian):
     """r² follows φ without the limit 1."""
 
-    def settle(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+    def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """As far as the account pays."""
-        before = super().settle(spent, square, seen, state)
+        before = super().energies_before(spent, square, seen, state)
         return before._replace(r_squared=torch.minimum(before.phi, state.energy - before.pull - before.kinetic))
 
 
 class Ratio(PortHamiltonian):
     """π stays as it is when the unit changes."""
 
-    def settle(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+    def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """With all of π's energy, which the account has already paid for."""
-        before = super().settle(spent, square, seen, state)
+        before = super().energies_before(spent, square, seen, state)
         kinetic = torch.minimum(state.kinetic, state.energy - before.pull)
         r_squared = torch.minimum(before.phi.clamp_max(1), state.energy - before.pull - kinetic)
         return before._replace(rescale=torch.ones_like(before.rescale), kinetic=kinetic, r_squared=r_squared)

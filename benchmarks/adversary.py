@@ -40,7 +40,7 @@ from ph_l2o.inner.loop import Carry
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker, map_state
 from ph_l2o.params import Layout, Params
-from ph_l2o.port_hamiltonian.energy import PortHamiltonianState
+from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 from ph_l2o.tasks import Landscape, Quadratic, Task
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}

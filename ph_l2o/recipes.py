@@ -36,7 +36,12 @@ def place(cls: type) -> str:
 
 
 def recipe(cls: type, arguments: inspect.BoundArguments) -> dict[str, Any]:
-    """What makes an object of a class with these arguments, `self` among them; empty if they are not plain."""
+    """What makes an object of a class with these arguments, `self` among them; empty if it cannot be made anew.
+
+    That is, if arguments are not plain, or the class is defined in a function.
+    """
+    if "<locals>" in cls.__qualname__:
+        return {}
     _, *names = arguments.arguments
     values: dict[str, Any] = {}
     for name in names:

@@ -117,7 +117,6 @@ def test_no_file_is_too_long():
     assert not {name: n for name, n in sizes.items() if n > 400}
 
 
-@pytest.mark.xfail(reason="being rebuilt", strict=True)
 def test_no_function_is_too_long():
     """Bodies, without docstrings."""
     sizes = {}

@@ -10,7 +10,7 @@ from ph_l2o.checkpoints import load_weights, save_weights
 from ph_l2o.errors import WeightsError
 from ph_l2o.optim.drop_in import DropIn
 from ph_l2o.optim.drop_in_learned import Learned
-from ph_l2o.optim.drop_in_port_hamiltonian import PortHamiltonian, takes
+from ph_l2o.optim.drop_in_port_hamiltonian import PortHamiltonian, is_port_hamiltonian
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 __all__ = ["DropIn", "Learned", "PortHamiltonian", "WeightsError", "from_learned", "load", "save_weights"]
@@ -47,7 +47,7 @@ def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:
     """
 
     def make(params: Any, **options: Any) -> DropIn:
-        if takes(optimizer):
+        if is_port_hamiltonian(optimizer):
             return PortHamiltonian(params, pretrained=optimizer, **options)
         return Learned(params, optimizer, **options)
 

@@ -75,26 +75,24 @@ class DropIn(torch.optim.Optimizer):
             self._take_step(value)
         return loss
 
-    def _take_step(self, loss: Tensor | None) -> None:
-        """Change the parameters, for a loss of shape `(1,)`, float64 on the CPU."""
+    def _take_step(self, loss: float | None) -> None:
+        """Change the parameters."""
         raise NotImplementedError
 
-    def _shared(self, loss: Loss) -> Tensor | None:
-        """The loss as `_take_step` takes it, averaged over processes."""
+    def _shared(self, loss: Loss) -> float | None:
+        """The loss as a number, averaged over processes."""
         if loss is None:
             return None
         given = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
         if given.numel() != 1 or given.is_complex():
             raise ValueError(f"loss of shape {tuple(given.shape)}, {given.dtype}: must be one real number")
-        value = given.reshape(1).to(torch.float64)
-        if self.reduce_loss and dist.is_available() and dist.is_initialized():
-            group = self.process_group
-            if dist.get_backend(group) == "nccl":
-                value = value.to(self.param_groups[0]["params"][0].device)
-            value = value.clone()
-            dist.all_reduce(value, group=group)
-            value = value / dist.get_world_size(group)
-        return value.cpu()
+        if not (self.reduce_loss and dist.is_available() and dist.is_initialized()):
+            return float(given.item())
+        group, value = self.process_group, given.reshape(1).to(torch.float64, copy=True)
+        if dist.get_backend(group) == "nccl":
+            value = value.to(self.param_groups[0]["params"][0].device)
+        dist.all_reduce(value, group=group)
+        return value.item() / dist.get_world_size(group)
 
     def named(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
         """Name, parameter and group of each tensor, in order."""

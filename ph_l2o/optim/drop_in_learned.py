@@ -64,20 +64,19 @@ class Learned(DropIn):
         if memory is not None:
             self.state[MEMORY] = {k: x.to(self._device(), copy=True) for k, x in memory.items()}  # type: ignore[index]
 
-    def _take_step(self, loss: Tensor | None) -> None:
+    def _take_step(self, loss: float | None) -> None:
         entries = [(p, group) for _, p, group in self.named() if p.numel()]
         if all(p.grad is None for p, _ in entries):
             return
         params, state = self._start()
         dtype = params.flat.dtype
         grads = [flat(torch.zeros_like(p) if p.grad is None else p.grad, dtype) for p, _ in entries]
-        if loss is not None:
-            loss = loss.to(params.flat)
-        elif self._learned.needs_loss:
+        if loss is None and self._learned.needs_loss:
             raise ValueError(f"{self._name()} needs the loss: call step(loss=loss) or step(closure)")
+        value = None if loss is None else params.flat.new_tensor([loss])
         leaves = iter(self.state.get(MEMORY, {}).values())  # type: ignore[call-overload]
         state = map_state(lambda x: next(leaves, x), state)
-        new, state = self._learned.to(params.flat).update(params, params.like(torch.cat(grads)[None]), loss, state)
+        new, state = self._learned.to(params.flat).update(params, params.like(torch.cat(grads)[None]), value, state)
         after = new.flat[0].split([p.numel() for p, _ in entries])
         for (p, group), changed in zip(entries, after, strict=True):
             if p.grad is not None:

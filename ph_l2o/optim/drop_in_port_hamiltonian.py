@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -10,15 +12,18 @@ from torch import Tensor
 
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
-from ph_l2o.optim import account
 from ph_l2o.optim.drop_in import DropIn, flat
+from ph_l2o.optim.loaded_state import ACCOUNT, checked_copy
+from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.params import Layout
+from ph_l2o.port_hamiltonian import PortHamiltonian as PurePortHamiltonian
 from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place
-from ph_l2o.port_hamiltonian import diagonal as scheme
-from ph_l2o.port_hamiltonian import single_problem as numbers
+from ph_l2o.port_hamiltonian.bases import bases_of
+from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
-from ph_l2o.port_hamiltonian.kernels import AVERAGES, Plain, Slot
-from ph_l2o.port_hamiltonian.rotation import Rotation, Turned
+from ph_l2o.port_hamiltonian.kernels import Plain
+from ph_l2o.port_hamiltonian.slots import BUFFERS, RotatedSlot, Slot, dtype_of, new_memory
 
 
 class PortHamiltonian(DropIn):
@@ -77,15 +82,15 @@ class PortHamiltonian(DropIn):
         process_group: Any = None,
     ):
         learned = pretrained if isinstance(pretrained, LearnedOptimizer) else checkpoints.load_weights(pretrained)
-        if not takes(learned):
+        if not is_port_hamiltonian(learned):
             raise WeightsError(
                 f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian or "
                 "PortHamiltonianKronecker; use ph_l2o.optim.load"
             )
-        self._rotation: Rotation | None = None
+        self._rotation: tuple[int, int] | None = None  # longest side that is rotated, steps between power iterations
         if isinstance(learned, PortHamiltonianKronecker):
-            self._rotation = Rotation(learned.max_preconditioner_dim, learned.precondition_frequency)
-        self._network = numbers.Controller(learned.controller)
+            self._rotation = learned.max_preconditioner_dim, learned.precondition_frequency
+        self._network = FrozenController(learned.controller)
         self._budget = (learned.budget, learned.radius)
         self._compile, self._kernels = compile, _kernels(compile)
         self._report: in_place.Report | None = None
@@ -96,18 +101,15 @@ class PortHamiltonian(DropIn):
     @property
     def skipped(self) -> int:
         """Steps skipped, because the loss or the gradient was not finite."""
-        return int(account.numbers(self._account()).skipped)
+        return int(in_place.state_of(self._account()).skipped)
 
     def radius(self) -> float:
         """What ‖θ‖ over all parameters will never exceed from now on, but for parameters that are changed otherwise.
 
         Before the first step it is not known yet: NaN.
         """
-        return account.numbers(self._account()).radius()
-
-    def rotates(self, param: Tensor) -> bool:
-        """Whether a parameter is seen in the coordinates of bases."""
-        return self._rotation is not None and self._rotation.bases(tuple(param.shape)) is not None
+        account = self._account()
+        return in_place.state_of(account).radius() if account else math.nan
 
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
@@ -118,7 +120,7 @@ class PortHamiltonian(DropIn):
         (`damping`), the share of the averaged gradient (`mix`), how far each coordinate has a step size of its own
         (`rho`), and how far the step follows the gradient's size (`lean`).
         """
-        return in_place.diagnostics(account.numbers(self._account()), self._report)
+        return in_place.diagnostics(in_place.state_of(self._account()), self._report)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied.
@@ -127,7 +129,9 @@ class PortHamiltonian(DropIn):
             ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
         """
         loading = self._loading = dict[Tensor | str, dict[str, Any]]()
-        check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(account.checked(self, given)))
+        check = self.register_load_state_dict_pre_hook(
+            lambda _, given: loading.update(checked_copy(self, lambda p: self._bases(p) is not None, given))
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -152,64 +156,63 @@ class PortHamiltonian(DropIn):
     _loading: dict[Tensor | str, dict[str, Any]] | None = None
 
     def _account(self) -> dict[str, Any]:
-        return self.state.get(account.KEY, {})  # type: ignore[call-overload]
+        return self.state.get(ACCOUNT, {})  # type: ignore[call-overload]
 
-    def _take_step(self, loss: Tensor | None) -> None:
-        slots, kernels = list[Slot](), self._kernels
-        changed: list[tuple[Tensor, Tensor, Turned | None, Slot]] = []
-        for name, p, group in self.named():
-            if not p.numel():
-                continue
-            memory = self.state.get(p)
-            dtype, turned = in_place.dtype_of(p), None
-            theta, grad = flat(p, dtype), None if p.grad is None else flat(p.grad, dtype)
-            bases = self._rotation and self._rotation.bases(tuple(p.shape))
-            if grad is not None and not memory:
-                memory = self.state[p] = in_place.new_memory(p)
-                if self._rotation and bases:
-                    self._rotation.begin(memory, bases, theta)
-            if p.device.type != "cpu":
-                kernels = Plain
-            lr, decay = float(group["lr"]), float(group["weight_decay"])
-            flats = self._flat_memory(p, memory) if memory else ()
-            slots.append(Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay))
-            if grad is None or memory is None:
-                continue
-            if self._rotation and bases:
-                turned = Turned(self._rotation, bases, theta, grad, memory)
-                slots[-1].theta, slots[-1].grad = turned.theta, turned.grad
-            changed.append((p, theta, turned, slots[-1]))
-        if not changed:
+    def _take_step(self, loss: float | None) -> None:
+        slots = [(p, self._slot(name, p, group)) for name, p, group in self.named() if p.numel()]
+        taking_part = [(p, slot) for p, slot in slots if slot.grad is not None]
+        if not taking_part:
             return
-        state = account.opened(self._account(), slots, *self._budget)
-        value = None if loss is None else loss.item()
-        state, report = in_place.step(self._network, slots, value, state, kernels)
-        self.state[account.KEY] = account.shown(state, slots)  # type: ignore[index]
+        kernels = self._kernels if all(p.device.type == "cpu" for p, _ in slots) else Plain
+        tensors = [slot for _, slot in slots]
+        state = in_place.with_new_springs(self._account(), tensors, *self._budget)
+        state, report = in_place.step(self._network, tensors, loss, state, kernels)
+        self.state[ACCOUNT] = in_place.account_of(state, tensors)  # type: ignore[index]
         if report is None:
             return
         self._report = report
-        for p, theta, turned, slot in changed:
-            if turned is not None:
-                theta.add_(turned.move())
-                turned.renew(slot, state.gradient_unit)
+        for p, slot in taking_part:
+            theta = slot.finish(state.gradient_unit)
             if theta.data_ptr() != p.data_ptr():
                 p.copy_(theta.view(p.shape))
         # Compiled loops don't tell autograd.
-        torch.autograd.graph.increment_version([p for p, *_ in changed])
+        torch.autograd.graph.increment_version([p for p, _ in taking_part])
+
+    def _slot(self, name: str, p: Tensor, group: dict[str, Any]) -> Slot:
+        """A parameter for the step, with a memory from its first gradient on."""
+        grad, dtype, memory = p.grad, dtype_of(p), self.state.get(p) or {}
+        bases = None if self._rotation is None else self._bases(p)
+        if grad is not None:
+            grad = flat(grad, dtype)
+            if not memory:
+                memory = self.state[p] = new_memory(p, bases)
+        flats = self._flat_memory(p, memory) if memory else ()
+        theta, lr, decay = flat(p, dtype), float(group["lr"]), float(group["weight_decay"])
+        slot = Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay)
+        if bases is None or self._rotation is None or grad is None:
+            return slot
+        return RotatedSlot(slot, bases, self._rotation[1])
+
+    def _bases(self, p: Tensor) -> Eigenbases | None:
+        """Those in which a parameter is seen, if there are any."""
+        if self._rotation is None:
+            return None
+        bases = bases_of(Layout(("",), (tuple(p.shape),)), self._rotation[0])
+        return bases if bases.sizes else None
 
     def _flat_memory(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
         """Flat views of what is remembered, made anew if something has put other tensors there."""
-        now = [memory[name] for name in AVERAGES]
+        now = [memory[name] for name in BUFFERS]
         before, flats = self._flats.get(p, ((), ()))
-        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
+        if len(before) != len(now) or any(map(operator.is_not, before, now)):
             flats = tuple(x.view(-1) for x in now)
             self._flats[p] = now, flats
         return flats
 
 
-def takes(learned: LearnedOptimizer) -> TypeGuard[scheme.PortHamiltonian]:
+def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamiltonian]:
     """Whether `PortHamiltonian` takes this optimizer's steps; a subclass may take others."""
-    return type(learned) in (scheme.PortHamiltonian, PortHamiltonianKronecker)
+    return type(learned) in (PurePortHamiltonian, PortHamiltonianKronecker)
 
 
 def _kernels(compile: bool) -> in_place.Kernels:

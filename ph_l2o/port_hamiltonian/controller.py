@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ph_l2o.params import Layout
+from ph_l2o.port_hamiltonian.arithmetic import Number, PerTensor, arithmetic
+from ph_l2o.port_hamiltonian.state import MOMENTUM, SECOND, THETA, PortHamiltonianState, Seen
 
-if TYPE_CHECKING:
-    from ph_l2o.port_hamiltonian.energy import PortHamiltonianState, Seen
-
-# Sums over a tensor: squares of gradient, its two averages, momentum, parameters; v; products of the gradient.
-GRADIENT, MOMENTUM, THETA, SECOND = 0, 3, 4, 5
 NUM_FEATURES = 27
 NUM_PORTS = 5
-PACE, MOST_PACE = 50.0, 2000.0  # steps, see `Controller.pace`
+_PACE, _MOST_PACE = 50.0, 2000.0  # steps, see `Controller.pace`
+_LOG_GAIN_RANGE = (-30.0, 8.0)
 _TIME_SCALES = (20.0, 100.0, 1000.0)
 _MOST_RHO = 0.999
-_TINY = 1e-20
+_TINY = 1e-20  # beside squares of gradients in their unit
 _LEAST_LOSS = 1e-36
 _LEAST_SHARE = 1e-4
 _LEAST_THETA = 0.05  # of the size of a tensor's entries: biases start at 0
@@ -68,8 +66,28 @@ class Controller(nn.Sequential):
         return input
 
 
+class FrozenController:
+    """A controller of constant weights in float64, for arrays `(…, 27)`.
+
+    Args:
+        network: Where the weights come from.
+    """
+
+    def __init__(self, network: Controller):
+        values = {name: x.detach().double().cpu().numpy() for name, x in network.state_dict().items()}
+        self.layers = [(values[f"{k}.weight"].T, values[f"{k}.bias"]) for k in (0, 2, 4)]
+        self.powers, self.pace = values["powers"].tolist(), network.pace.double().cpu().numpy()
+
+    def __call__(self, x: Any) -> Any:
+        """The network's part."""
+        *hidden, (weight, bias) = self.layers
+        for of_layer, of_bias in hidden:
+            x = np.tanh(x @ of_layer + of_bias)
+        return x @ weight + bias
+
+
 class Ports(NamedTuple):
-    """What the controller sets for each tensor, `(B, T)`.
+    """What the controller sets for each tensor.
 
     Attributes:
         log_gain: log of the gain.
@@ -79,109 +97,112 @@ class Ports(NamedTuple):
         lean: How much the gain follows the gradient's size, in (0, 1).
     """
 
-    log_gain: Tensor
-    mix: Tensor
-    keep: Tensor
-    rho: Tensor
-    lean: Tensor
+    log_gain: PerTensor
+    mix: PerTensor
+    keep: PerTensor
+    rho: PerTensor
+    lean: PerTensor
+
+    def scale(self, mean_squares: PerTensor) -> tuple[PerTensor, PerTensor]:
+        """The gain, and (1 - ρ) v̄, of s² = gain / √(ρ v + (1 - ρ) v̄), for v̄."""
+        xp = arithmetic(self.rho)
+        return xp.exp(xp.clip(self.log_gain, *_LOG_GAIN_RANGE)), (1 - self.rho) * (mean_squares + _TINY)
+
+    def shown(self, gain: PerTensor) -> dict[str, PerTensor]:
+        """For people."""
+        return {"lr": gain, "damping": 1 / self.keep - 1, "mix": self.mix, "rho": self.rho, "lean": self.lean}
 
 
 def ports(
-    network: Controller,
-    sums: Tensor,
-    sizes: Tensor,
-    second_mean: Tensor,
-    reference: Tensor,
+    network: Any,
+    sums: Any,
+    sizes: Any,
+    second_mean: Number,
+    reference: Number,
     seen: Seen,
     state: PortHamiltonianState,
     layout: Layout,
 ) -> Ports:
-    """Run the controller.
+    """Run the controller, a `Controller` or, on arrays, a `FrozenController`.
 
     Args:
         network: The controller.
-        sums: Sums over each tensor, `(B, 9, T)`.
+        sums: Sums over each tensor, `(…, 9, T)`.
         sizes: Coordinates of each tensor, `(T,)`.
-        second_mean: Mean of v over all coordinates, `(B,)`.
-        reference: Its average over the past, `(B,)`.
+        second_mean: Mean of v over all coordinates.
+        reference: Its average over the past.
         seen: Loss and units.
         state: Before the step.
         layout: Shapes of the tensors.
     """
-    log_mean = (second_mean + _TINY).log()
-    log_growth = log_mean - (reference + _TINY).log()
-    means = (sums / sizes).mT
-    length = _natural_length(log_mean, sizes, seen)
-    features = torch.cat(
-        [
-            _of_tensors(means, log_mean, sizes),
-            _of_problem(length, log_growth, sizes, seen, state)[:, None].expand(-1, layout.num_tensors, -1),
-            layout.table(static_features, sizes).expand(len(sums), -1, -1),
-        ],
-        2,
+    xp = arithmetic(second_mean)
+    log_mean = xp.log(second_mean + _TINY)
+    log_growth = log_mean - xp.log(reference + _TINY)
+    log_size = xp.log(xp.total(sizes))
+    length = _natural_length(log_mean, log_size, seen)
+    means = (sums / sizes).swapaxes(-1, -2)
+    features = xp.columns(
+        _of_tensors(means, log_mean, log_size),
+        _of_problem(length, log_growth, log_size, seen, state),
+        xp.table(layout, static_features, second_mean),
     )
-    out = network(features.flatten(0, 1)).unflatten(0, (-1, layout.num_tensors))
-    log_lr, (mix, keep, lean, rho) = out[..., 0], out[..., 1:].sigmoid().unbind(2)
-    log_theta = (0.5 * (means[..., THETA] + _TINY).log()).clamp_min(math.log(_LEAST_THETA))
-    pace = network.pace[..., 0] + network.pace[..., 1] * (seen.step.clamp_max(MOST_PACE) / PACE).log1p()
-    log_lr = log_lr + network.powers[0] * length[:, None] + network.powers[1] * log_theta + pace[:, None]
-    return Ports(log_lr + 0.5 * lean * log_growth[:, None], mix, keep, _MOST_RHO * rho, lean)
+    out = xp.by_rows(network, features)
+    log_lr, (mix, keep, lean, rho) = out[..., 0], xp.unstack(xp.sigmoid(out[..., 1:]))
+    log_theta = xp.at_least(0.5 * xp.log(means[..., THETA] + _TINY), math.log(_LEAST_THETA))
+    start, power = xp.unstack(network.pace)
+    pace = start + power * xp.log1p(xp.at_most(seen.step, _MOST_PACE) / _PACE)
+    log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta + xp.per_tensor(pace)
+    return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 
 
-def _of_tensors(means: Tensor, log_mean: Tensor, sizes: Tensor) -> Tensor:
-    """`(B, T, 9)`: steadiness of the gradient, its share, that of the momentum, size of θ; cosines of the gradient."""
-    logs = (means[..., : SECOND + 1] + _TINY).log()
-    grad, averages, momentum, theta, second = logs.split((1, MOMENTUM - 1, 1, 1, 1), 2)
-    cosines = means[..., SECOND + 1 :] * (-0.5 * (grad + logs[..., 1:THETA])).exp()
-    return torch.cat(
-        [
-            0.25 * (averages - second),
-            0.5 * (grad - second),
-            0.2 * (second - log_mean[:, None, None]),
-            0.2 * (momentum + sizes.sum().log()).clamp_min(-20),
-            0.3 * theta.clamp_min(-20),
-            cosines,
-        ],
-        2,
-    )
+def _of_tensors(means: Any, log_mean: Number, log_size: Number) -> list[Any]:
+    """`(…, T, 9)`: steadiness of the gradient, its share, that of the momentum, size of θ; cosines of the gradient."""
+    xp = arithmetic(log_mean)
+    logs = xp.log(means[..., : SECOND + 1] + _TINY)
+    grad, averages, momentum, theta, second = xp.split(logs, (1, MOMENTUM - 1, 1, 1, 1))
+    cosines = means[..., SECOND + 1 :] * xp.exp(-0.5 * (grad + logs[..., 1:THETA]))
+    return [
+        0.25 * (averages - second),
+        0.5 * (grad - second),
+        0.2 * (second - xp.per_tensor(xp.per_tensor(log_mean))),
+        0.2 * xp.at_least(momentum + log_size, -20),
+        0.3 * xp.at_least(theta, -20),
+        cosines,
+    ]
 
 
-def _natural_length(log_mean: Tensor, sizes: Tensor, seen: Seen) -> Tensor:
-    """Log of U / (N √v̄) where the loss is used, around 0 by a constant, `(B,)`; 0 where it is not."""
-    log_unit = seen.loss_fast.clamp_min(_LEAST_LOSS).log() - seen.gradient_unit.log()
-    length = log_unit - sizes.sum().log() - 0.5 * log_mean + _TYPICAL_LENGTH
-    return torch.where(seen.uses_loss > 0, length.clamp(-10, 10), 0.0)
+def _natural_length(log_mean: Number, log_size: Number, seen: Seen) -> Number:
+    """Log of U / (N √v̄) where the loss is used, around 0 by a constant; 0 where it is not."""
+    xp = arithmetic(log_mean)
+    log_unit = xp.log(xp.at_least(seen.loss_fast, _LEAST_LOSS)) - xp.log(seen.gradient_unit)
+    length = log_unit - log_size - 0.5 * log_mean + _TYPICAL_LENGTH
+    return xp.where(seen.uses_loss > 0, xp.clip(length, -10, 10), 0.0)
 
 
-def _of_problem(length: Tensor, log_growth: Tensor, sizes: Tensor, seen: Seen, state: PortHamiltonianState) -> Tensor:
-    """`(B, 13)`: how gradient and loss develop, the natural length, what the last step was like, time."""
-    losses = torch.stack([seen.loss, seen.loss_fast, seen.loss_slow, seen.loss_start], 1)
-    loss, fast, slow, start = losses.clamp_min(_LEAST_LOSS).log().unbind(1)
-    used = (seen.uses_loss > 0).to(loss)
-    log_size = sizes.sum().log().expand_as(loss)
-    features = [
+def _of_problem(
+    length: Number, log_growth: Number, log_size: Number, seen: Seen, state: PortHamiltonianState
+) -> list[Number]:
+    """13 numbers: how gradient and loss develop, the natural length, what the last step was like, time."""
+    xp = arithmetic(length)
+    losses = (seen.loss, seen.loss_fast, seen.loss_slow, seen.loss_start)
+    loss, fast, slow, start = xp.at_once(lambda x: xp.log(xp.at_least(x, _LEAST_LOSS)), *losses)
+    used = seen.uses_loss
+    return [
         0.25 * log_growth,
-        used * 0.3 * (loss - fast).clamp(-20, 20),
-        used * 0.3 * (fast - slow).clamp(-20, 20),
-        used * 0.3 * (loss - start).clamp(-30, 30),
+        used * 0.3 * xp.clip(loss - fast, -20, 20),
+        used * 0.3 * xp.clip(fast - slow, -20, 20),
+        used * 0.3 * xp.clip(loss - start, -30, 30),
         used,
         0.3 * length,
         state.trust,
-        0.3 * (state.share + _LEAST_SHARE).log(),
-        0.3 * seen.step.clamp_min(1).log(),
-        0.2 * log_size,
+        0.3 * xp.log(state.share + _LEAST_SHARE),
+        0.3 * xp.log(xp.at_least(seen.step, 1)),
+        0.2 * xp.like(log_size, loss),
+        *xp.for_each(_TIME_SCALES, lambda scale, step: xp.tanh(step / scale - 1), seen.step),
     ]
-    times = torch.tanh(seen.step[:, None] / constant(_TIME_SCALES, loss.device, loss.dtype) - 1)
-    return torch.cat([torch.stack(features, 1), times], 1)
 
 
-@lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A constant row, made once."""
-    return torch.tensor(values, device=device, dtype=dtype)
-
-
-def sizes(layout: Layout) -> tuple[int, ...]:
+def tensor_sizes(layout: Layout) -> tuple[int, ...]:
     """Coordinates of each tensor, for `Layout.table`."""
     return layout.sizes
 

@@ -46,20 +46,16 @@ from ph_l2o.params import Layout, Params
 from ph_l2o.port_hamiltonian import controller
 from ph_l2o.port_hamiltonian.energy import (
     DECAYS,
-    Energies,
-    PortHamiltonianState,
-    Seen,
+    at_the_start,
     compare_gradients,
-    damped,
+    energies_before,
+    energy_after,
+    inverse_inertia,
     observe,
-    paid,
     remember,
-    settle,
-    solve,
+    solve_for_r,
 )
-
-TINY = 1e-20  # beside squares of gradients in their unit
-LOG_GAIN_RANGE = (-30.0, 8.0)
+from ph_l2o.port_hamiltonian.state import SECOND, THETA, Energies, PortHamiltonianState, Seen
 
 
 class _Look(NamedTuple):
@@ -71,9 +67,9 @@ class _Look(NamedTuple):
     second: Tensor
     sums: Tensor
     sizes: Tensor
-    ports: controller.Ports
     second_mean: Tensor
     reference: Tensor
+    ports: controller.Ports
 
 
 class PortHamiltonian(LearnedOptimizer):
@@ -124,7 +120,8 @@ class PortHamiltonian(LearnedOptimizer):
         """Nothing seen yet; see `LearnedOptimizer.init`."""
         flat = params.flat
         zero, none = torch.zeros_like(flat), torch.zeros_like(flat[:, 0])
-        energy, stiffness = self.account(_dot(flat, flat), params.layout.table(controller.sizes, flat).sum())
+        size = params.layout.table(controller.tensor_sizes, flat).sum()
+        energy, stiffness = at_the_start(_dot(flat, flat), size, self.budget, self.radius)
         averages = zero[:, None].repeat(1, len(DECAYS), 1)
         numbers = dict.fromkeys(PortHamiltonianState._fields, none)
         tensors = {"averages": averages, "second": zero, "momentum": zero}
@@ -132,14 +129,9 @@ class PortHamiltonian(LearnedOptimizer):
             **numbers | tensors | {"energy": energy, "stiffness": stiffness, "uses_loss": none + 1}
         )
 
-    def account(self, square: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """E₀ and κ for parameters with ‖θ₀‖² = `square` `(B,)` and `size` coordinates."""
-        stiffness = 2 * self.budget / (self.radius**2 * torch.maximum(square, size))
-        return self.budget + 0.5 * stiffness * square, stiffness
-
-    def settle(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
-        """`settle` of the account, which a variant of the energy may replace."""
-        return settle(spent, square, seen, state)
+    def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+        """`energies_before` of the account, which a variant of the energy may replace."""
+        return energies_before(spent, square, seen, state)
 
     def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
         """See `LearnedOptimizer.hide_loss`."""
@@ -147,19 +139,19 @@ class PortHamiltonian(LearnedOptimizer):
 
     def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> _Look:
         seen = observe(grads.flat.detach().abs().amax(1), loss, state)
-        grad = torch.where(seen.fine[:, None], grads.flat, 0.0) * seen.factor[:, None]
+        grad = torch.where(seen.finite[:, None], grads.flat, 0.0) * seen.factor[:, None]
         averages, second = _averaged(state, seen, grad)
         sums = _sums(params.flat, grad, averages, second, state.momentum, params.layout)
-        sizes = params.layout.table(controller.sizes, params.flat)
-        second_mean, reference = compare_gradients(sums, sizes, seen, state)
+        sizes = params.layout.table(controller.tensor_sizes, params.flat)
+        second_mean, reference = compare_gradients(sums[:, SECOND].sum(1), sizes.sum(), seen, state)
         ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
-        return _Look(seen, grad, averages, second, sums, sizes, ports, second_mean, reference)
+        return _Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
 
     def diagnose(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
     ) -> dict[str, Tensor]:
         """See `LearnedOptimizer.diagnose`: the account and what is in use of it; the ports of each tensor."""
-        ports = self._look(params, grads, loss, state).ports
+        look = self._look(params, grads, loss, state)
         spring = 0.5 * state.stiffness * _dot(params.flat, params.flat)
         return {
             "energy": state.energy,
@@ -168,11 +160,7 @@ class PortHamiltonian(LearnedOptimizer):
             "tank": state.energy - state.kinetic - spring,
             "trust": state.trust,
             "skipped": state.skipped,
-            "lr": ports.log_gain.clamp(*LOG_GAIN_RANGE).exp(),
-            "damping": 1 / ports.keep - 1,
-            "mix": ports.mix,
-            "rho": ports.rho,
-            "lean": ports.lean,
+            **look.ports.shown(look.ports.scale(look.sums[:, SECOND] / look.sizes)[0]),
         }
 
     def update(
@@ -181,39 +169,38 @@ class PortHamiltonian(LearnedOptimizer):
         """One step of the scheme; see `LearnedOptimizer.update`. A loss of None is a missing one."""
         flat, layout = params.flat, params.layout
         look = self._look(params, grads, loss, state)
-        seen, grad, averages, second, sums, sizes, ports = look[:7]
+        seen, grad, averages, second, sums, sizes, second_mean, reference, ports = look
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
-        floor = (1 - ports.rho) * (sums[:, controller.SECOND] / sizes + TINY)
-        gain = ports.log_gain.clamp(*LOG_GAIN_RANGE).exp()
+        gain, floor = ports.scale(sums[:, SECOND] / sizes)
         root, base, rho, mix = layout.expand(torch.stack([gain.sqrt(), floor, ports.rho, ports.mix], 1)).unbind(1)
         scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
         push = scale * torch.lerp(grad, averages[:, 0], mix)
 
         squares = layout.dot(push, push)
-        before = self.settle(squares.sum(1), sums[:, controller.THETA].sum(1), seen, state)
-        root_length, bound = before.length.sqrt(), gain * floor.rsqrt()
-        keep = damped(ports.keep, bound, before, seen, state)
-        spring = torch.where(seen.fine, state.stiffness * root_length, 0.0)[:, None]
+        before = self.energies_before(squares.sum(1), sums[:, THETA].sum(1), seen, state)
+        root_length = before.length.sqrt()
+        keep = inverse_inertia(ports.keep, gain * floor.rsqrt(), before, seen, state)
+        spring = torch.where(seen.finite, state.stiffness * root_length, 0.0)[:, None]
         shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
         products = layout.dot(push, shifted)
-        trust, share = solve((keep * products).sum(1), (keep * squares).sum(1), before)
+        trust, share = solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
 
-        force = torch.where(seen.fine, trust / root_length, 0.0)[:, None]
+        force = torch.where(seen.finite, trust / root_length, 0.0)[:, None]
         momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
-        move = torch.where(seen.fine, root_length, 0.0)[:, None]
-        new = torch.addcmul(flat * before.fit[:, None], scale * momentum, move)
+        move = torch.where(seen.finite, root_length, 0.0)[:, None]
+        new = torch.addcmul(flat * before.shrink[:, None], scale * momentum, move)
 
         kinetic = 0.5 * _dot(momentum, momentum)
-        energy = paid(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
-        after = remember(state, seen, before, look.second_mean, look.reference, energy, kinetic, trust, share)
+        energy = energy_after(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
+        after = remember(state, seen, before, second_mean, reference, energy, kinetic, trust, share)
         return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
 
 
 def _averaged(state: PortHamiltonianState, seen: Seen, grad: Tensor) -> tuple[Tensor, Tensor]:
-    change = seen.change[:, None]
-    averages = torch.lerp(state.averages * change[..., None], grad[:, None], seen.weights[:, : len(DECAYS), None])
-    return averages, torch.lerp(state.second * change * change, grad * grad, seen.weights[:, len(DECAYS), None])
+    change, weights = seen.change[:, None], seen.weights.mT
+    averages = torch.lerp(state.averages * change[..., None], grad[:, None], weights[:, : len(DECAYS), None])
+    return averages, torch.lerp(state.second * change * change, grad * grad, weights[:, len(DECAYS), None])
 
 
 def _sums(flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout) -> Tensor:

@@ -1,17 +1,13 @@
 """The account of energy: what a step sees of loss and gradient, units, what is in use, what a step costs.
 
-Numbers for each problem, `(B,)`. The symbols are those of `ph_l2o/port_hamiltonian/diagonal.py`, whose dynamics they
-belong to; proofs are in `docs/theory.md`.
+Numbers for each problem, in the arithmetic of `arithmetic.py`. The symbols are those of `diagonal.py`, whose dynamics
+they belong to; proofs are in `docs/theory.md`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
-
-from ph_l2o.port_hamiltonian import controller
+from ph_l2o.port_hamiltonian.arithmetic import Number, PerTensor, arithmetic
+from ph_l2o.port_hamiltonian.state import Energies, PortHamiltonianState, Seen
 
 DECAYS = (0.9, 0.99)  # of the gradient's averages
 SECOND_DECAY = 0.95  # of the squared gradient's average
@@ -25,175 +21,122 @@ _MEMORY = 1000.0  # steps over which the reference of the gradient is averaged
 _MOST_REFERENCE = 1e22  # with which the gradient's unit still falls; it bounds what the averages become in that unit
 
 
-class PortHamiltonianState(NamedTuple):
-    """What the optimizer remembers. Losses, energies and numbers of steps have shape `(B,)`.
-
-    Attributes:
-        step: Steps done, without those skipped.
-        averages: Bias-corrected averages of the gradient in its unit, `(B, 2, N)`.
-        second: Bias-corrected average of the squared gradient in its unit, `(B, N)`.
-        momentum: π, `(B, N)`.
-        gradient_unit: G.
-        second_mean: Mean of `second`.
-        reference: Average of `second_mean` over the past.
-        loss_start: First loss.
-        loss_fast: Bias-corrected average of the loss, decay .9.
-        loss_slow: The same, decay .99.
-        loss_unit: U.
-        uses_loss: 1 where the loss is used, 0 from the first negative loss on, or where it is hidden.
-        energy: The account; it never increases.
-        kinetic: ½‖π‖².
-        stiffness: κ.
-        trust: r⁺ / √φ of the last step.
-        share: Decrease of the loss that the last step's force predicts, over 2 f.
-        skipped: Steps skipped, because the loss or the gradient was not finite.
-    """
-
-    step: Tensor
-    averages: Tensor
-    second: Tensor
-    momentum: Tensor
-    gradient_unit: Tensor
-    second_mean: Tensor
-    reference: Tensor
-    loss_start: Tensor
-    loss_fast: Tensor
-    loss_slow: Tensor
-    loss_unit: Tensor
-    uses_loss: Tensor
-    energy: Tensor
-    kinetic: Tensor
-    stiffness: Tensor
-    trust: Tensor
-    share: Tensor
-    skipped: Tensor
-
-    def radius(self) -> Tensor:
-        """√(2 E / κ), which ‖θ‖ will never exceed from now on, shape `(B,)`."""
-        return (2 * self.energy / self.stiffness).sqrt()
+def at_the_start(square: Number, size: Number, budget: float, radius: float) -> tuple[Number, Number]:
+    """E₀ and κ for ‖θ₀‖² and the number of coordinates."""
+    stiffness = 2 * budget / (radius**2 * arithmetic(square).maximum(square, size))
+    return budget + 0.5 * stiffness * square, stiffness
 
 
-class Seen(NamedTuple):
-    """What a step sees of loss and gradient, numbers of shape `(B,)`; see `observe`."""
-
-    fine: Tensor  # whether both are finite
-    uses_loss: Tensor
-    step: Tensor
-    gradient_unit: Tensor
-    factor: Tensor  # from the gradient to the gradient in its unit
-    change: Tensor  # last unit over this one
-    weights: Tensor  # of the averages: gradient, squared gradient, loss, `(B, 5)`
-    loss: Tensor
-    loss_start: Tensor
-    loss_fast: Tensor
-    loss_slow: Tensor
+def averaging_weight(decay: Number, step: Number, finite: Number = True) -> Number:
+    """Weight of the newest of `step` values in their bias-corrected average; 0 where it is left out."""
+    return finite * (1 - decay) / (1 - decay**step)
 
 
-class Energies(NamedTuple):
-    """Before a step, numbers of shape `(B,)`; see `settle`."""
-
-    loss_unit: Tensor
-    length: Tensor
-    phi: Tensor
-    rescale: Tensor  # of π
-    kinetic: Tensor
-    pull: Tensor  # ½κ‖θ‖²
-    r_squared: Tensor
-    fit: Tensor  # of θ: 1, or less where rounding has put it outside of the ball
-
-
-def observe(largest: Tensor, loss: Tensor | None, state: PortHamiltonianState) -> Seen:
-    """What a step sees, for the largest absolute value of each problem's gradient, `(B,)`."""
+def observe(largest: Number, loss: Number | None, state: PortHamiltonianState) -> Seen:
+    """What a step sees, for the largest absolute value of each problem's gradient."""
+    xp = arithmetic(largest)
     if loss is None:
-        loss, uses_loss = torch.zeros_like(largest), torch.zeros_like(largest)
+        loss, uses_loss = xp.zeros_like(largest), xp.zeros_like(largest)
     else:
-        uses_loss = state.uses_loss * (loss.detach() >= 0)
-    fine = torch.isfinite(largest) & torch.isfinite(loss.detach())
-    uses_loss = torch.where(fine, uses_loss, state.uses_loss)
-    loss, largest = torch.where(fine & (uses_loss > 0), loss, 0.0), torch.where(fine, largest, 0.0)
+        uses_loss = state.uses_loss * (xp.detach(loss) >= 0)
+    finite = xp.isfinite(largest) & xp.isfinite(xp.detach(loss))
+    uses_loss = xp.where(finite, uses_loss, state.uses_loss)
+    loss, largest = xp.where(finite & (uses_loss > 0), loss, 0.0), xp.where(finite, largest, 0.0)
     first = state.step == 0
-    step = state.step + fine
+    step = state.step + finite
     # The unit moves where the gradient leaves [unit / 1000, unit], but not so far that old squares overflow.
-    old = torch.where(first, largest, state.gradient_unit).clamp_min(LEAST)
+    old = xp.at_least(xp.where(first, largest, state.gradient_unit), LEAST)
     small = (state.second_mean < 1) & (state.reference < _MOST_REFERENCE)
     lower = (largest > 0) & (largest * _JUMP < old) & small
-    unit = torch.where(largest > old, torch.minimum(largest, old * _JUMP), torch.where(lower, old / _JUMP, old))
-    unit = unit.clamp_min(LEAST)
-    decays = controller.constant((*DECAYS, SECOND_DECAY, *LOSS_DECAYS), step.device, step.dtype)
-    weights = fine[:, None] * (1 - decays) / (1 - decays ** step.clamp_min(1)[:, None])
+    unit = xp.where(largest > old, xp.minimum(largest, old * _JUMP), xp.where(lower, old / _JUMP, old))
+    unit = xp.at_least(unit, LEAST)
+    decays = (*DECAYS, SECOND_DECAY, *LOSS_DECAYS)
+    weights = xp.for_each(decays, averaging_weight, xp.at_least(step, 1), finite)
     return Seen(
-        fine, uses_loss, step, unit, (largest > 0) / torch.maximum(unit, largest), old / unit, weights, loss,
-        torch.where(first, loss, state.loss_start),
-        torch.lerp(state.loss_fast, loss, weights[:, 3]),
-        torch.lerp(state.loss_slow, loss, weights[:, 4]),
+        finite, uses_loss, step, unit, (largest > 0) / xp.maximum(unit, largest), old / unit, weights, loss,
+        xp.where(first, loss, state.loss_start),
+        xp.lerp(state.loss_fast, loss, weights[3]),
+        xp.lerp(state.loss_slow, loss, weights[4]),
     )  # fmt: skip
 
 
-def compare_gradients(sums: Tensor, sizes: Tensor, seen: Seen, state: PortHamiltonianState) -> tuple[Tensor, Tensor]:
-    """Mean of v over all coordinates, and its average over the past, `(B,)`."""
-    mean = sums[:, controller.SECOND].sum(1) / sizes.sum()
-    weight = seen.fine / seen.step.clamp(1, _MEMORY)
-    return mean, torch.lerp(state.reference * seen.change * seen.change, mean, weight)
+def compare_gradients(
+    second_sum: Number, size: Number, seen: Seen, state: PortHamiltonianState
+) -> tuple[Number, Number]:
+    """Mean of v over all coordinates, whose sum is given, and its average over the past."""
+    xp = arithmetic(second_sum)
+    mean = second_sum / size
+    weight = seen.finite / xp.clip(seen.step, 1, _MEMORY)
+    return mean, xp.lerp(state.reference * seen.change * seen.change, mean, weight)
 
 
-def settle(spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
+def energies_before(spent: Number, square: Number, seen: Seen, state: PortHamiltonianState) -> Energies:
     """Units and energies before a step, for Σ h² and ‖θ‖² of each problem."""
+    xp = arithmetic(spent)
     uses = seen.uses_loss > 0
-    now = torch.where(uses, seen.loss, spent * seen.gradient_unit)
-    unit = torch.lerp(state.loss_unit, now, seen.weights[:, 3]).clamp(LEAST, _MOST)
-    length = (unit.log() - seen.gradient_unit.log()).clamp(-_LOG_LENGTH, _LOG_LENGTH).exp()
-    phi = torch.where(uses, (seen.loss / unit).clamp_min(_LEAST_PHI), 1.0)
+    now = xp.where(uses, seen.loss, spent * seen.gradient_unit)
+    unit = xp.clip(xp.lerp(state.loss_unit, now, seen.weights[3]), LEAST, _MOST)
+    length = xp.exp(xp.clip(xp.log(unit) - xp.log(seen.gradient_unit), -_LOG_LENGTH, _LOG_LENGTH))
+    phi = xp.where(uses, xp.at_least(seen.loss / unit, _LEAST_PHI), 1.0)
     pull = 0.5 * state.stiffness * square
-    fit = torch.where(seen.fine & (pull > state.energy), (state.energy / pull).sqrt(), 1.0).detach()
-    pull = torch.minimum(pull, state.energy)
+    outside = seen.finite & (pull > state.energy)
+    shrink = xp.detach(xp.where(outside, xp.sqrt(state.energy / xp.at_least(pull, LEAST)), 1.0))
+    pull = xp.minimum(pull, state.energy)
     room = state.energy - pull
     # π in the new unit, as far as the account pays.
-    rescale = torch.where(state.step > 0, state.loss_unit / unit, 1.0)
-    rescale = torch.minimum(rescale, room / state.kinetic.clamp_min(_LEAST_R))
-    rescale = torch.where(seen.fine, rescale, 1.0)
+    rescale = xp.where(state.step > 0, state.loss_unit / unit, 1.0)
+    rescale = xp.minimum(rescale, room / xp.at_least(state.kinetic, _LEAST_R))
+    rescale = xp.where(seen.finite, rescale, 1.0)
     kinetic = state.kinetic * rescale
-    r_squared = torch.minimum(phi.clamp_max(1), room - kinetic)
-    r_squared = torch.where(r_squared > _LEAST_R, r_squared, 0.0)
-    return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, r_squared, fit)
+    r_squared = xp.minimum(xp.at_most(phi, 1), room - kinetic)
+    r_squared = xp.where(r_squared > _LEAST_R, r_squared, 0.0)
+    return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, r_squared, shrink)
 
 
-def damped(keep: Tensor, bound: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState) -> Tensor:
-    """1 / a for each tensor, `(B, T)`, where s² ≤ `bound`."""
-    stiffness = (state.stiffness * before.length)[:, None]
-    return torch.where(seen.fine[:, None], keep / (1 + keep * stiffness * bound), 1.0)
+def inverse_inertia(
+    keep: PerTensor, bound: PerTensor, before: Energies, seen: Seen, state: PortHamiltonianState
+) -> PerTensor:
+    """1 / a for each tensor, where s² ≤ `bound`."""
+    xp = arithmetic(before.length)
+    stiffness = xp.per_tensor(state.stiffness * before.length)
+    return xp.where(xp.per_tensor(seen.finite), keep / (1 + keep * stiffness * bound), 1.0)
 
 
-def solve(product: Tensor, square: Tensor, before: Energies) -> tuple[Tensor, Tensor]:
+def solve_for_r(product: Number, square: Number, before: Energies) -> tuple[Number, Number]:
     """r⁺ / √φ, and Σ 2c² / a, for Σ h b / a and Σ h² / a."""
+    xp = arithmetic(product)
     half = 0.5 / before.phi
     share = half / before.length * square
-    trust = _root(before.r_squared / before.phi, 0.01 * _LEAST_R) + half * before.length.rsqrt() * product
+    trust = _root(before.r_squared / before.phi, 0.01 * _LEAST_R) + half * xp.rsqrt(before.length) * product
     return trust / (1 + share), share
 
 
-def paid(
-    trust: Tensor, kinetic: Tensor, pull: Tensor, before: Energies, seen: Seen, state: PortHamiltonianState
-) -> Tensor:
+def energy_after(
+    trust: Number, kinetic: Number, pull: Number, before: Energies, seen: Seen, state: PortHamiltonianState
+) -> Number:
     """The account after a step: the share 1/k of what the step released is gone."""
+    xp = arithmetic(trust)
     released = before.r_squared + before.kinetic + before.pull - (trust * trust * before.phi + kinetic + pull)
-    return (state.energy - seen.fine * released.clamp_min(0) / seen.step.clamp_min(1)).clamp_min(0)
+    paid = seen.finite * xp.at_least(released, 0) / xp.at_least(seen.step, 1)
+    return xp.at_least(state.energy - paid, 0)
 
 
 def remember(
     state: PortHamiltonianState,
     seen: Seen,
     before: Energies,
-    second_mean: Tensor,
-    reference: Tensor,
-    energy: Tensor,
-    kinetic: Tensor,
-    trust: Tensor,
-    share: Tensor,
+    second_mean: Number,
+    reference: Number,
+    energy: Number,
+    kinetic: Number,
+    trust: Number,
+    share: Number,
 ) -> PortHamiltonianState:
     """The next state's numbers; a skipped step changes none but the number of steps skipped."""
+    where = arithmetic(energy).where
 
-    def unless_skipped(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(seen.fine, new, old)
+    def unless_skipped(new: Number, old: Number) -> Number:
+        return where(seen.finite, new, old)
 
     return state._replace(
         step=seen.step,
@@ -209,10 +152,11 @@ def remember(
         kinetic=unless_skipped(kinetic, state.kinetic),
         trust=unless_skipped(trust, state.trust),
         share=unless_skipped(share, state.share),
-        skipped=state.skipped + ~seen.fine,
+        skipped=where(seen.finite, state.skipped, state.skipped + 1),
     )
 
 
-def _root(x: Tensor, least: float) -> Tensor:
+def _root(x: Number, least: float) -> Number:
     """√x, and 0 up to `least`, where its slope is too steep."""
-    return torch.where(x > least, x.clamp_min(least).sqrt(), 0.0)
+    xp = arithmetic(x)
+    return xp.where(x > least, xp.sqrt(xp.at_least(x, least)), 0.0)

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from ph_l2o.errors import CompilerError
-from ph_l2o.port_hamiltonian.kernels import Numbers, Slot, over_tensors
+from ph_l2o.port_hamiltonian.kernels import over_tensors
+from ph_l2o.port_hamiltonian.slots import Array, Slot
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math",
@@ -60,19 +61,19 @@ class Fused:
         """See `Plain.largest`."""
         return float(self._run("largest", 1.0, np.zeros((len(self.slots), 1)), 1).max())  # NaN, if any is
 
-    def absorb(self, factor: float, weights: Numbers) -> Numbers:
+    def absorb(self, factor: float, weights: Array) -> Array:
         """See `Plain.absorb`."""
         return self._over_tensors(self._run("absorb", factor, weights, 7))
 
-    def predict(self, factor: float, numbers: Numbers) -> Numbers:
+    def predict(self, factor: float, numbers: Array) -> Array:
         """See `Plain.predict`."""
         return self._over_tensors(self._run("predict", factor, numbers, 3))
 
-    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
+    def move(self, factor: float, predicted: Array, numbers: Array) -> Array:
         """See `Plain.move`."""
         return self._over_tensors(self._run("move", factor, np.concatenate([predicted, numbers], 1), 2))
 
-    def _over_tensors(self, sums: Numbers) -> Numbers:
+    def _over_tensors(self, sums: Array) -> Array:
         return over_tensors(sums, self.owners, len(self.slots))
 
     def _arguments(self, chosen: list[int], ranges: list[tuple[int, int, int]]) -> tuple[Any, ...]:
@@ -90,7 +91,7 @@ class Fused:
             (ctypes.c_void_p * len(pointers))(*pointers), integers(*(ranges[n][2] for n in chosen)),
         )  # fmt: skip
 
-    def _run(self, name: str, factor: float, numbers: Numbers, columns: int) -> Numbers:
+    def _run(self, name: str, factor: float, numbers: Array, columns: int) -> Array:
         out, numbers = np.zeros((len(self.owners), columns)), np.ascontiguousarray(numbers)
         last = (ctypes.c_double(factor), ctypes.c_void_p(numbers.ctypes.data), ctypes.c_void_p(out.ctypes.data))
 

@@ -6,45 +6,16 @@ Passes take and return numbers for each tensor, float64; what they mean is in `p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ph_l2o.port_hamiltonian.slots import Array, Slot
+
 foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
-Numbers = NDArray[np.float64]
-AVERAGES = ("fast", "slow", "second", "momentum")
 _LENGTH = 2**17  # coordinates of a batch on a CPU, so that what one operation leaves is in the cache for the next
-
-
-@dataclass(slots=True)
-class Slot:
-    """One tensor in a step.
-
-    Attributes:
-        name: For the diagnostics.
-        shape: Shape of the parameter.
-        theta: Parameters, flat.
-        grad: Gradient, flat, of the same type; None if the tensor takes no part.
-        memory: `fast` and `slow`, averages of the gradient, `second`, v, and `momentum`, π, of the parameter's shape;
-            `step`, the number of steps in it; `second_sum`, Σ v, and `momentum_square`, ‖π‖². None for a tensor that
-            never took part.
-        flats: The four tensors of the memory, flat; empty without one.
-        lr: Factor of the squared step scale.
-        weight_decay: Stiffness of its spring beside the common one.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    theta: Tensor
-    grad: Tensor | None
-    memory: dict[str, Any] | None
-    flats: tuple[Tensor, ...]
-    lr: float
-    weight_decay: float
 
 
 class Plain:
@@ -73,7 +44,7 @@ class Plain:
             extremes = [x.to("cpu", torch.float64) for x in extremes]
         return torch.stack(extremes).abs().amax().item()
 
-    def absorb(self, factor: float, weights: Numbers) -> Numbers:
+    def absorb(self, factor: float, weights: Array) -> Array:
         """Take in factor · grad: g.
 
         Args:
@@ -100,7 +71,7 @@ class Plain:
                 ]  # fmt: skip
         return self._sums(found, 7, self.batches)
 
-    def predict(self, factor: float, numbers: Numbers) -> Numbers:
+    def predict(self, factor: float, numbers: Array) -> Array:
         """Find the scale q = (v + floor)^(-1/4), and ĝ between g and its average.
 
         Args:
@@ -125,7 +96,7 @@ class Plain:
                 found += [dot(push, push), dot(push, pi), dot(push.mul_(scale), theta)]
         return self._sums(found, 3, reversed(self.batches))
 
-    def move(self, factor: float, predicted: Numbers, numbers: Numbers) -> Numbers:
+    def move(self, factor: float, predicted: Array, numbers: Array) -> Array:
         """π ← keep π - q (force ĝ + spring θ), θ ← θ + rate q π.
 
         Args:
@@ -149,7 +120,7 @@ class Plain:
                 found += [dot(pi, pi), dot(theta, theta)]
         return self._sums(found, 2, self.batches)
 
-    def _sums(self, found: list[Tensor], columns: int, batches: Iterable[_Batch]) -> Numbers:
+    def _sums(self, found: list[Tensor], columns: int, batches: Iterable[_Batch]) -> Array:
         """Sums over parts, in the order of the batches, to sums over tensors."""
         if self.mixed:
             found = [x.to("cpu", torch.float64) for x in found]
@@ -221,7 +192,7 @@ def _with_buffers(plans: list[_Plan]) -> list[_Batch]:
     return batches
 
 
-def over_tensors(sums: Numbers, owners: list[int], count: int) -> Numbers:
+def over_tensors(sums: Array, owners: list[int], count: int) -> Array:
     """Add the sums of parts, `(P, k)`, to those of tensors, `(T, k)`; `owners` are the tensors of the parts."""
     if owners == list(range(count)):
         return sums

@@ -18,14 +18,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.eigenbases import Eigenbases, check_settings, eigenbases, where_rows
-from ph_l2o.params import Layout, Params
+from ph_l2o.optimizers.eigenbases import check_settings, where_rows
+from ph_l2o.params import Params
+from ph_l2o.port_hamiltonian.bases import bases_of, in_new_bases, renewed
 from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
-from ph_l2o.port_hamiltonian.energy import LEAST, PortHamiltonianState
-
-DECAY = 0.95  # of L and R
-_LONGEST_VECTOR = 128  # that is rotated
-_EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
+from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 
 
 class KroneckerState(NamedTuple):
@@ -94,7 +91,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
 
     def init(self, params: Params) -> KroneckerState:  # type: ignore[override]
         """Nothing seen yet, in the coordinates of θ; see `LearnedOptimizer.init`."""
-        basis = self._bases(params.layout).identity(params.flat)
+        basis = bases_of(params.layout, self.max_preconditioner_dim).identity(params.flat)
         return KroneckerState(super().init(params), torch.zeros_like(basis), basis)
 
     def hide_loss(self, state: KroneckerState, hidden: Tensor) -> KroneckerState:  # type: ignore[override]
@@ -105,7 +102,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
         self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
     ) -> dict[str, Tensor]:
         """See `PortHamiltonian.diagnose`."""
-        bases = self._bases(params.layout)
+        bases = bases_of(params.layout, self.max_preconditioner_dim)
         rotated_params, rotated_grads = (x.like(bases.rotated(x.flat, state.basis)) for x in (params, grads))
         return super().diagnose(rotated_params, rotated_grads, loss, state.dynamics)
 
@@ -113,7 +110,11 @@ class PortHamiltonianKronecker(PortHamiltonian):
         self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
     ) -> tuple[Params, KroneckerState]:
         """One step; see `PortHamiltonian.update`."""
-        bases, before, basis = self._bases(params.layout), state.dynamics, state.basis.detach()
+        bases, before, basis = (
+            bases_of(params.layout, self.max_preconditioner_dim),
+            state.dynamics,
+            state.basis.detach(),
+        )
         inside = params.like(bases.rotated(params.flat, basis))
         new, after = super().update(inside, grads.like(bases.rotated(grads.flat, basis)), loss, before)
         if not bases.sizes:
@@ -129,58 +130,11 @@ class PortHamiltonianKronecker(PortHamiltonian):
         moving = (after.averages, after.second, after.momentum, basis)
 
         def moved() -> tuple[Tensor, ...]:
-            return *_moved(bases, after, basis, new_basis), new_basis
+            turned, second, momentum = in_new_bases(
+                bases, basis, new_basis, after.averages.unbind(1), after.second, after.momentum, after.kinetic
+            )
+            return torch.stack(turned, 1), second, momentum, new_basis
 
         averages, second, momentum, basis = where_rows(fine & is_new, moved, moving)
         after = after._replace(averages=averages, second=second, momentum=momentum)
         return params, KroneckerState(after, gram, basis)
-
-    def _bases(self, layout: Layout) -> Eigenbases:
-        return bases_of(layout, self.max_preconditioner_dim)
-
-
-def bases_of(layout: Layout, longest: int) -> Eigenbases:
-    """The bases of matrices, with sides of up to `longest` rotated, and of short vectors."""
-    return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest))
-
-
-def renewed(
-    bases: Eigenbases,
-    gram: Tensor,
-    basis: Tensor,
-    grad: Tensor,
-    unit: Tensor,
-    change: Tensor,
-    step: Tensor,
-    frequency: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """L and R with a gradient more, and bases that fit them where they are due.
-
-    Args:
-        bases: Which sides are rotated.
-        gram: L and R, `(B, K)`, in units of the last gradient's unit.
-        basis: Q_L and Q_R, `(B, K)`.
-        grad: The gradient in the coordinates of θ, `(B, N)`, finite.
-        unit: Its unit, `(B,)`, > 0.
-        change: The last unit over this one, `(B,)`; 0 in the first step.
-        step: Gradients so far with this one, `(B,)`, >= 1.
-        frequency: Steps between power iterations.
-
-    Returns:
-        L and R, Q_L and Q_R, and where the latter are new, booleans `(B,)`.
-    """
-    weight = ((1 - DECAY) / (1 - DECAY ** step.clamp_min(1))).to(gram)[:, None]
-    gram = torch.lerp(gram.detach() * (change * change)[:, None], bases.products(grad, unit), weight)
-    first = step == 1
-    due = (step % frequency == 0) | (step[:, None] == step.new_tensor(_EARLY)).any(1)
-    (new,) = where_rows(first, lambda: (bases.eigenvectors(gram),), (basis,))
-    (new,) = where_rows(due & ~first, lambda: bases.improved(gram, basis)[:1], (new,))
-    return gram, new, due
-
-
-def _moved(bases: Eigenbases, after: PortHamiltonianState, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Averages, v and π in new bases; π has no more energy than before, whatever rounding does."""
-    averages = torch.stack([bases.moved(x, old, new) for x in after.averages.unbind(1)], 1)
-    momentum = bases.moved(after.momentum, old, new)
-    fit = (after.kinetic / (0.5 * (momentum * momentum).sum(1)).clamp_min(LEAST)).clamp_max(1).sqrt().detach()
-    return averages, bases.moved_variances(after.second, old, new), momentum * fit[:, None]

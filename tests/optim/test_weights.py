@@ -1,6 +1,8 @@
 """Weights in files: what is shipped, what is refused."""
 
+import importlib
 import json
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import ph_l2o
-from ph_l2o import checkpoints
+from ph_l2o import checkpoints, recipes
 from ph_l2o.checkpoints import load_checkpoint
 from ph_l2o.errors import WeightsError
 from ph_l2o.optim import Learned, export, load, save_weights
@@ -111,8 +113,13 @@ def test_files_that_are_refused(tmp_path):
     save_file(tensors, tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match="not written by ph_l2o"):
         load(tmp_path / "foreign.safetensors")
-    with pytest.raises(WeightsError, match=r"is of os.system, which this version"):
-        load(written({"_target_": "os.system", "command": "true"}, tensors))
+    for plugins in ((), ("os",)):  # it is no optimizer, whatever is allowed
+        with pytest.raises(WeightsError, match=r"is of os.system, which is not known here"):
+            load(written({"_target_": "os.system", "command": "true"}, tensors), plugins=plugins)
+    with pytest.raises(
+        WeightsError, match=r"is of ph_l2o.optimizers.Adamant, which this version of ph_l2o doesn't have"
+    ):
+        load(written({"_target_": "ph_l2o.optimizers.Adamant"}, tensors))
     with pytest.raises(WeightsError, match="doesn't take its arguments"):
         load(written({**recipe, "depth": 3}, tensors))
     with pytest.raises(WeightsError, match="don't fit"):
@@ -128,6 +135,56 @@ def test_evaluate_knows_the_shipped_weights():
     expected = checkpoints.load_weights("default").state_dict()
     assert name == "port_hamiltonian" and isinstance(optimizer, PortHamiltonian)
     assert all(torch.equal(x, expected[key]) for key, x in optimizer.state_dict().items())
+
+
+OUTSIDE = """
+import torch
+from torch import nn
+from ph_l2o.optimizers import LearnedOptimizer
+
+class Scaled(LearnedOptimizer):
+    def __init__(self, scale=0.5):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def init(self, params):
+        return ()
+
+    def update(self, params, grads, loss, state):
+        return params.like(params.flat - self.scale * grads.flat), state
+"""
+
+
+def test_an_optimizer_from_outside(tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(recipes, "_CLASSES", recipes._CLASSES.copy())
+    before = recipes._CLASSES.copy()
+    made = importlib.import_module("outside").Scaled(scale=0.25)
+    path = save_weights(made, tmp_path / "outside.safetensors")
+    assert load(path)(one()).param_groups[0]["lr"] == 1  # it has been imported
+
+    monkeypatch.delitem(sys.modules, "outside")  # as in another process, in which nothing has imported it
+    monkeypatch.setattr(recipes, "_CLASSES", before)
+    for plugins in ((), ("another", "json")):
+        with pytest.raises(
+            WeightsError, match=r"is of outside.Scaled, which is not known here; import outside, .*plugins=\[outside\]"
+        ):
+            load(path, plugins=plugins)
+        assert "outside" not in sys.modules
+    (p,) = one()
+    expected = p.detach() - 0.25 * p.grad
+    load(path, plugins=["outside"])([p]).step()
+    assert torch.equal(p, expected)
+    with pytest.raises(WeightsError, match="holds Scaled, not PortHamiltonian"):
+        DropIn(one(), pretrained=path)
+
+    monkeypatch.delitem(sys.modules, "outside")
+    monkeypatch.setattr(recipes, "_CLASSES", before)
+    (tmp_path / "outside.py").unlink()
+    importlib.invalidate_caches()
+    with pytest.raises(WeightsError, match=r"is of outside.Scaled, which can't be imported"):
+        load(path, plugins=["outside"])
 
 
 def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):

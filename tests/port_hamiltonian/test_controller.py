@@ -9,7 +9,7 @@ from torch import Tensor
 from ph_l2o.optimizers import PortHamiltonian, map_state
 from ph_l2o.params import Layout, Params
 from ph_l2o.port_hamiltonian import controller
-from ph_l2o.port_hamiltonian.energy import PortHamiltonianState
+from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 
 PROBLEMS = 4
 LAYOUTS = {

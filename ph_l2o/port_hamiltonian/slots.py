@@ -1,0 +1,166 @@
+"""The tensors of a step in place, and what is remembered of each.
+
+The memory of a tensor is a dictionary that lies in torch.optim's `state`: `fast` and `slow`, averages of the gradient,
+`second`, v, and `momentum`, π, of the parameter's shape; `step`, the number of steps in it; `second_sum`, Σ v, and
+`momentum_square`, ‖π‖². Of a rotated one all that lies in the coordinates of its bases; beside it `gram`, L and R,
+`basis`, Q_L and Q_R, and `gram_unit`, the gradient's unit in which L and R are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ph_l2o.optimizers.eigenbases import Eigenbases
+from ph_l2o.port_hamiltonian.bases import in_new_bases, renewed
+from ph_l2o.port_hamiltonian.energy import DECAYS, SECOND_DECAY, averaging_weight
+
+Array = NDArray[np.float64]
+BUFFERS = ("fast", "slow", "second", "momentum")
+
+
+@dataclass(slots=True)
+class Slot:
+    """One tensor in a step.
+
+    Attributes:
+        name: For the diagnostics.
+        shape: Shape of the parameter.
+        theta: Parameters, flat.
+        grad: Gradient, flat, of the same type; None if the tensor takes no part.
+        memory: See the module's text; empty for a tensor that never took part.
+        flats: The four tensors of the memory, flat; empty without one.
+        lr: Factor of the squared step scale.
+        weight_decay: Stiffness of its spring beside the common one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    theta: Tensor
+    grad: Tensor | None
+    memory: dict[str, Any]
+    flats: tuple[Tensor, ...]
+    lr: float
+    weight_decay: float
+
+    def finish(self, gradient_unit: float) -> Tensor:
+        """After a step: the parameter's new values, flat."""
+        del gradient_unit
+        return self.theta
+
+
+class RotatedSlot(Slot):
+    """A tensor with a gradient, in the coordinates of its bases.
+
+    Args:
+        plain: The tensor in its own coordinates.
+        bases: Its bases.
+        frequency: Steps between power iterations.
+    """
+
+    def __init__(self, plain: Slot, bases: Eigenbases, frequency: int):
+        assert plain.grad is not None
+        self._plain, self._plain_grad, self._bases, self._frequency = plain, plain.grad[None], bases, frequency
+        self._start = bases.rotated(plain.theta[None], plain.memory["basis"])
+        grad = bases.rotated(self._plain_grad, plain.memory["basis"])[0]
+        rest = (plain.memory, plain.flats, plain.lr, plain.weight_decay)
+        super().__init__(plain.name, plain.shape, self._start[0].clone(), grad, *rest)
+
+    def finish(self, gradient_unit: float) -> Tensor:
+        """Also take the gradient into L and R, whose unit becomes G, and turn what is remembered to new bases."""
+        bases, memory, old = self._bases, self.memory, self.memory["basis"]
+        self._plain.theta.add_(bases.rotated(self.theta[None] - self._start, old, back=True)[0])
+        step = torch.tensor([float(memory["step"])], dtype=torch.float64)
+        change = memory["gram_unit"] / gradient_unit
+        unit, change, kinetic = old.new_tensor([[gradient_unit], [change], [0.5 * memory["momentum_square"]]])
+        memory["gram"], new, is_new = renewed(
+            bases, memory["gram"], old, self._plain_grad, unit, change, step, self._frequency
+        )
+        memory["gram_unit"] = gradient_unit
+        if is_new.item():
+            *averages, second, momentum = (x[None] for x in self.flats)
+            turned, *others = in_new_bases(bases, old, new, averages, second, momentum, kinetic)
+            for flat, x in zip(self.flats, (*turned, *others), strict=True):
+                flat.copy_(x[0])
+            memory["basis"] = new
+        return self._plain.theta
+
+
+def dtype_of(param: Tensor) -> torch.dtype:
+    """Of what is remembered and computed for a parameter."""
+    return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def new_memory(param: Tensor, bases: Eigenbases | None) -> dict[str, Any]:
+    """Nothing seen yet."""
+    like = torch.empty(param.shape, dtype=dtype_of(param), device=param.device)
+    memory = {
+        "step": 0,
+        "second_sum": 0.0,
+        "momentum_square": 0.0,
+        **{name: torch.zeros_like(like) for name in BUFFERS},
+    }
+    if bases is not None:
+        basis = bases.identity(like.view(1, -1))
+        memory |= {"basis": basis, "gram": torch.zeros_like(basis), "gram_unit": 0.0}
+    return memory
+
+
+def square(theta: Tensor) -> float:
+    """‖θ‖² of a flat tensor."""
+    return torch.dot(theta, theta).item()
+
+
+def averaging_weights(active: Sequence[Slot]) -> Array:
+    """Weights of the gradient in each tensor's averages and in v, after one more step of it, `(T, 3)`."""
+    rows, found = dict[int, list[float]](), []
+    for slot in active:
+        count = slot.memory["step"] = slot.memory["step"] + 1
+        if count not in rows:
+            rows[count] = [averaging_weight(decay, count) for decay in (*DECAYS, SECOND_DECAY)]
+        found.append(rows[count])
+    return np.array(found)
+
+
+def all_sums(active: Sequence[Slot], sums: Array, weights: Array) -> Array:
+    """Sums of a pass in the controller's order, with those that need no pass: ‖π‖² and Σ v; `(9, T)`."""
+    second = np.array([slot.memory["second_sum"] for slot in active])
+    second += weights * (sums[:, 0] - second)
+    for slot, value in zip(active, second.tolist(), strict=True):
+        slot.memory["second_sum"] = value
+    found = np.empty((9, len(active)))
+    found[:3], found[4], found[6:] = sums[:, :3].T, sums[:, 3], sums[:, 4:].T
+    found[3], found[5] = [slot.memory["momentum_square"] for slot in active], second
+    return found
+
+
+def change_unit(slots: Sequence[Slot], change: float) -> None:
+    """Express what is remembered of the gradient in another unit."""
+    for slot in slots:
+        if slot.memory:
+            slot.memory["fast"].mul_(change)
+            slot.memory["slow"].mul_(change)
+            slot.memory["second"].mul_(change).mul_(change)
+            slot.memory["second_sum"] *= change * change
+
+
+def pull_at_rest(resting: Sequence[Slot], stiffness: float) -> float:
+    """Spring energy of the tensors that take no part."""
+    return sum(0.5 * (stiffness + slot.weight_decay) * square(slot.theta) for slot in resting)
+
+
+def kinetic_at_rest(resting: Sequence[Slot], rescale: float) -> float:
+    """Express the momenta of the tensors that take no part in the loss's new unit; their kinetic energy."""
+    kinetic = 0.0
+    for slot in resting:
+        if slot.memory:
+            slot.flats[-1].mul_(rescale)
+            slot.memory["momentum_square"] *= rescale * rescale
+            kinetic += 0.5 * slot.memory["momentum_square"]
+    return kinetic
