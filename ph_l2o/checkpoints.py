@@ -105,9 +105,8 @@ def save_weights(optimizer: LearnedOptimizer, path: str | Path, *, trained_on: A
         raise ValueError(f"{path}: must end in .safetensors")
     if not optimizer.recipe:
         name = type(optimizer).__name__
-        raise ValueError(
-            f"{name}: can't be rebuilt from a file; its constructor's arguments must be plain values, its class of a module"
-        )
+        what = "its class must be of a module, its arguments plain values"
+        raise ValueError(f"{name}: can't be rebuilt from a file; {what}")
     metadata = {"recipe": json.dumps(optimizer.recipe), "trained_on": json.dumps(trained_on)}
     tensors = {name: x.detach().cpu().contiguous() for name, x in optimizer.state_dict().items()}
     return write_atomically(path, save(tensors, metadata))

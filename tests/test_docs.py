@@ -60,7 +60,7 @@ EVALUATIONS = [line for line in EXTENDING.read_text().splitlines() if re.match(r
 def test_extending_shows_all_files_that_it_lists():
     (listed,) = [b for b in blocks(EXTENDING, "") if b.startswith("my_models.py")]
     assert sorted(listed.split()) == sorted(name for name, _ in FILES)
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 12
 
 
 @pytest.fixture

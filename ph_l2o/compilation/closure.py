@@ -61,7 +61,7 @@ class Closure:
         if isinstance(value, ProblemKeys):
             return ("keys",), None
         if isinstance(value, Task | type | functools.partial) or inspect.isroutine(value):
-            return ("same", _Same(value)), None
+            return ("same", Same(value)), None
         if isinstance(value, Params):
             kind, _ = self._walk(value.flat)
             return ("params", value.layout, kind), lambda tensors: Params(next(tensors), value.layout)
@@ -73,7 +73,7 @@ class Closure:
             return (type(value), frozenset(value)), None
         if hasattr(value, "__dict__"):
             return self._object(value)
-        return ("same", _Same(value)), None
+        return ("same", Same(value)), None
 
     def _sequence(self, value: list[Any] | tuple[Any, ...]) -> tuple[Hashable, _Build | None]:
         kinds, builds = zip(*map(self._walk, value), strict=True) if value else ((), ())
@@ -106,14 +106,14 @@ class Closure:
         return (type(value), kind), built
 
 
-class _Same:
+class Same:
     """Equal to itself alone; keeps what it stands for alive, so that its identity is not given away."""
 
     def __init__(self, value: Any):
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, Same) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any, Literal
 
-from ph_l2o.errors import CompileError
-from ph_l2o.estimators.estimator import Estimator
+Mode = Literal["auto", "update", "step", False]
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 _MILLISECONDS_WORTH_IT = 100_000.0
 
 
-def checked(mode: object) -> str | bool:
+def checked(mode: Any) -> Mode:
     """The mode, if there is one of that name.
 
     Raises:
@@ -25,42 +25,30 @@ def checked(mode: object) -> str | bool:
             f"compile={mode}: must be auto, step (the whole inner step, compiled), update (the optimizer's update "
             "alone) or false"
         )
-    assert isinstance(mode, str | bool)
     return mode
 
 
-def choose(
-    mode: str | bool, estimator: Estimator, *, inner_steps: int, coordinates: int, architectures: int = 1
-) -> str | bool:
-    """What to compile: `step`, `update` or False.
+def choose(*, inner_steps: int, coordinates: int, architectures: int = 1) -> Literal["step", "update", False]:
+    """What `compile=auto` compiles: the step, the update alone, or nothing.
+
+    By the settings alone, not by a measurement, so that a resumed run computes what the uninterrupted one does.
 
     Args:
-        mode: `auto`, `update`, `step` or False.
-        estimator: The estimator; not all have a compiled form.
         inner_steps: Inner steps of the whole run.
         coordinates: Coordinates of all problems of a batch.
         architectures: How many architectures the problems have.
-
-    Raises:
-        CompileError: If compilation is asked for, and the estimator has no compiled form.
     """
-    if mode in ("update", "step") and not estimator.has_compiled_form:
-        raise CompileError(
-            f"compile={mode}: estimator={type(estimator).__name__.lower()} has no compiled form; use compile=false"
-        )
-    if mode != "auto":
-        return mode
-    # By the settings alone, not by a measurement, so that a resumed run computes what the uninterrupted one does.
     predicted = inner_steps * (3 + coordinates / 5_000)
-    worth_it = estimator.has_compiled_form and predicted >= _MILLISECONDS_WORTH_IT
-    found = "step" if predicted >= _MILLISECONDS_WORTH_IT * architectures else "update"
+    found: Literal["step", "update", False] = "step"
+    if predicted < _MILLISECONDS_WORTH_IT * architectures:
+        found = "update" if predicted >= _MILLISECONDS_WORTH_IT else False
     what = {
         "step": "compiled whole, each architecture the first time that it is met",
         "update": "compiled in part, the optimizer's update for all architectures; the first outer step takes longer",
+        False: "not compiled",
     }
     log.info(
         "compile=auto: inner steps are %s (%d of them on %d coordinates, %d architecture%s)",
-        what[found] if worth_it else "not compiled", inner_steps, coordinates, architectures,
-        "" if architectures == 1 else "s",
+        what[found], inner_steps, coordinates, architectures, "" if architectures == 1 else "s",
     )  # fmt: skip
-    return found if worth_it else False
+    return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from ph_l2o.compilation.kinds import Compiled, Kinds, Pieces, Structure, shapes
+from ph_l2o.compilation.carries import CarrySpec, FlatCarry
 from ph_l2o.compilation.slots import SlotLayout, TableFinder, slots_of
 from ph_l2o.inner import Carry
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -26,21 +26,21 @@ class Example(NamedTuple):
     Attributes:
         name: For messages.
         any_sizes: Whether the sizes are an example too.
-        structure: Of a carry without buffers.
-        pieces: Of that carry.
+        spec: Of a carry without buffers.
+        carry: That carry.
         constants: Further inputs.
         layout: Makes a layout of these constants.
     """
 
     name: str
     any_sizes: bool
-    structure: Structure
-    pieces: Pieces
+    spec: CarrySpec
+    carry: FlatCarry
     constants: list[Tensor]
     layout: Callable[[Sequence[Tensor]], Layout]
 
 
-class Plain:
+class PlainRows:
     """Rows as they are; an update is then compiled for each layout.
 
     Attributes:
@@ -67,10 +67,10 @@ class Plain:
         """The opposite of `spread_row`."""
         return row
 
-    def example(self, structure: Structure, pieces: Pieces) -> Example:
-        """What the update is compiled with, where it is first met with these pieces."""
+    def example(self, spec: CarrySpec, carry: FlatCarry) -> Example:
+        """What the update is compiled with, where it is first met with this carry."""
         layout = self.layout
-        return Example(f"{layout.numel} coordinates", False, structure, pieces, [], lambda constants: layout)
+        return Example(f"{layout.numel} coordinates", False, spec, carry, [], lambda constants: layout)
 
 
 class Pattern:
@@ -92,14 +92,14 @@ class Pattern:
         leaves = pytree.tree_leaves(state)
         self.has_coordinates = [x.dim() > 1 and x.shape[-1] == slots.numel for x in leaves]
         carry = Carry(params, state, {})
-        structure = Structure(carry)
+        spec = CarrySpec(carry)
         self.example = Example(
-            "all architectures", True, structure, structure.apart(carry), slots.constants(tables),
+            "all architectures", True, spec, spec.flatten(carry), slots.constants(tables),
             lambda constants: SlotLayout(constants, tables),
         )  # fmt: skip
 
 
-class Padded(Plain):
+class PaddedRows(PlainRows):
     """Padded rows, in which one compiled update serves all layouts."""
 
     def __init__(self, pattern: Pattern, layout: Layout, flat: Tensor):
@@ -108,24 +108,24 @@ class Padded(Plain):
         self.constants = self._slots.constants(pattern.tables)
 
     def spread(self, carry: Carry) -> Carry:
-        """See `Plain.spread`."""
+        """See `PlainRows.spread`."""
         return self._mapped(carry, self._slots.spread, {})
 
     def gather(self, carry: Carry, buffers: Buffers) -> Carry:
-        """See `Plain.gather`."""
+        """See `PlainRows.gather`."""
         return self._mapped(carry, self._slots.gather, buffers)
 
     def spread_row(self, row: Tensor) -> Tensor:
-        """See `Plain.spread_row`."""
+        """See `PlainRows.spread_row`."""
         return self._slots.spread(row)
 
     def gather_row(self, row: Tensor) -> Tensor:
-        """See `Plain.gather_row`."""
+        """See `PlainRows.gather_row`."""
         return self._slots.gather(row)
 
-    def example(self, structure: Structure, pieces: Pieces) -> Example:
-        """See `Plain.example`; the same whatever is met first."""
-        del structure, pieces
+    def example(self, spec: CarrySpec, carry: FlatCarry) -> Example:
+        """See `PlainRows.example`; the same whatever is met first."""
+        del spec, carry
         return self._pattern.example
 
     def _mapped(self, carry: Carry, fn: Callable[[Tensor], Tensor], buffers: Buffers) -> Carry:
@@ -133,46 +133,3 @@ class Padded(Plain):
         leaves = [fn(x) if wide else x for x, wide in zip(leaves, self._pattern.has_coordinates, strict=True)]
         params = Params(fn(carry.params.flat), self.layout)
         return Carry(params, pytree.tree_unflatten(leaves, spec), buffers)
-
-
-class UpdateKinds(Kinds[Compiled]):
-    """Compiled updates: one for all architectures in padded rows, one for each in plain ones.
-
-    Args:
-        compile: Compiles the update of an optimizer with these meta-parameters.
-    """
-
-    def __init__(self, compile: Callable[[LearnedOptimizer, Mapping[str, Tensor], Example], Compiled]):
-        super().__init__()
-        self._compile = compile
-        self._patterns: dict[Hashable, Pattern] = {}
-
-    def padding(self, optimizer: LearnedOptimizer, carry: Carry) -> Plain:
-        """Padded rows for an optimizer that `takes_padding`, else plain ones."""
-        flat, layout = carry.params.flat, carry.params.layout
-        if not optimizer.takes_padding:
-            return Plain(layout)
-        key = (id(optimizer), shapes([flat[:, 0]]))
-        if key not in self._patterns:
-            self._patterns[key] = Pattern(optimizer, flat)
-        return Padded(self._patterns[key], layout, flat)
-
-    def of(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        padding: Plain,
-        structure: Structure,
-        pieces: Pieces,
-    ) -> Compiled:
-        """The compiled update for the pieces of a carry that `padding` has spread.
-
-        Raises:
-            CompileError: If there is none.
-        """
-        example = padding.example(structure, pieces)
-        tensors = [*phi.values(), *example.pieces.smooth, *example.pieces.rest]
-        layout = None if example.any_sizes else padding.layout
-        kind = (id(optimizer), layout, tuple(phi), shapes(tensors))
-        name = f"{type(optimizer).__name__}'s update, {example.name}"
-        return self.get(kind, name, lambda: self._compile(optimizer, phi, example))

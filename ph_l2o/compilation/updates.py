@@ -2,188 +2,221 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable
-from ph_l2o.compilation.kinds import Pieces, Structure
-from ph_l2o.compilation.padding import Example, Plain, UpdateKinds
-from ph_l2o.compilation.steps import value_and_weights
-from ph_l2o.estimators.directions import join, split
-from ph_l2o.estimators.estimator import Estimate
-from ph_l2o.inner import Carry, value_and_gradient
+from ph_l2o.compilation.carries import CarrySpec, FlatCarry, shapes
+from ph_l2o.compilation.closure import Same
+from ph_l2o.compilation.compilations import Compilations
+from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable, compile_function
+from ph_l2o.compilation.padding import Example, PaddedRows, Pattern, PlainRows
+from ph_l2o.compilation.steps import check_constant
+from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
+from ph_l2o.inner import Carry, Steps, Window, value_and_gradient
+from ph_l2o.inner.executor import Order
+from ph_l2o.inner.meta_parameters import join
+from ph_l2o.inner.particles import Particles
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
-from ph_l2o.tasks.task import Problem
+from ph_l2o.tasks.task import Buffers
 
 
-class _Done(NamedTuple):
-    """What a step leaves for the backward pass."""
+class UpdateCompiler:
+    """Compiles updates: one for all architectures in padded rows, one for each in plain ones.
+
+    Args:
+        known: What has been compiled.
+    """
+
+    def __init__(self, known: Compilations):
+        self._known = known
+        self._patterns: dict[Hashable, Pattern] = {}
+
+    def rows(self, optimizer: LearnedOptimizer, carry: Carry) -> PlainRows:
+        """Padded rows for an optimizer that `takes_padding`, else plain ones."""
+        flat, layout = carry.params.flat, carry.params.layout
+        if not optimizer.takes_padding:
+            return PlainRows(layout)
+        key = (Same(optimizer), shapes([flat[:, 0]]))
+        if key not in self._patterns:
+            self._patterns[key] = Pattern(optimizer, flat)
+        return PaddedRows(self._patterns[key], layout, flat)
+
+    def compiled(
+        self, window: Window, rows: PlainRows, spec: CarrySpec, carry: FlatCarry, how: Hashable,
+        compile: Callable[[Example], Any],
+    ) -> Any:  # fmt: skip
+        """The compiled update for a window's carry in these rows.
+
+        Raises:
+            CompileError: If it cannot be compiled.
+        """
+        example, optimizer = rows.example(spec, carry), window.optimizer
+        tensors = [*window.phi.values(), *example.carry.smooth, *example.carry.rest]
+        layout = None if example.any_sizes else rows.layout
+        signature = (Same(optimizer), layout, tuple(window.phi), how, shapes(tensors))
+        return self._known.get(
+            signature, f"{type(optimizer).__name__}'s update, {example.name}", lambda: compile(example)
+        )
+
+
+class _Between(NamedTuple):
+    """A carry between an update and the next inner gradient."""
+
+    rows: FlatCarry
+    buffers: Buffers
+
+
+class _Kept(NamedTuple):
+    """What a step leaves for the way back."""
 
     at: Tensor  # parameters, of which loss and gradient have a graph if the order is 2
     loss: Tensor
     gradient: Tensor
-    kept: Tensors
+    by_update: Tensors
 
 
-class CompiledUpdates:
-    """Windows as those of `CompiledSteps`, for any problem.
+class UpdateTape(RowTape[_Between]):
+    """Steps with a compiled update that can be taken back."""
 
-    An optimizer that `takes_padding` is compiled once for all architectures, others once for each.
-
-    Args:
-        order: Order of the meta-gradient, 1 or 2, as for `Truncated`.
-        amplification: As for `Truncated`.
-        eager: Nothing is compiled after all: the same windows, with the update as it is.
-    """
-
-    whole: ClassVar[bool] = False
-
-    def __init__(self, order: int, amplification: float | None = None, *, eager: bool = False):
-        self.order, self.amplification, self.eager = order, amplification, eager
-        self.kinds = UpdateKinds(_compiled)
-
-    def window(
-        self,
-        optimizer: LearnedOptimizer,
-        phi: Mapping[str, Tensor],
-        problem: Problem,
-        carry: Carry,
-        batches: Iterable[Any],
-        objective: Callable[[Tensor], Tensor],
-    ) -> Estimate:
-        """See `CompiledSteps.window`."""
-        flat, carry = join(phi), carry.detach()
-        buffers = carry.buffers
-        padding = Plain(carry.params.layout) if self.eager else self.kinds.padding(optimizer, carry)
-        carry = padding.spread(carry)
-        structure = Structure(carry)
-        pieces = structure.apart(carry)
-        update = (
-            _Eager(_function(optimizer, phi, padding.example(structure, pieces)), 3 + len(pieces.smooth))
-            if self.eager
-            else self.kinds.of(optimizer, phi, padding, structure, pieces)
+    def __init__(self, window: Window, compiler: UpdateCompiler, order: Order):
+        super().__init__(window)
+        carry = window.carry.detach()
+        self._order, self._rows = order, compiler.rows(window.optimizer, carry)
+        spread = self._rows.spread(carry)
+        self._spec = CarrySpec(spread)
+        self.start = _Between(self._spec.flatten(spread), carry.buffers)
+        self._update: Differentiable = compiler.compiled(
+            window, self._rows, self._spec, self.start.rows, "tape", lambda example: compiled_update(window, example)
         )
-        done: list[_Done] = []
-        *before, at_end = batches
-        for batch in before:
-            at = padding.gather_row(pieces.smooth[0]).detach().requires_grad_()
-            loss, grads, buffers = value_and_gradient(
-                problem, problem.params.like(at), buffers, batch, create_graph=self.order == 2
-            )
-            with torch.no_grad():
-                inputs = [flat, *pieces.smooth, padding.spread_row(grads.flat.detach()), loss.detach()]
-                smooth, rest, kept = update.forward([*inputs, *pieces.rest, *padding.constants])
-            done.append(_Done(at, loss, grads.flat, kept))
-            pieces = Pieces(list(smooth), list(rest))
-            buffers = {name: b.detach() for name, b in buffers.items()}
-        carry = padding.gather(structure.together(pieces), buffers)
-        last, slope, _ = value_and_gradient(problem, carry.params, carry.buffers, at_end)
-        after = torch.stack([*(step.loss.detach() for step in done[1:]), last])
-        outer, weights = value_and_weights(objective, after)
-        zeros = [torch.zeros_like(x) for x in pieces.smooth[1:]]
-        cotangents = [padding.spread_row(weights[-1][:, None] * slope.flat), *zeros]
-        total = self._backward(update, done, cotangents, weights, padding, packed=structure.packs_numbers)
-        return Estimate(outer, split(total, phi), carry, after)
+        self._kept: list[_Kept] = []
 
-    def _backward(
-        self,
-        update: Differentiable | _Eager,
-        done: list[_Done],
-        cotangents: list[Tensor],
-        weights: Tensor,
-        padding: Plain,
-        *,
-        packed: bool,
-    ) -> Tensor:
-        total: Tensor | None = None
-        put_in = cotangents[0].norm(dim=1)
-        while done:
-            step = done.pop()  # what it kept is freed as soon as it is used
-            with torch.no_grad():
-                if self.amplification is not None:
-                    cotangents = _limited(cotangents, self.amplification * put_in, packed=packed)
-                of_phi, direct, *of_state, of_gradient, of_loss = update.backward(step.kept, cotangents)
-                total = of_phi if total is None else total.add_(of_phi)
-            if not done:
-                break
-            weight = weights[len(done) - 1]
-            put_in = put_in + weight.abs() * step.gradient.detach().norm(dim=1)
-            if self.order == 2:
-                slopes = (of_loss + weight, padding.gather_row(of_gradient))
-                (through,) = torch.autograd.grad((step.loss, step.gradient), step.at, slopes)
-            else:
-                through = weight[:, None] * step.gradient
-            cotangents = [direct + padding.spread_row(through), *of_state]
-        assert total is not None
-        return total
+    def step(self, carry: _Between, batch: Any) -> tuple[_Between, Tensor]:
+        """See `Steps.step`."""
+        (smooth, rest), buffers = carry
+        problem, rows = self.window.problem, self._rows
+        at = rows.gather_row(smooth[0]).detach().requires_grad_()
+        loss, grads, buffers = value_and_gradient(
+            problem, problem.params.like(at), buffers, batch, create_graph=self._order == 2
+        )
+        check_constant(buffers)
+        inputs = [self.phi, *smooth, rows.spread_row(grads.flat.detach()), loss.detach(), *rest, *rows.constants]
+        smooth, rest, kept = self._update.forward(inputs)
+        self._kept.append(_Kept(at, loss, grads.flat, kept))
+        return _Between(FlatCarry(list(smooth), list(rest)), buffers), loss.detach()
+
+    def last_loss(self, carry: _Between, batch: Any) -> Tensor:
+        """See `Steps.last_loss`."""
+        params, _, buffers = self.plain(carry)
+        loss, slope, _ = value_and_gradient(self.window.problem, params, buffers, batch)
+        self._slope = slope.flat
+        return loss
+
+    def plain(self, carry: _Between) -> Carry:
+        """See `Steps.plain`."""
+        return self._rows.gather(self._spec.unflatten(carry.rows), carry.buffers)
+
+    def back(self, cotangents: Sequence[Tensor | None], of_loss: Tensor) -> Sequence[Tensor | None]:
+        """See `Tape.back`."""
+        rows, like = self._rows, self.start.rows.smooth
+        if not cotangents:
+            return [rows.spread_row(of_loss[:, None] * self._slope), *(torch.zeros_like(x) for x in like[1:])]
+        at, loss, gradient, kept = self._kept.pop()  # freed as soon as it is used
+        of_phi, direct, *of_state, of_gradient, of_input = self._update.backward(kept, full(cotangents, like))
+        self.add(of_phi)
+        if not self._kept:
+            return []
+        if self._order == 2:
+            slopes = (of_input + of_loss, rows.gather_row(of_gradient))
+            (through,) = torch.autograd.grad((loss, gradient), at, slopes)
+        else:
+            through = of_loss[:, None] * gradient
+        return [direct + rows.spread_row(through), *of_state]
+
+    def gradient_norms(self) -> Tensor:
+        """See `Tape.gradient_norms`."""
+        return self._kept[-1].gradient.detach().norm(dim=1)
 
 
-def _limited(cotangents: list[Tensor], most: Tensor, *, packed: bool) -> list[Tensor]:
-    """Each problem's cotangents, scaled down so that those of its parameters have at most this norm.
+class ParticleUpdates(Steps[_Between]):
+    """Steps of particles, with an update that is compiled for each architecture.
 
-    With `packed` the problems are the columns of the last tensor, see `Structure`.
+    One for all needs symbols for sizes, and under vmap, by which particles run, tracing makes numbers of them.
     """
-    norm = cotangents[0].norm(dim=1)
-    factor = torch.where(norm > most, most / norm, 1.0)
-    if bool((factor == 1).all()):
-        return cotangents
-    factor = torch.where(torch.isfinite(norm), factor, 0.0)
-    *rows, last = cotangents
-    if not packed:
-        rows.append(last)
-    scaled = [x * factor.view(-1, *[1] * (x.dim() - 1)) for x in rows]
-    if packed:
-        scaled.append(last * factor)
-    return [torch.where(torch.isfinite(x), x, 0.0) for x in scaled]
+
+    def __init__(self, window: Window, compiler: UpdateCompiler):
+        super().__init__(window)
+        carry = window.carry.detach()
+        rows = PlainRows(carry.params.layout)
+        spread = rows.spread(carry)
+        self._spec, self._rows, self._problem = CarrySpec(spread), rows, Particles(window.problem)
+        self._phi = [p.detach() for p in window.phi.values()]
+        self.start = _Between(self._spec.flatten(spread), carry.buffers)
+        self._update: Callable[[Tensors], Tensors] = compiler.compiled(
+            window, rows, self._spec, self.start.rows, "particles",
+            lambda example: compiled_particle_update(window, example),
+        )  # fmt: skip
+
+    def step(self, carry: _Between, batch: Any) -> tuple[_Between, Tensor]:
+        """See `Steps.step`."""
+        (smooth, rest), buffers = carry
+        params = self.window.carry.params.like(smooth[0])
+        loss, grads, buffers = value_and_gradient(self._problem, params, buffers, batch)
+        after = list(self._update([*self._phi, *smooth, grads.flat, loss, *rest]))
+        return _Between(FlatCarry(after[: len(smooth)], after[len(smooth) :]), buffers), loss
+
+    def last_loss(self, carry: _Between, batch: Any) -> Tensor:
+        """See `Steps.last_loss`."""
+        params, _, buffers = self.plain(carry)
+        return self._problem.loss(params, buffers, batch)[0]
+
+    def plain(self, carry: _Between) -> Carry:
+        """See `Steps.plain`."""
+        return self._rows.gather(self._spec.unflatten(carry.rows), carry.buffers)
 
 
-class _Eager:
-    """An update that keeps its graph, with the two calls of a `Differentiable`."""
-
-    def __init__(self, function: Callable[[list[Tensor], list[Tensor]], Any], num_inputs: int):
-        self._function, self._count = function, num_inputs
-
-    def forward(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensors]:
-        """New state, and the graph."""
-        inputs = [x.detach().requires_grad_() for x in tensors[: self._count]]
-        with torch.enable_grad():
-            smooth, rest = self._function(inputs, tensors[self._count :])
-        return [x.detach() for x in smooth], [x.detach() for x in rest], [*inputs, *smooth]
-
-    def backward(self, kept: Tensors, cotangents: list[Tensor]) -> list[Tensor]:
-        """Cotangents of the inputs."""
-        inputs, smooth = kept[: self._count], kept[self._count :]
-        pairs = [(x, c) for x, c in zip(smooth, cotangents, strict=True) if x.requires_grad]
-        found = torch.autograd.grad([x for x, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
-        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+def compiled_update(window: Window, example: Example) -> Differentiable:
+    """The update with all meta-parameters in one row; gradient and loss are the last of its inputs."""
+    theta = example.carry.smooth[0]  # an example of a gradient too
+    inputs = [join(window.phi), *example.carry.smooth, theta, theta[:, 0].contiguous()]
+    constants = [*example.carry.rest, *example.constants]
+    return compile_differentiable(
+        update_function(example, row_update(window), 1), inputs, constants, any_sizes=example.any_sizes
+    )
 
 
-def _function(
-    optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example
+def compiled_particle_update(window: Window, example: Example) -> Callable[[Tensors], Tensors]:
+    """The same of particles, without derivative."""
+    phi, theta = [p.detach() for p in window.phi.values()], example.carry.smooth[0]
+    inputs = [*phi, *example.carry.smooth, theta, theta[..., 0].contiguous()]
+    function = update_function(example, particles_update(window), len(phi))
+
+    def joined(tensors: list[Tensor]) -> list[Tensor]:
+        smooth, rest = function(tensors[: len(inputs)], tensors[len(inputs) :])
+        return [*smooth, *rest]
+
+    return compile_function(joined, [*inputs, *example.carry.rest])
+
+
+def update_function(
+    example: Example, bind: Bind, num_phi: int
 ) -> Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]]:
-    """The update with all meta-parameters in one vector; gradient and loss are the last of its inputs."""
-    structure, num_rest = example.structure, len(example.pieces.rest)
+    """The optimizer's update as a function of tensors.
 
-    def function(inputs: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        flat, *smooth, gradient, loss = inputs
-        carry = structure.together(Pieces(smooth, constants[:num_rest]))
+    It takes meta-parameters, the carry's smooth tensors, gradient and loss; then the carry's rest and the rows'
+    constants. It returns the smooth tensors; then the rest.
+    """
+    spec, num_rest = example.spec, len(example.carry.rest)
+
+    def function(tensors: list[Tensor], constants: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        *smooth, gradient, loss = tensors[num_phi:]
+        carry = spec.unflatten(FlatCarry(smooth, constants[:num_rest]))
         params = Params(carry.params.flat, example.layout(constants[num_rest:]))
-        arguments = (params, params.like(gradient), loss, carry.state)
-        new, state = functional_call(optimizer, split(flat, phi), arguments)
-        after = structure.apart(Carry(new, state, {}))
+        new, state = bind(tensors[:num_phi])(params, params.like(gradient), loss, carry.state)
+        after = spec.flatten(Carry(params.like(new), state, {}))
         return after.smooth, after.rest
 
     return function
-
-
-def _compiled(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], example: Example) -> Differentiable:
-    theta = example.pieces.smooth[0]  # an example of a gradient too
-    inputs = [join(phi), *example.pieces.smooth, theta, theta[:, 0].contiguous()]
-    constants = [*example.pieces.rest, *example.constants]
-    function = _function(optimizer, phi, example)
-    return compile_differentiable(function, inputs, constants, any_sizes=example.any_sizes)

@@ -1,4 +1,4 @@
-"""Random directions in the space of the meta-parameters, drawn from keys, and how they lie in one row."""
+"""Random directions in the space of the meta-parameters, drawn from keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ph_l2o.inner.meta_parameters import size
 from ph_l2o.keys import ProblemKeys, Purpose
 
 Noise = Literal["shared", "per_problem"]
@@ -23,23 +24,6 @@ def check_noise(noise: Noise) -> Noise:
     if noise not in ("shared", "per_problem"):
         raise ValueError(f"estimator.noise={noise}: must be shared or per_problem")
     return noise
-
-
-def size(phi: Mapping[str, Tensor]) -> int:
-    """Number of meta-parameters, D."""
-    return sum(p.numel() for p in phi.values())
-
-
-def split(rows: Tensor, phi: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rows of all meta-parameters by name: `(…, D)` → `(…, *shape)`."""
-    parts = rows.split([p.numel() for p in phi.values()], -1)
-    lead = rows.shape[:-1]
-    return {name: part.reshape(lead + p.shape) for (name, p), part in zip(phi.items(), parts, strict=True)}
-
-
-def join(phi: Mapping[str, Tensor]) -> Tensor:
-    """All meta-parameters in one row `(D,)`, cut from the graph; the opposite of `split`."""
-    return torch.cat([p.detach().flatten() for p in phi.values()])
 
 
 def draw(keys: ProblemKeys, phi: Mapping[str, Tensor], step: int, *, count: int, noise: Noise) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ph_l2o.estimators.estimator import Estimate
-from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses
-from ph_l2o.estimators.particles import map_carry, repeat
-from ph_l2o.inner import Window
+from ph_l2o.estimators.evolution import EvolutionStrategy, outer_losses, repeat
+from ph_l2o.inner import EAGER, Executor, Window
 
 
 class ES(EvolutionStrategy):
@@ -32,12 +31,13 @@ class ES(EvolutionStrategy):
     section 3 (arXiv 2112.13835).
     """
 
-    def __call__(self, window: Window) -> Estimate:
+    def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
         """See `Estimator.__call__`."""
         problem, phi, objective = window.problem, window.phi, window.objective
         draws = self.draws_of(self.weighted_keys(problem), window.first, phi)
         moved = self.particles(phi, self.own(draws, problem), centre=True)
-        inner, losses = self.unroll(window, moved, repeat(window.carry, 2 * self.num_pairs + 1))
+        carry = repeat(window.carry, 2 * self.num_pairs + 1)
+        carry, losses = executor.particles(window._replace(phi=moved, carry=carry)).unroll()
         centre = losses[:, -1].contiguous()
         gradient = self.gradient(phi, outer_losses(objective, losses), draws)
-        return Estimate(objective(centre), gradient, map_carry(lambda x: x[-1].clone(), inner), centre)
+        return Estimate(objective(centre), gradient, carry.map(lambda x: x[-1].clone()), centre)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from ph_l2o.inner import Carry, Window
+from ph_l2o.inner import EAGER, Carry, Executor, Window
 from ph_l2o.inner import start as inner_start
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
@@ -32,13 +32,14 @@ class Estimate(NamedTuple):
 class Estimator(ABC):
     """Estimates the gradient of an outer loss in the meta-parameters from one truncation window.
 
+    It is an algorithm without memory: what it keeps between windows lies in their carry.
+
     Attributes:
-        has_compiled_form: Whether `compile_steps` is there.
-        compiled: What runs the windows then, of `ph_l2o.compilation`; None where nothing is compiled.
+        has_compiled_form: Whether all inner steps are the executor's, so that they can be compiled ones. Otherwise it
+            is only called with an eager one.
     """
 
     has_compiled_form: ClassVar[bool] = False
-    compiled: Any = None
 
     @property
     def averages_processes(self) -> bool:
@@ -61,22 +62,6 @@ class Estimator(ABC):
         del horizon
         return truncation
 
-    def compile_steps(self, *, whole: bool = True) -> None:
-        """Run inner steps compiled from now on: the whole step, or the optimizer's update alone.
-
-        Only for an estimator which `has_compiled_form`.
-        """
-        raise NotImplementedError
-
-    @property
-    def compiles_whole_steps(self) -> bool:
-        """Whether the inner steps run compiled, inner gradient and update as one."""
-        return self.compiled is not None and self.compiled.whole
-
-    def stop_compiling(self) -> None:
-        """Run eagerly again."""
-        self.compiled = None
-
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """The carry at the start of an episode.
 
@@ -86,5 +71,5 @@ class Estimator(ABC):
         return inner_start(optimizer, problem)
 
     @abstractmethod
-    def __call__(self, window: Window) -> Estimate:
-        """The estimate of one window."""
+    def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
+        """The estimate of one window, whose inner steps the executor runs."""

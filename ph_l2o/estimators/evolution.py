@@ -14,18 +14,19 @@ Several processes have to tell each other only the scalars J±, since each can m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ph_l2o.estimators.directions import Noise, check_noise, draw, join, size, split
+from ph_l2o.estimators.directions import Noise, check_noise, draw
 from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
-from ph_l2o.estimators.particles import ParticleState, repeat, swap_axes, unroll
-from ph_l2o.inner import Carry, Objective, Window, start
+from ph_l2o.inner import EAGER, Carry, Executor, Objective, Window, start
+from ph_l2o.inner.meta_parameters import join, size, split
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
@@ -69,17 +70,6 @@ class EvolutionStrategy(Estimator):
             raise ValueError(f"estimator.exchange={exchange}: must be scalars or gradient")
         self.num_pairs, self.sigma, self.exchange = num_pairs, sigma, exchange
         self.noise: Noise = check_noise(noise)
-
-    def compile_steps(self, *, whole: bool = True) -> None:
-        """See `Estimator.compile_steps`."""
-        from ph_l2o.compilation import CompiledParticles, CompiledParticleUpdates
-
-        self.compiled = CompiledParticles() if whole else CompiledParticleUpdates()
-
-    def unroll(self, window: Window, phi: Mapping[str, Tensor], carry: Carry) -> tuple[Carry, Tensor]:
-        """One window of every particle, compiled or not; see `ph_l2o.estimators.particles.unroll`."""
-        run = unroll if self.compiled is None else self.compiled.unroll
-        return run(window.optimizer, phi, window.problem, carry, window.first, window.count)
 
     @property
     def averages_processes(self) -> bool:
@@ -137,6 +127,18 @@ def outer_losses(objective: Objective, losses: Tensor) -> Tensor:
     return flat.view(losses.shape[1:])
 
 
+class ParticleState(NamedTuple):
+    """State of a carry with particles, which between windows have the problem axis in front.
+
+    Attributes:
+        optimizer: The optimizer's state, tensors of shape `(B, P, …)`.
+        perturbation: Sum of the standard normal draws so far, `(B, num_pairs, D)` for D meta-parameters.
+    """
+
+    optimizer: Any
+    perturbation: Tensor
+
+
 class PersistentStrategy(EvolutionStrategy):
     """Base of the strategies whose particles keep inner states of their own over the windows of an episode.
 
@@ -144,8 +146,6 @@ class PersistentStrategy(EvolutionStrategy):
     sum of the draws since the episode's start. The particles' mean losses are what is reported, since no particle runs
     under φ.
     """
-
-    _memo: tuple[ProblemKeys, int, Tensor] | None = None
 
     def reuse_for(self, count: int) -> int | None:
         """Inner steps for which a perturbation is kept where windows have `count`; None for the whole episode."""
@@ -159,37 +159,54 @@ class PersistentStrategy(EvolutionStrategy):
         total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, size(phi))
         return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
 
-    def __call__(self, window: Window) -> Estimate:
+    def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
         """See `Estimator.__call__`."""
-        optimizer, phi, problem, carry, first, count, objective = window
-        del optimizer
-        reuse = self.reuse_for(count)
-        drawn_at = 0 if reuse is None else first // reuse * reuse
-        keys = self.weighted_keys(problem)
+        phi, carry, reuse = window.phi, window.carry, self.reuse_for(window.count)
+        drawn_at = 0 if reuse is None else window.first // reuse * reuse
+        keys = self.weighted_keys(window.problem)
         draws = self.draws_of(keys, drawn_at, phi)
-        own, total = self.own(draws, problem), carry.state.perturbation
-        if first == drawn_at:
+        own, total = self.own(draws, window.problem), carry.state.perturbation
+        if window.first == drawn_at:
             total = total + own
-        inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
         moved = self.particles(phi, own, centre=False)
-        inner, losses = self.unroll(window, moved, inner)
-        outer = outer_losses(objective, losses)
+        inner = swap_axes(Carry(carry.params, carry.state.optimizer, carry.buffers))
+        inner, losses = executor.particles(window._replace(phi=moved, carry=inner)).unroll()
         inner = swap_axes(inner)
         carry = Carry(inner.params, ParticleState(inner.state, total), inner.buffers)
-        weights = (
-            total if num_processes() == 1 or keys is problem.keys else self._sum(keys, drawn_at, draws, phi, reuse or 1)
-        )
-        return Estimate(outer.mean(), self.gradient(phi, outer, weights), carry, losses.mean(1))
+        outer = outer_losses(window.objective, losses)
+        if num_processes() > 1 and keys is not window.problem.keys:
+            total = self._sum(keys, drawn_at, draws, phi, reuse or 1)
+        return Estimate(outer.mean(), self.gradient(phi, outer, total), carry, losses.mean(1))
 
     def _sum(self, keys: ProblemKeys, drawn_at: int, draws: Tensor, phi: Mapping[str, Tensor], every: int) -> Tensor:
         """Sum of the draws, one for `every` steps, for all processes' problems up to `drawn_at`, whose own are given.
 
-        The last sum is remembered; after a resume it is made anew, in the same order and so with the same rounding.
+        A function of its arguments: the last sum is only there to be added to. After a resume it is made anew, in the
+        same order and so with the same rounding.
         """
-        known, at, total = self._memo or (None, 0, draws)
-        if known != keys or at != drawn_at:
-            if known != keys or at != drawn_at - every:
-                total = sum(self.draws_of(keys, step, phi) for step in range(0, drawn_at, every))
-            total = total + draws
-            self._memo = keys, drawn_at, total
-        return total
+        known = _known_sum(keys, every, self.num_pairs, self.noise, size(phi), draws.dtype, draws.device)
+        if drawn_at not in known:
+            before = known.get(drawn_at - every)
+            if before is None:
+                before = sum(self.draws_of(keys, step, phi) for step in range(0, drawn_at, every))
+            known.clear()
+            known[drawn_at] = before + draws
+        return known[drawn_at]
+
+
+@lru_cache(maxsize=32)  # more than episodes that are under way at once
+def _known_sum(keys: ProblemKeys, *drawn: Hashable) -> dict[int, Tensor]:
+    """Where the sum of an episode's draws is kept, by the step of the last of them."""
+    del keys, drawn
+    return {}
+
+
+def repeat(carry: Carry, num_particles: int) -> Carry:
+    """P particles at one carry: tensors `(B, …)` → `(P, B, …)`."""
+    return carry.map(lambda x: x.expand(num_particles, *x.shape).contiguous())
+
+
+def swap_axes(carry: Carry) -> Carry:
+    """Tensors `(P, B, …)` → `(B, P, …)`, or back."""
+    # Contiguous, so that a carry out of a file has the same layout, and kernels the same rounding.
+    return carry.map(lambda x: x.transpose(0, 1).contiguous())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ph_l2o.estimators.directions import Noise, check_noise, draw, size, split
+from ph_l2o.errors import CompileError
+from ph_l2o.estimators.directions import Noise, check_noise, draw
 from ph_l2o.estimators.estimator import Estimate, Estimator
-from ph_l2o.estimators.particles import Update, per_problem
-from ph_l2o.estimators.swap import call_with
-from ph_l2o.estimators.tangents import as_leaves, flatten, hessian_times, is_differentiable, jacobian_times
-from ph_l2o.inner import Carry, Window, value_and_gradient
+from ph_l2o.estimators.objectives import value_and_weights
+from ph_l2o.estimators.tangents import as_leaves, hessian_times, is_differentiable, jacobian_times
+from ph_l2o.inner import EAGER, Carry, Eager, Executor, Steps, Window, value_and_gradient
+from ph_l2o.inner.carry import state_tensors
+from ph_l2o.inner.meta_parameters import call_with, size, split
+from ph_l2o.inner.particles import flat_update, per_problem
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers, Problem
@@ -92,95 +95,105 @@ class Forward(Estimator):
         like = next(iter(phi.values()))
         return torch.eye(size(phi), dtype=like.dtype, device=like.device)[None]
 
-    def __call__(self, window: Window) -> Estimate:
-        """See `Estimator.__call__`."""
-        optimizer, phi, problem, carry, first, steps, objective = window
-        directions = self.directions(problem, phi)
-        along = split(directions.transpose(0, 1), phi)
-        if len(directions) == 1:
-            leaves = {name: p.detach().requires_grad_() for name, p in phi.items()}
-            sweep = _Sweep(problem, leaves, {name: v[:, 0] for name, v in along.items()})
-            carry, losses, slopes = call_with(leaves, optimizer, sweep.shared, carry, first, steps)
-        else:
-            count = problem.num_problems
-            leaves = {name: p.detach().expand(count, *p.shape).clone().requires_grad_() for name, p in phi.items()}
-            sweep = _Sweep(problem, leaves, along)
-            carry, losses, slopes = sweep.run(per_problem(optimizer, leaves), carry, first, steps)
+    def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
+        """See `Estimator.__call__`.
 
-        with torch.enable_grad():
-            leaf = losses.detach().requires_grad_()
-            outer = objective(leaf)
-        (weights,) = torch.autograd.grad(outer, leaf)
-        slope = torch.einsum("kb,kpb->bp", weights, slopes)
+        Raises:
+            CompileError: If the executor is not an eager one.
+        """
+        if not isinstance(executor, Eager):
+            raise CompileError("estimator=forward: has no compiled form; use compile=false")
+        directions = self.directions(window.problem, window.phi)
+        steps = TangentSteps(window, split(directions.transpose(0, 1), window.phi))
+        carry, losses = steps.unroll()
+        outer, weights = value_and_weights(window.objective, losses)
+        slope = torch.einsum("kb,kpb->bp", weights, torch.stack(steps.of_losses[1:]))
         if len(directions) == 1:
             slope = slope.sum(0, keepdim=True)
         flat = torch.einsum("bp,bpd->d", slope, directions) / (self.num_directions or 1)
-        return Estimate(outer.detach(), split(flat, phi), carry, losses)
+        return Estimate(outer, split(flat, window.phi), carry, losses)
 
 
-class _Sweep:
-    """One window of inner steps with its tangents, which have the direction axis P in front here.
+class _Moving(NamedTuple):
+    """A carry with its tangents, which have the direction axis P in front."""
+
+    carry: Carry
+    params_tangent: Tensor
+    state_tangent: Any
+
+
+class TangentSteps(Steps[_Moving]):
+    """The inner steps of a window with their tangents.
 
     Args:
-        problem: The problems.
-        phi: Meta-parameters as leaves, `(*shape)` or `(B, *shape)`.
-        along: Directions of each, `(P, *shape)` or `(P, B, *shape)`.
+        window: The window; its carry has a `ForwardState`.
+        along: Directions of each meta-parameter, `(P, 1, *shape)`, or `(P, B, *shape)` for each problem its own.
+
+    Attributes:
+        of_losses: Tangents `(P, B)` of the losses before each step.
     """
 
-    def __init__(self, problem: Problem, phi: Mapping[str, Tensor], along: Mapping[str, Tensor]):
-        self.problem, self.phi, self.along = problem, list(phi.values()), list(along.values())
+    def __init__(self, window: Window, along: Mapping[str, Tensor]):
+        super().__init__(window)
+        params, state, buffers = window.carry
+        tangents = _swapped(state.params_tangent), map_state(_swapped, state.optimizer_tangent)
+        self.start = _Moving(Carry(params, state.optimizer, buffers), *tangents)
+        self.of_losses: list[Tensor] = []
+        self._is_shared = all(v.shape[1] == 1 for v in along.values())
+        if self._is_shared:
+            self._phi = {name: p.detach().requires_grad_() for name, p in window.phi.items()}
+            self._along = [v[:, 0] for v in along.values()]
+            self._update = flat_update(window.optimizer)
+        else:
+            count = window.problem.num_problems
+            self._phi = {n: p.detach().expand(count, *p.shape).clone().requires_grad_() for n, p in window.phi.items()}
+            self._along = list(along.values())
+            self._update = per_problem(window.optimizer, self._phi)
 
-    def shared(self, optimizer: LearnedOptimizer, carry: Carry, first: int, count: int) -> tuple[Carry, Tensor, Tensor]:
-        """A window in which all problems have the same meta-parameters, those that the optimizer has."""
+    def unroll(self) -> tuple[Carry, Tensor]:
+        """See `Steps.unroll`."""
+        if self._is_shared:
+            return call_with(self._phi, self.window.optimizer, super().unroll)
+        return super().unroll()
 
-        def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
-            after, state = optimizer.update(params, grads, loss, state)
-            return after.flat, state
-
-        return self.run(update, carry, first, count)
-
-    def run(self, update: Update, carry: Carry, first: int, count: int) -> tuple[Carry, Tensor, Tensor]:
-        """The last carry, and losses `(K, B)` after each step with their tangents `(K, P, B)`."""
-        params, state, buffers = carry.params, carry.state.optimizer, carry.buffers
-        tangent = _swapped(carry.state.params_tangent)
-        state_tangent = map_state(_swapped, carry.state.optimizer_tangent)
-        losses: list[Tensor] = []
-        slopes: list[Tensor] = []
-        for step, batch in enumerate(self.problem.batches(first, count + 1)):
-            loss, grads, after, of_loss, of_grads = self._gradient(params, buffers, batch, tangent, last=step == count)
-            losses.append(loss)
-            slopes.append(of_loss)
-            if step < count:
-                at, moving = (params, grads, loss, state), (tangent, of_grads, of_loss, state_tangent)
-                params, state, tangent, state_tangent = self._step(update, at, moving)
-                buffers = after
-        kept = ForwardState(state, _swapped(tangent), map_state(_swapped, state_tangent))
-        return Carry(params, kept, buffers), torch.stack(losses[1:]), torch.stack(slopes[1:])
-
-    def _gradient(
-        self, params: Params, buffers: Buffers, batch: Any, tangent: Tensor, *, last: bool
-    ) -> tuple[Tensor, Params, Buffers, Tensor, Tensor]:
-        """Losses, gradients, next buffers, and the tangents of losses and gradients (zeros for the last)."""
+    def step(self, carry: _Moving, batch: Any) -> tuple[_Moving, Tensor]:
+        """See `Steps.step`."""
+        (params, state, buffers), tangent, state_tangent = carry
         leaf = params.flat.detach().requires_grad_()
-        loss, grads, after = value_and_gradient(self.problem, params.like(leaf), buffers, batch, create_graph=not last)
-        gradient = grads.flat.detach()
+        loss, grads, after = value_and_gradient(
+            self.window.problem, params.like(leaf), buffers, batch, create_graph=True
+        )
+        gradient, loss = grads.flat.detach(), loss.detach()
         of_loss = torch.einsum("bn,pbn->pb", gradient, tangent)
-        of_grads = torch.zeros_like(tangent) if last else hessian_times(grads.flat, leaf, tangent)
-        return loss.detach(), params.like(gradient), _constant(after), of_loss, of_grads
+        self.of_losses.append(of_loss)
+        tangents = (tangent, hessian_times(grads.flat, leaf, tangent), of_loss, *state_tensors(state_tangent))
+        params, state, *moved = self._updated(params, params.like(gradient), loss, state, tangents)
+        return _Moving(Carry(params, state, _constant(after)), *moved), loss
 
-    def _step(
-        self, update: Update, at: tuple[Params, Params, Tensor, Any], tangents: tuple[Tensor, Tensor, Tensor, Any]
+    def last_loss(self, carry: _Moving, batch: Any) -> Tensor:
+        """See `Steps.last_loss`."""
+        (params, _, buffers), tangent, _ = carry
+        loss, grads, _ = value_and_gradient(self.window.problem, params, buffers, batch)
+        self.of_losses.append(torch.einsum("bn,pbn->pb", grads.flat, tangent))
+        return loss
+
+    def plain(self, carry: _Moving) -> Carry:
+        """See `Steps.plain`."""
+        (params, state, buffers), tangent, state_tangent = carry
+        return Carry(params, ForwardState(state, _swapped(tangent), map_state(_swapped, state_tangent)), buffers)
+
+    def _updated(
+        self, params: Params, grads: Params, loss: Tensor, state: Any, tangents: Sequence[Tensor]
     ) -> tuple[Params, Any, Tensor, Any]:
-        """The optimizer's step from parameters, gradients, losses and state, and its tangents."""
-        params, grads, loss, state = at
-        flat, grad, loss = (x.detach().requires_grad_() for x in (params.flat, grads.flat, loss))
+        """The optimizer's step, and the tangents of new parameters and state from those of all that it takes."""
+        flat, gradient, loss = (x.detach().requires_grad_() for x in (params.flat, grads.flat, loss))
         state = as_leaves(state)
         with torch.enable_grad():
-            new, after = update(params.like(flat), params.like(grad), loss, state)
-        inputs = [*self.phi, flat, grad, loss, *flatten(state)]
-        vectors = [*self.along, *tangents[:3], *flatten(tangents[3])]
+            new, after = self._update(params.like(flat), params.like(gradient), loss, state)
+        inputs = [*self._phi.values(), flat, gradient, loss, *state_tensors(state)]
+        vectors = [*self._along, *tangents]
         pairs = [(x, v) for x, v in zip(inputs, vectors, strict=True) if is_differentiable(x)]
-        moved = iter(jacobian_times([new, *flatten(after)], [x for x, _ in pairs], [v for _, v in pairs]))
+        moved = iter(jacobian_times([new, *state_tensors(after)], [x for x, _ in pairs], [v for _, v in pairs]))
         new_tangent = next(moved)
         of_state = map_state(lambda _: next(moved), after)
         return params.like(new.detach()), map_state(Tensor.detach, after), new_tangent, of_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ph_l2o.inner import Objective
@@ -29,3 +30,12 @@ OBJECTIVES: dict[str, Objective] = {
     "mean_loss": mean_loss,
     "final_loss": final_loss,
 }
+
+
+def value_and_weights(objective: Objective, losses: Tensor) -> tuple[Tensor, Tensor]:
+    """The outer loss, and its slope in each loss, `(K, B)`."""
+    with torch.enable_grad():
+        leaf = losses.detach().requires_grad_()
+        outer = objective(leaf)
+        (weights,) = torch.autograd.grad(outer, leaf)
+    return outer.detach(), weights

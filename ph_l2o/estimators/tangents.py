@@ -7,7 +7,6 @@ directions are a leading axis P, batched over a backward pass that is plain oper
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,10 +71,3 @@ def is_differentiable(x: Tensor) -> bool:
 def as_leaves(state: State) -> State:
     """A state at which can be differentiated."""
     return map_state(lambda x: x.detach().requires_grad_(is_differentiable(x)), state)
-
-
-def flatten(state: tuple[Any, ...]) -> list[Tensor]:
-    """All tensors of a state, in order."""
-    leaves: list[Tensor] = []
-    map_state(lambda x: leaves.append(x) or x, state)
-    return leaves

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ph_l2o.errors import CompileError
 from ph_l2o.estimators.estimator import Estimate, Estimator
-from ph_l2o.estimators.swap import call_with
-from ph_l2o.inner import Carry, Objective, Window, inner_step, value_and_gradient
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
-from ph_l2o.tasks.task import Problem
+from ph_l2o.estimators.objectives import value_and_weights
+from ph_l2o.inner import EAGER, Executor, Tape, Window
 
 
 class Truncated(Estimator):
@@ -43,65 +41,40 @@ class Truncated(Estimator):
             raise ValueError(f"estimator.order={order}: must be 1 (inner gradients held constant) or 2 (exact)")
         self.order: Literal[1, 2] = order
 
-    def compile_steps(self, *, whole: bool = True) -> None:
-        """See `Estimator.compile_steps`."""
-        from ph_l2o.compilation import CompiledSteps, CompiledUpdates
-
-        if whole and self.amplification is not None:
-            raise CompileError("with estimator.amplification cannot be compiled whole")
-        self.compiled = CompiledSteps(self.order) if whole else CompiledUpdates(self.order, self.amplification)
-
-    def __call__(self, window: Window) -> Estimate:
+    def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
         """See `Estimator.__call__`."""
-        optimizer, phi, problem, carry, first, count, objective = window
-        by_steps = self.compiled
-        if by_steps is None and self.amplification is not None:
-            from ph_l2o.compilation import CompiledUpdates
+        tape = executor.tape(window, order=self.order, gradient_norms=self.amplification is not None)
+        carry, losses = tape.unroll()
+        outer, weights = value_and_weights(window.objective, losses)
+        return Estimate(outer, self._taken_back(tape, weights), carry, losses)
 
-            by_steps = CompiledUpdates(self.order, self.amplification, eager=True)
-        if by_steps is not None:
-            batches = problem.batches(first, count + 1)
-            return by_steps.window(optimizer, phi, problem, carry, batches, objective)
-        phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
-        unroll = _second_order if self.order == 2 else _first_order
-        with torch.enable_grad():
-            surrogate, losses, carry = call_with(phi, optimizer, unroll, problem, carry, first, count, objective)
-            gradients = torch.autograd.grad(surrogate, list(phi.values()), allow_unused=True)
-        gradient = {
-            name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(phi.items(), gradients, strict=True)
-        }
-        losses = losses.detach()
-        return Estimate(objective(losses), gradient, carry.detach(), losses)
+    @torch.no_grad()
+    def _taken_back(self, tape: Tape[Any], weights: Tensor) -> dict[str, Tensor]:
+        """The reverse sweep: the meta-gradient from the outer loss's slopes in the losses after each step, `(K, B)`."""
+        cotangents = tape.back((), weights[-1])
+        put_in = None if self.amplification is None else _norms(cotangents)
+        of_losses = [torch.zeros_like(weights[0]), *weights[:-1].unbind()]  # before each step; the first does not count
+        for weight in reversed(of_losses):
+            if self.amplification is not None and put_in is not None:
+                cotangents = _limited(cotangents, self.amplification * put_in)
+                put_in = put_in + weight.abs() * tape.gradient_norms()
+            cotangents = tape.back(cotangents, weight)
+        return tape.gradient()
 
 
-def _second_order(
-    optimizer: LearnedOptimizer, problem: Problem, carry: Carry, first: int, count: int, objective: Objective
-) -> tuple[Tensor, Tensor, Carry]:
-    carry = Carry(carry.params.like(carry.params.flat.detach().requires_grad_()), carry.state, carry.buffers)
-    losses: list[Tensor] = []
-    batches = problem.batches(first, count + 1)
-    for _ in range(count):
-        carry, loss = inner_step(optimizer, problem, carry, next(batches), create_graph=True)
-        losses.append(loss)
-    losses.append(problem.loss(carry.params, carry.buffers, next(batches))[0])
-    after = torch.stack(losses[1:])
-    return objective(after), after, carry
+def _norms(cotangents: Sequence[Tensor | None]) -> Tensor:
+    """Those of the parameters, for each problem."""
+    of_params = cotangents[0]
+    assert of_params is not None
+    return of_params.norm(dim=1)
 
 
-def _first_order(
-    optimizer: LearnedOptimizer, problem: Problem, carry: Carry, first: int, count: int, objective: Objective
-) -> tuple[Tensor, Tensor, Carry]:
-    losses: list[Tensor] = []
-    pairs: list[tuple[Tensor, Tensor]] = []  # θ_t with its graph, g_t without
-    for step, batch in enumerate(problem.batches(first, count + 1)):
-        loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch)
-        losses.append(loss)
-        pairs.append((carry.params.flat, grads.flat))
-        if step < count:
-            params, state = optimizer.update(carry.params, grads, loss, carry.state)
-            carry = Carry(params, state, buffers)
-    after = torch.stack(losses[1:]).requires_grad_()
-    (weights,) = torch.autograd.grad(objective(after), after)
-    surrogate = sum((w * (g * p).sum(1)).sum() for w, (p, g) in zip(weights, pairs[1:], strict=True))
-    assert isinstance(surrogate, Tensor)
-    return surrogate, after, carry
+def _limited(cotangents: Sequence[Tensor | None], most: Tensor) -> Sequence[Tensor | None]:
+    """Each problem's cotangents, scaled down so that those of its parameters have at most this norm."""
+    norm = _norms(cotangents)
+    factor = torch.where(norm > most, most / norm, 1.0)
+    if bool((factor == 1).all()):
+        return cotangents
+    factor = torch.where(torch.isfinite(norm), factor, 0.0)
+    scaled = [None if x is None else x * factor.view(-1, *[1] * (x.dim() - 1)) for x in cotangents]
+    return [None if x is None else torch.where(torch.isfinite(x), x, 0.0) for x in scaled]

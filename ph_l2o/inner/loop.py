@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, detach_state
+from ph_l2o.inner.carry import Carry, start
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers, Problem
 
+C = TypeVar("C")
 
-class Carry(NamedTuple):
-    """What one inner step leaves to the next.
+_DRAWN_AT_ONCE = 50  # inner steps
 
-    Attributes:
-        params: Parameters of the optimizees, flat shape `(B, N)`.
-        state: State of the optimizer.
-        buffers: Buffers of the optimizees.
+
+def unroll(step: Callable[[C, Any], tuple[C, Tensor]], carry: C, batches: Iterable[Any]) -> tuple[C, list[Tensor]]:
+    """The inner loop, wherever one runs.
+
+    Args:
+        step: From a carry and what is drawn for a step to the next carry, and the losses before the step.
+        carry: Where it starts, in any form.
+        batches: What is drawn for each step.
+
+    Returns:
+        The last carry, and the losses before each step.
     """
-
-    params: Params
-    state: Any
-    buffers: Buffers
-
-    def detach(self) -> Carry:
-        """The same carry, cut from the graph."""
-        buffers = {name: b.detach() for name, b in self.buffers.items()}
-        return Carry(self.params.detach(), detach_state(self.state), buffers)
+    losses: list[Tensor] = []
+    for batch in batches:
+        carry, loss = step(carry, batch)
+        losses.append(loss)
+    return carry, losses
 
 
-def start(optimizer: LearnedOptimizer, problem: Problem) -> Carry:
-    """The carry at the start of an episode."""
-    state = optimizer.init(problem.params)
-    if problem.hidden is not None:
-        state = optimizer.hide_loss(state, problem.hidden)
-    return Carry(problem.params, state, problem.buffers)
+def _draws(problem: Problem, first: int, count: int) -> Iterator[Any]:
+    """What is drawn for `count` inner steps from number `first` on, in windows, so that memory does not grow."""
+    for begin in range(first, first + count, _DRAWN_AT_ONCE):
+        yield from problem.batches(begin, min(_DRAWN_AT_ONCE, first + count - begin))
 
 
 def value_and_gradient(
@@ -56,29 +58,9 @@ def value_and_gradient(
     return loss, params.like(gradient), buffers
 
 
-def inner_step(
-    optimizer: LearnedOptimizer, problem: Problem, carry: Carry, batch: Any, *, create_graph: bool = False
-) -> tuple[Carry, Tensor]:
-    """One inner step of every problem.
-
-    Returns:
-        The next carry, and the losses `(B,)` at the parameters before the step.
-    """
-    loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch, create_graph=create_graph)
-    params, state = optimizer.update(carry.params, grads, loss, carry.state)
-    return Carry(params, state, buffers), loss
-
-
 @torch.no_grad()
 def run(
-    optimizer: LearnedOptimizer,
-    problem: Problem,
-    num_steps: int,
-    *,
-    carry: Carry | None = None,
-    first: int = 0,
-    on_step: Callable[[int, Carry, Tensor], None] | None = None,
-    window: int = 50,
+    optimizer: LearnedOptimizer, problem: Problem, num_steps: int, *, carry: Carry | None = None, first: int = 0
 ) -> tuple[Carry, Tensor]:
     """Run an episode of `num_steps` inner steps without meta-gradient.
 
@@ -88,27 +70,26 @@ def run(
         num_steps: Number of inner steps, >= 1.
         carry: Where to start; the default is the problem's start.
         first: Number of inner steps that led to `carry`; the random draws depend on it.
-        on_step: Called after each step with the number of steps done, the carry and the losses before the step.
-        window: Number of steps whose random draws are made at once.
 
     Returns:
         The last carry, and the losses loss_0 … loss_T of shape `(num_steps + 1, B)`, where loss_k is the loss at θ_k
         on what is drawn for step k.
     """
+
+    def step(carry: Carry, batch: Any) -> tuple[Carry, Tensor]:
+        return inner_step(optimizer, problem, carry, batch)
+
     carry = start(optimizer, problem) if carry is None else carry
-    losses: list[Tensor] = []
-    for step, batch in enumerate(_batches(problem, first, num_steps, window), start=first + 1):
-        carry, loss = inner_step(optimizer, problem, carry, batch)
-        losses.append(loss)
-        if on_step is not None:
-            on_step(step, carry, loss)
+    carry, losses = unroll(step, carry, _draws(problem, first, num_steps))
     losses.append(problem.loss(carry.params, carry.buffers, next(problem.batches(first + num_steps, 1)))[0])
     return carry, torch.stack(losses)
 
 
-def _batches(problem: Problem, first: int, num_steps: int, window: int) -> Iterable[Any]:
-    for begin in range(first, first + num_steps, window):
-        yield from problem.batches(begin, min(window, first + num_steps - begin))
+def inner_step(optimizer: LearnedOptimizer, problem: Problem, carry: Carry, batch: Any) -> tuple[Carry, Tensor]:
+    """One inner step of every problem: the next carry, and the losses `(B,)` before the step."""
+    loss, grads, buffers = value_and_gradient(problem, carry.params, carry.buffers, batch)
+    params, state = optimizer.update(carry.params, grads, loss, carry.state)
+    return Carry(params, state, buffers), loss
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from ph_l2o.checks import did_you_mean
 from ph_l2o.estimators import ESTIMATORS, Estimator
 from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
@@ -170,8 +171,8 @@ def meta_train(
         optimizer: Where training starts; it is left as it is.
         task: The distribution of problems to learn on.
         outer_steps: Updates of the learned optimizer, >= 1.
-        estimator: An `Estimator`, or the name of one with its default settings: `truncated`, `full`, `forward`,
-            `es`, `pes`, `es_single` or `nres`.
+        estimator: An `Estimator`, or the name in `ph_l2o.estimators.ESTIMATORS` of one with its default settings:
+            `truncated`, `full`, `forward`, `es`, `pes`, `es_single`, `nres`, or what was added to it.
         seed: Seed of every draw, >= 0.
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.
@@ -192,7 +193,8 @@ def meta_train(
     """
     if isinstance(estimator, str):
         if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator={estimator}: must be one of {', '.join(ESTIMATORS)}, or an Estimator")
+            hint = did_you_mean(estimator, ESTIMATORS, 1)
+            raise ValueError(f"estimator={estimator}: must be one of {', '.join(ESTIMATORS)}, or an Estimator{hint}")
         estimator = ESTIMATORS[estimator]()
     made = MetaSettings(outer_steps=outer_steps, **settings)
     task.prepare()

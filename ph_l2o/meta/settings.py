@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ph_l2o.checks import did_you_mean
-from ph_l2o.estimators.estimator import Estimator
-from ph_l2o.estimators.objectives import OBJECTIVES
+from ph_l2o.estimators import OBJECTIVES, Estimator
+from ph_l2o.inner import Objective
+from ph_l2o.meta.outer_optimizer import OUTER_OPTIMIZERS, OUTER_SCHEDULES, MakeOptimizer, MakeSchedule, outer_schedule
 
-OUTER_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+_COUNTS = {
+    "outer_steps": "updates of the learned optimizer",
+    "num_problems": "problems of a batch",
+    "truncation": "inner steps of a window",
+    "episodes": "episodes that are under way at once",
+    "windows": "windows of an outer step",
+    "val_every": "outer steps between validations",
+    "val_problems": "problems of a validation",
+    "val_horizon": "inner steps of a validation",
 }
+
+_CHOICES: dict[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVES, "outer_optimizer": OUTER_OPTIMIZERS, "schedule": OUTER_SCHEDULES,
+}  # fmt: skip
 
 
 @dataclass
@@ -35,11 +48,14 @@ class MetaSettings:
             is clipped by `gradient_clip` by itself, so that none outweighs the others.
         hide_loss: Share of the problems, in [0, 1], whose loss the optimizer never sees; for one that can go without.
         rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
-        objective: `mean_log_loss`, `mean_loss` or `final_loss`.
-        outer_optimizer: `adam`, `adamw` or `sgd` of torch.optim, which updates the learned optimizer.
+        objective: A name of `ph_l2o.estimators.OBJECTIVES`, or a function of a window's losses `(K, B)`, a mean over
+            problems.
+        outer_optimizer: What updates the learned optimizer: `adam`, `adamw`, `sgd`, or what makes a torch.optim
+            optimizer of parameters and `lr`.
         learning_rate: Of the outer optimizer, > 0.
-        schedule: `cosine` (to 0 at the last outer step) or `constant`.
-        warmup_steps: Outer steps of linear warm-up, >= 0.
+        schedule: `cosine` (to 0 at the last outer step), `constant`, or what makes a scheduler of torch.optim of an
+            optimizer; it steps with each outer step.
+        warmup_steps: Outer steps of linear warm-up, >= 0; 0 for a scheduler of one's own.
         gradient_clip: Largest norm of the meta-gradient, > 0, or None.
         val_every: Outer steps between validations and checkpoints, >= 1.
         val_problems: Problems of a validation, >= 1.
@@ -58,10 +74,10 @@ class MetaSettings:
     windows: int = 1
     hide_loss: float = 0.0
     rescale: float = 0.0
-    objective: str = "mean_log_loss"
-    outer_optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    objective: str | Objective = "mean_log_loss"
+    outer_optimizer: str | MakeOptimizer = "adam"
     learning_rate: float = 3e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: str | MakeSchedule = "cosine"
     warmup_steps: int = 0
     gradient_clip: float | None = 0.3
     val_every: int = 100
@@ -69,35 +85,25 @@ class MetaSettings:
     val_horizon: int = 100
 
     def __post_init__(self) -> None:
-        for name, what in (
-            ("outer_steps", "updates of the learned optimizer"),
-            ("num_problems", "problems of a batch"),
-            ("truncation", "inner steps of a window"),
-            ("episodes", "episodes that are under way at once"),
-            ("windows", "windows of an outer step"),
-            ("val_every", "outer steps between validations"),
-            ("val_problems", "problems of a validation"),
-            ("val_horizon", "inner steps of a validation"),
-        ):
+        for name, what in _COUNTS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"meta.{name}={value}: must be a whole number >= 1 ({what})")
         self.horizons = tuple(self.horizons)
         if not self.horizons or any(not isinstance(h, int) or h < 1 for h in self.horizons):
             raise ValueError(f"meta.horizons={list(self.horizons)}: must be whole numbers >= 1 (inner steps)")
-        if self.objective not in OBJECTIVES:
-            hint = did_you_mean(self.objective, OBJECTIVES, 1)
-            raise ValueError(f"meta.objective={self.objective}: must be one of {', '.join(OBJECTIVES)}{hint}")
-        if self.outer_optimizer not in OUTER_OPTIMIZERS:
-            allowed = ", ".join(OUTER_OPTIMIZERS)
-            raise ValueError(f"meta.outer_optimizer={self.outer_optimizer}: must be one of {allowed}")
-        if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"meta.schedule={self.schedule}: must be cosine or constant")
+        for name, known in _CHOICES.items():
+            _check_choice(name, getattr(self, name), known)
         if self.learning_rate <= 0:
             raise ValueError(f"meta.learning_rate={self.learning_rate}: must be > 0")
         if self.warmup_steps < 0 or self.rescale < 0:
             name = "warmup_steps" if self.warmup_steps < 0 else "rescale"
             raise ValueError(f"meta.{name}={getattr(self, name)}: must be >= 0")
+        if self.warmup_steps > 0 and not isinstance(self.schedule, str):
+            raise ValueError(
+                f"meta.warmup_steps={self.warmup_steps}: must be 0 where meta.schedule is not one of "
+                f"{', '.join(OUTER_SCHEDULES)}"
+            )
         for name in ("curriculum", "hide_loss"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"meta.{name}={getattr(self, name)}: must be in [0, 1]")
@@ -106,6 +112,23 @@ class MetaSettings:
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ValueError(f"meta.gradient_clip={self.gradient_clip}: must be > 0, or null for no clipping")
 
+    @property
+    def outer_loss(self) -> Objective:
+        """The objective as a function."""
+        return OBJECTIVES[self.objective] if isinstance(self.objective, str) else self.objective
+
+    def configure(self, parameters: Iterable[nn.Parameter]) -> tuple[Optimizer, LRScheduler]:
+        """The outer optimizer of these parameters, and its schedule."""
+        choice = self.outer_optimizer
+        make = OUTER_OPTIMIZERS[choice] if isinstance(choice, str) else choice
+        outer = make(parameters, lr=self.learning_rate)
+        schedule = outer_schedule(outer, self.schedule, outer_steps=self.outer_steps, warmup_steps=self.warmup_steps)
+        return outer, schedule
+
+    def inner_steps(self, estimator: Estimator) -> int:
+        """Inner steps of the whole run, at least."""
+        return self.outer_steps * self.windows * estimator.window_length(self.truncation, min(self.horizons))
+
     def check_truncation(self, estimator: Estimator) -> None:
         """Raise ValueError if an estimator's window does not fit into every episode."""
         shortest = min(self.horizons)
@@ -113,3 +136,12 @@ class MetaSettings:
             raise ValueError(
                 f"meta.truncation={self.truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
             )
+
+
+def _check_choice(name: str, value: Any, known: Mapping[str, Any]) -> None:
+    if callable(value) or value in known:
+        return
+    hint = did_you_mean(str(value), known, 1)
+    raise ValueError(
+        f"meta.{name}={value}: must be one of {', '.join(known)}, or a node with _target_ and _partial_: true{hint}"
+    )

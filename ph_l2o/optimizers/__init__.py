@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ph_l2o.lazy import resolve
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
 from ph_l2o.optimizers.hnn import HNN
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, detach_state, map_state
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
 from ph_l2o.optimizers.rnnprop import RNNprop
@@ -38,7 +38,6 @@ __all__ = [
     "RMSprop",
     "RNNprop",
     "Scheduled",
-    "detach_state",
     "map_state",
     "register_schedule",
 ]

@@ -29,11 +29,13 @@ class LearnedOptimizer(nn.Module, ABC):
         takes_padding: Whether coordinates that are no part of any tensor, with parameters and gradients 0, change
             nothing elsewhere, so that one compiled `update` serves all architectures. Tensors of the state must have
             their coordinates last; `layout` is for sums over tensors, and says nothing else but `layout.table`.
+        compiles_well: Whether a compiled update is faster than an eager one, so that `compile=auto` may compile it.
         recipe: Class and constructor arguments as a configuration node; empty if they are not plain values.
     """
 
     needs_loss: ClassVar[bool] = False
     takes_padding: ClassVar[bool] = False
+    compiles_well: ClassVar[bool] = True
     recipe: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,8 +99,3 @@ class LearnedOptimizer(nn.Module, ABC):
 def map_state(fn: Callable[[Tensor], Tensor], state: State) -> State:
     """Apply `fn` to every tensor of a state: a NamedTuple of tensors and of further such NamedTuples."""
     return type(state)(*(map_state(fn, x) if isinstance(x, tuple) else fn(x) for x in state))
-
-
-def detach_state(state: State) -> State:
-    """The same state, cut from the graph; called at each truncation."""
-    return map_state(Tensor.detach, state)

@@ -137,6 +137,7 @@ class Scheduled(LearnedOptimizer):
         self.horizon = at_least("optimizer.horizon", horizon, 1, "inner steps")
         self.warm_up = None if warm_up is None else _share("optimizer.warm_up", warm_up)
         self.needs_loss, self.takes_padding = optimizer.needs_loss, optimizer.takes_padding  # type: ignore[misc]
+        self.compiles_well = optimizer.compiles_well  # type: ignore[misc]
         self.register_buffer("number", torch.zeros(()))
         steps = torch.arange(self.horizon + 1, dtype=torch.float64)
         factors = torch.stack([self._factor(name, steps) for name in names])

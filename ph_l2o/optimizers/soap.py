@@ -69,6 +69,7 @@ class SOAP(ClassicalOptimizer):
     """
 
     takes_padding: ClassVar[bool] = False  # where matrices lie is part of the rule
+    compiles_well: ClassVar[bool] = False  # a graph computes new bases in every step
 
     grid: ClassVar[dict[str, tuple[float, ...]]] = {"lr": decades(-3.5, 0.5), "beta2": (0.9, 0.99)}
 

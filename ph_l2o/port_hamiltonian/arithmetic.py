@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from ph_l2o.params import Layout
 
 Number = Any  # a tensor `(B,)`, or a float
 PerTensor = Any  # a tensor `(B, T)`, or an array `(T,)`
-Rows = Callable[[Layout], Sequence[Any]]
 
 
 def arithmetic(x: Any) -> Any:
@@ -29,167 +29,12 @@ def arithmetic(x: Any) -> Any:
     return Tensors if isinstance(x, Tensor) else Numbers
 
 
-class Tensors:
-    """Operations on tensors."""
-
-    where, lerp = staticmethod(torch.where), staticmethod(torch.lerp)
-    minimum, maximum = staticmethod(torch.minimum), staticmethod(torch.maximum)
-    at_least, at_most, clip = staticmethod(torch.clamp_min), staticmethod(torch.clamp_max), staticmethod(torch.clamp)
-    sqrt, rsqrt, exp = staticmethod(torch.sqrt), staticmethod(torch.rsqrt), staticmethod(torch.exp)
-    log, log1p = staticmethod(torch.log), staticmethod(torch.log1p)
-    tanh, sigmoid = staticmethod(torch.tanh), staticmethod(torch.sigmoid)
-    isfinite, detach = staticmethod(torch.isfinite), staticmethod(torch.detach)
-    zeros_like = staticmethod(torch.zeros_like)
-
-    @staticmethod
-    def total(x: Tensor) -> Tensor:
-        """Sum over tensors."""
-        return x.sum(-1)
-
-    @staticmethod
-    def per_tensor(x: Tensor) -> Tensor:
-        """What belongs to a problem, for arithmetic with what belongs to its tensors."""
-        return x[..., None]
-
-    @staticmethod
-    def like(x: Tensor, other: Tensor) -> Tensor:
-        """A number that all problems share, for each of them."""
-        return x.expand_as(other)
-
-    @staticmethod
-    def for_each(constants: tuple[float, ...], function: Callable[..., Tensor], *xs: Tensor) -> Tensor:
-        """`function` of each constant and of numbers for each problem; the constants' axis is in front."""
-        return function(_constants(constants, xs[0].device, xs[0].dtype), *(x[:, None] for x in xs)).mT
-
-    @staticmethod
-    def at_once(function: Callable[[Tensor], Tensor], *xs: Tensor) -> Sequence[Tensor]:
-        """`function` of each."""
-        return function(torch.stack(xs, 1)).unbind(1)
-
-    @staticmethod
-    def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-        """Parts of the last axis."""
-        return x.split(sizes, -1)
-
-    @staticmethod
-    def unstack(x: Tensor) -> Sequence[Tensor]:
-        """Along the last axis."""
-        return x.unbind(-1)
-
-    @staticmethod
-    def table(layout: Layout, rows: Rows, like: Tensor) -> Tensor:
-        """Constants of each tensor; see `Layout.table`."""
-        return layout.table(rows, like)
-
-    @staticmethod
-    def columns(of_tensors: Sequence[Tensor], of_problem: Sequence[Tensor], of_layout: Tensor) -> Tensor:
-        """All in a row for each tensor, `(B, T, k)`."""
-        row = torch.stack(list(of_problem), 1)[:, None].expand(-1, len(of_layout), -1)
-        return torch.cat([*of_tensors, row, of_layout.expand(len(row), -1, -1)], 2)
-
-    @staticmethod
-    def by_rows(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A network of each row."""
-        return network(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1]))
+def _number_or_array(of_number: Callable[..., float], of_array: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x, *others: of_number(x, *others) if isinstance(x, float) else of_array(x, *others)
 
 
-class Numbers:
-    """The same on floats, and on arrays where something belongs to tensors."""
-
-    minimum, maximum = staticmethod(min), staticmethod(max)
-    isfinite, log1p, tanh = staticmethod(math.isfinite), staticmethod(math.log1p), staticmethod(math.tanh)
-
-    @staticmethod
-    def where(condition: bool, x: Any, other: Any) -> Any:
-        return x if condition else other
-
-    @staticmethod
-    def lerp(start: float, end: float, weight: float) -> float:
-        return start + weight * (end - start)
-
-    @staticmethod
-    def at_least(x: Any, least: float) -> Any:
-        if isinstance(x, float):
-            return x if x > least else least
-        return np.maximum(x, least)
-
-    @staticmethod
-    def at_most(x: float, most: float) -> float:
-        return x if x < most else most
-
-    @staticmethod
-    def clip(x: Any, least: float, most: float) -> Any:
-        return min(max(x, least), most) if isinstance(x, float) else x.clip(least, most)
-
-    @staticmethod
-    def sqrt(x: Any) -> Any:
-        return math.sqrt(x) if isinstance(x, float) else np.sqrt(x)
-
-    @staticmethod
-    def rsqrt(x: Any) -> Any:
-        return 1 / (math.sqrt(x) if isinstance(x, float) else np.sqrt(x))
-
-    @staticmethod
-    def exp(x: Any) -> Any:
-        return math.exp(x) if isinstance(x, float) else np.exp(x)
-
-    @staticmethod
-    def log(x: Any) -> Any:
-        return math.log(x) if isinstance(x, float) else np.log(x)
-
-    @staticmethod
-    def sigmoid(x: Any) -> Any:
-        small = np.exp(-np.abs(x))
-        return np.where(x >= 0, 1.0, small) / (1 + small)
-
-    @staticmethod
-    def zeros_like(x: float) -> float:
-        return 0.0
-
-    @staticmethod
-    def detach(x: float) -> float:
-        return x
-
-    per_tensor = detach
-
-    @staticmethod
-    def like(x: float, other: float) -> float:
-        return x
-
-    @staticmethod
-    def total(x: Any) -> float:
-        return float(x.sum())
-
-    @staticmethod
-    def for_each(constants: tuple[float, ...], function: Callable[..., float], *xs: float) -> list[float]:
-        return [function(constant, *xs) for constant in constants]
-
-    @staticmethod
-    def at_once(function: Callable[[float], float], *xs: float) -> list[float]:
-        return [function(x) for x in xs]
-
-    @staticmethod
-    def split(x: Any, sizes: Sequence[int]) -> list[Any]:
-        return [x[..., end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
-
-    @staticmethod
-    def unstack(x: Any) -> Any:
-        return x.T
-
-    @staticmethod
-    def table(layout: Layout, rows: Rows, like: float) -> Any:
-        return _array(layout, rows)
-
-    @staticmethod
-    def columns(of_tensors: Sequence[Any], of_problem: Sequence[float], of_layout: Any) -> Any:
-        row = np.array(of_problem)
-        shared = np.empty((len(of_layout), len(row)))
-        shared[...] = row
-        return np.concatenate((*of_tensors, shared, of_layout), 1)
-
-    @staticmethod
-    def by_rows(network: Callable[[Any], Any], x: Any) -> Any:
-        return network(x)
+def _constants_first(constants: tuple[float, ...], function: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    return function(_constants(constants, xs[0].device, xs[0].dtype), *(x[:, None] for x in xs)).mT
 
 
 @lru_cache(maxsize=64)
@@ -198,5 +43,63 @@ def _constants(values: tuple[float, ...], device: torch.device, dtype: torch.dty
 
 
 @lru_cache(maxsize=64)
-def _array(layout: Layout, rows: Rows) -> Any:
+def _array(layout: Layout, rows: Callable[[Layout], Sequence[Any]]) -> Any:
     return np.array(rows(layout), dtype=np.float64)
+
+
+def _split_array(x: Any, sizes: Sequence[int]) -> list[Any]:
+    return [x[..., end - size : end] for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
+def _sigmoid(x: Any) -> Any:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1 + small)
+
+
+def _columns(of_tensors: Sequence[Tensor], of_problem: Sequence[Tensor], of_layout: Tensor) -> Tensor:
+    row = torch.stack(list(of_problem), 1)[:, None].expand(-1, len(of_layout), -1)
+    return torch.cat([*of_tensors, row, of_layout.expand(len(row), -1, -1)], 2)
+
+
+def _array_columns(of_tensors: Sequence[Any], of_problem: Sequence[float], of_layout: Any) -> Any:
+    row = np.empty((len(of_layout), len(of_problem)))
+    row[...] = np.array(of_problem)
+    return np.concatenate((*of_tensors, row, of_layout), 1)
+
+
+_OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    # Of numbers of a problem.
+    "minimum": (torch.minimum, min),
+    "maximum": (torch.maximum, max),
+    "at_most": (torch.clamp_max, min),
+    "lerp": (torch.lerp, lambda start, end, weight: start + weight * (end - start)),
+    "log1p": (torch.log1p, math.log1p),
+    "tanh": (torch.tanh, math.tanh),
+    "isfinite": (torch.isfinite, math.isfinite),
+    "zeros_like": (torch.zeros_like, lambda x: 0.0),
+    "like": (Tensor.expand_as, lambda x, other: x),  # a number that all problems share
+    # `function` of each of several, and of each of several constants with the same; their axis is in front.
+    "each": (lambda function, *xs: function(torch.stack(xs, 1)).mT, lambda function, *xs: [function(x) for x in xs]),
+    "for_each": (_constants_first, lambda constants, function, *xs: [function(c, *xs) for c in constants]),
+    # Of these or of numbers of its tensors.
+    "where": (torch.where, lambda condition, x, other: x if condition else other),
+    "at_least": (torch.clamp_min, _number_or_array(max, np.maximum)),
+    "clip": (torch.clamp, _number_or_array(lambda x, least, most: min(max(x, least), most), np.clip)),
+    "sqrt": (torch.sqrt, _number_or_array(math.sqrt, np.sqrt)),
+    "rsqrt": (torch.rsqrt, lambda x: 1 / math.sqrt(x)),
+    "exp": (torch.exp, _number_or_array(math.exp, np.exp)),
+    "log": (torch.log, _number_or_array(math.log, np.log)),
+    "detach": (torch.detach, lambda x: x),
+    # Between a problem and its tensors.
+    "total": (lambda x: x.sum(-1), lambda x: float(x.sum())),
+    "per_tensor": (lambda x: x[..., None], lambda x: x),
+    # Of numbers of tensors, and rows of them `(B, T, k)` or `(T, k)`.
+    "sigmoid": (torch.sigmoid, _sigmoid),
+    "split": (lambda x, sizes: x.split(sizes, -1), _split_array),
+    "unstack": (lambda x: x.unbind(-1), lambda x: x.T),
+    "table": (lambda layout, rows, like: layout.table(rows, like), lambda layout, rows, like: _array(layout, rows)),
+    "columns": (_columns, _array_columns),
+    "by_rows": (lambda net, x: net(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1])), lambda net, x: net(x)),
+}
+Tensors = SimpleNamespace(**{name: on_tensors for name, (on_tensors, _) in _OPERATIONS.items()})
+Numbers = SimpleNamespace(**{name: on_numbers for name, (_, on_numbers) in _OPERATIONS.items()})

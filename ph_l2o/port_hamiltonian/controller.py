@@ -185,7 +185,7 @@ def _of_problem(
     """13 numbers: how gradient and loss develop, the natural length, what the last step was like, time."""
     xp = arithmetic(length)
     losses = (seen.loss, seen.loss_fast, seen.loss_slow, seen.loss_start)
-    loss, fast, slow, start = xp.at_once(lambda x: xp.log(xp.at_least(x, _LEAST_LOSS)), *losses)
+    loss, fast, slow, start = xp.each(lambda x: xp.log(xp.at_least(x, _LEAST_LOSS)), *losses)
     used = seen.uses_loss
     return [
         0.25 * log_growth,

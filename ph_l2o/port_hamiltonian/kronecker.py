@@ -73,6 +73,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
     """
 
     takes_padding: ClassVar[bool] = False  # where matrices lie is part of the rule
+    compiles_well: ClassVar[bool] = False  # a graph computes new bases in every step
 
     def __init__(
         self,

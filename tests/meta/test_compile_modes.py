@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ph_l2o import meta_train
-from ph_l2o.compilation import choose
+from ph_l2o.compilation import Compiled, choose
 from ph_l2o.errors import CompileError
 from ph_l2o.estimators import Forward, Truncated
-from ph_l2o.optimizers import SGD, PortHamiltonian
+from ph_l2o.inner import EAGER
+from ph_l2o.optimizers import SGD, SOAP, PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.tasks import ImageClassification, Quadratic
 
 SMALL = {
@@ -61,7 +62,7 @@ def test_auto_decides_by_the_length_of_the_run_and_the_number_of_architectures(
     architectures, inner_steps, mode, caplog
 ):
     with caplog.at_level(logging.INFO, "ph_l2o"):
-        found = choose("auto", Truncated(), inner_steps=inner_steps, coordinates=100, architectures=architectures)
+        found = choose(inner_steps=inner_steps, coordinates=100, architectures=architectures)
     assert found == mode
     words = {
         "step": "compiled whole, each architecture",
@@ -80,6 +81,32 @@ def test_compiled_training_like_eager_training(mode, monkeypatch):
     compiled = meta_train(optimizer, Quadratic(3), compile=mode, **SMALL)
     for x, y in zip(compiled.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
+def test_an_estimator_does_not_stay_compiled(monkeypatch):
+    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
+    asked: list[int] = []
+    monkeypatch.setattr(Compiled, "tape", lambda self, window, **how: asked.append(1) or EAGER.tape(window, **how))
+    estimator = Truncated()
+    meta_train(SGD(), Quadratic(3), estimator=estimator, compile="step", **SMALL)
+    assert asked
+    asked.clear()
+    meta_train(SGD(), Quadratic(3), estimator=estimator, compile=False, **SMALL)
+    assert not asked
+
+
+def test_auto_counts_all_windows(caplog):
+    with caplog.at_level(logging.INFO, "ph_l2o"):
+        meta_train(SGD(), Quadratic(3), windows=2, episodes=2, **SMALL)
+    assert "(24 of them on 6 coordinates" in caplog.text  # 4 outer steps of 2 windows of 3
+
+
+@pytest.mark.parametrize("make", [PortHamiltonianKronecker, SOAP])
+def test_auto_does_not_compile_what_is_slower_compiled(make, caplog, monkeypatch):
+    monkeypatch.setattr("ph_l2o.compilation.modes._MILLISECONDS_WORTH_IT", 0.0)
+    with caplog.at_level(logging.INFO, "ph_l2o"):
+        meta_train(make(), Quadratic(3), **SMALL)
+    assert f"inner steps are not compiled: {make.__name__} is slower compiled" in caplog.text
 
 
 @pytest.mark.parametrize("mode", ["steps", True, 0, None])

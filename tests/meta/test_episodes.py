@@ -77,7 +77,7 @@ def test_an_outer_step_averages_windows_that_are_clipped_one_by_one(tmp_path):
     singles = []
     for number in (0, 1):
         module = learner(Adam(lr=0.05), **settings, gradient_clip=clip)
-        module._next_episode = number
+        module._rotation._next_number = number
         before = torch.cat([p.detach().flatten().clone() for p in module.optimizer.parameters()])
         fit(module, tmp_path / f"single{number}", callbacks=[])
         singles.append(torch.cat([p.detach().flatten() for p in module.optimizer.parameters()]) - before)

@@ -1,5 +1,6 @@
 """Meta-training in Lightning: resume, skipped steps, splits, memory."""
 
+import functools
 import gc
 import math
 import warnings
@@ -131,8 +132,7 @@ def test_surrogate_has_the_meta_gradient(tmp_path):
             for name, p in module.optimizer.named_parameters():
                 assert torch.equal(p.grad, seen[-1][name]), name
 
-    made = learner(outer_steps=3)
-    made.estimator = Spy()
+    made = learner(outer_steps=3, estimator=Spy())
     fit(made, tmp_path, callbacks=[Grads()])
     assert len(seen) == 3
     assert any(g.abs().max() > 0 for g in seen[-1].values())
@@ -317,9 +317,36 @@ def test_schedule_and_outer_optimizer(tmp_path):
     assert max(moves) < 1e-12
 
 
+def test_objective_outer_optimizer_and_schedule_of_ones_own(tmp_path):
+    """A schedule of torch.optim's steps with each outer step; the weights move by what the outer optimizer does."""
+    rates = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append((type(optimizer), optimizer.param_groups[0]["lr"]))
+
+    def last_two(losses):
+        return losses[-2:].mean()
+
+    settings = {
+        "objective": last_two,
+        "outer_optimizer": functools.partial(torch.optim.RMSprop, alpha=0.9),
+        "schedule": functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5),
+        "learning_rate": 0.01,
+    }
+    made = learner(outer_steps=5, **settings)
+    assert made.meta.outer_loss is last_two
+    fit(made, tmp_path, callbacks=[Watch()])
+    assert rates == [(torch.optim.RMSprop, 0.01 * 0.5 ** (k // 2)) for k in range(5)]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"warmup_steps": 2, "schedule": torch.optim.lr_scheduler.StepLR},
+            r"meta.warmup_steps=2: must be 0 where",
+        ),
         ({"outer_steps": 0}, r"meta.outer_steps=0: must be a whole number >= 1"),
         ({"num_problems": -1}, r"meta.num_problems=-1: must be a whole number >= 1"),
         ({"horizons": ()}, r"meta.horizons=\[\]: must be whole numbers >= 1"),
@@ -328,7 +355,7 @@ def test_schedule_and_outer_optimizer(tmp_path):
         ({"learning_rate": 0.0}, r"meta.learning_rate=0.0: must be > 0"),
         ({"gradient_clip": 0.0}, r"meta.gradient_clip=0.0: must be > 0, or null"),
         ({"outer_optimizer": "lion"}, r"meta.outer_optimizer=lion: must be one of adam, adamw, sgd"),
-        ({"schedule": "linear"}, r"meta.schedule=linear: must be cosine or constant"),
+        ({"schedule": "linear"}, r"meta.schedule=linear: must be one of cosine, constant, or a node"),
         ({"rescale": -0.1}, r"meta.rescale=-0.1: must be >= 0"),
     ],
 )

@@ -116,9 +116,7 @@ def test_files_that_are_refused(tmp_path):
     for plugins in ((), ("os",)):  # it is no optimizer, whatever is allowed
         with pytest.raises(WeightsError, match=r"is of os.system, which is not known here"):
             load(written({"_target_": "os.system", "command": "true"}, tensors), plugins=plugins)
-    with pytest.raises(
-        WeightsError, match=r"is of ph_l2o.optimizers.Adamant, which this version of ph_l2o doesn't have"
-    ):
+    with pytest.raises(WeightsError, match=r"is of ph_l2o.optimizers.Adamant, which this version"):
         load(written({"_target_": "ph_l2o.optimizers.Adamant"}, tensors))
     with pytest.raises(WeightsError, match="doesn't take its arguments"):
         load(written({**recipe, "depth": 3}, tensors))

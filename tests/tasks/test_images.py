@@ -120,7 +120,7 @@ def test_start_loss_and_gradient_are_those_of_plain_torch(fake, hidden_sizes, ac
 def test_sgd_is_torch_optim_on_the_same_batches(fake, split, scheme):
     k = keys((1, 4), split=split)
     task = ImageClassification(hidden_sizes=(5,), activation=["sigmoid", "elu"], batch_size=7, split=scheme)
-    carry, losses = run(exact_sgd(0.5), task.sample(k, dtype=F64), 20, window=6)
+    carry, losses = run(exact_sgd(0.5), task.sample(k, dtype=F64), 20)
     for row, index in enumerate(k.indices):
         tensors = plain_start(index, [36, 5, 4], k)
         sgd = torch.optim.SGD(tensors, lr=0.5)

@@ -88,7 +88,7 @@ def test_steps_and_buffers_are_those_of_a_plain_loop(name):
     problem = Fit(KEYS, factory, shape)
     before = {key: b.clone() for key, b in problem.buffers.items()}
     exact = SGD().double().with_hyperparameters(lr=0.1)
-    carry, losses = run(exact, problem, 5, window=2)
+    carry, losses = run(exact, problem, 5)
     for row, index in enumerate(KEYS.indices):
         module = alone(factory, index)
         sgd = torch.optim.SGD(module.parameters(), lr=0.1)

@@ -1,34 +1,19 @@
-"""Many perturbed copies of an optimizer ("particles"), each on the same problems, unrolled at once without a graph.
+"""Many perturbed copies of an optimizer ("particles"), each on the same problems, stepped at once without a graph.
 
-Inside a window tensors have a particle axis P in front: parameters `(P, B, N)`. Between windows the problem axis is in
-front, `(B, P, N)`, so that a carry can be shared out over processes.
+Tensors have a particle axis P in front: parameters `(P, B, N)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from ph_l2o.inner import Carry, value_and_gradient
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers, Problem
-
-
-class ParticleState(NamedTuple):
-    """State of a carry with particles.
-
-    Attributes:
-        optimizer: The optimizer's state, tensors of shape `(B, P, …)`.
-        perturbation: Sum of the standard normal draws so far, `(B, num_pairs, D)` for D meta-parameters.
-    """
-
-    optimizer: Any
-    perturbation: Tensor
 
 
 class Particles(Problem):
@@ -51,55 +36,17 @@ class Particles(Problem):
         return vmap(one, randomness="same")(params.flat, dict(buffers))
 
 
-def map_carry(fn: Callable[[Tensor], Tensor], carry: Carry) -> Carry:
-    """Apply `fn` to every tensor of a carry."""
-    buffers = {name: fn(b) for name, b in carry.buffers.items()}
-    return Carry(carry.params.like(fn(carry.params.flat)), map_state(fn, carry.state), buffers)
+Update = Callable[[Params, Params, Tensor, Any], tuple[Tensor, Any]]  # as `LearnedOptimizer.update`, but flat
 
 
-def repeat(carry: Carry, num_particles: int) -> Carry:
-    """P particles at one carry: tensors `(B, …)` → `(P, B, …)`."""
-    return map_carry(lambda x: x.expand(num_particles, *x.shape).contiguous(), carry)
+def flat_update(optimizer: LearnedOptimizer) -> Update:
+    """The optimizer's step with its own meta-parameters."""
 
+    def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
+        after, state = optimizer.update(params, grads, loss, state)
+        return after.flat, state
 
-def swap_axes(carry: Carry) -> Carry:
-    """Tensors `(P, B, …)` → `(B, P, …)`, or back."""
-    # Contiguous, so that a carry out of a file has the same layout, and kernels the same rounding.
-    return map_carry(lambda x: x.transpose(0, 1).contiguous(), carry)
-
-
-@torch.no_grad()
-def unroll(
-    optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], problem: Problem, carry: Carry, first: int, count: int
-) -> tuple[Carry, Tensor]:
-    """One window of every particle.
-
-    Args:
-        optimizer: The learned optimizer.
-        phi: Meta-parameters of each particle, shape `(P, 1, *shape)`, or `(P, B, *shape)` if they differ between
-            problems.
-        problem: The B problems.
-        carry: Where the window starts, tensors `(P, B, …)`.
-        first: Number of the window's first inner step.
-        count: Inner steps of the window.
-
-    Returns:
-        The last carry, and the losses after each step, `(K, P, B)`.
-    """
-    update = particle_update(optimizer, phi)
-    particles = Particles(problem)
-    losses: list[Tensor] = []
-    batches = problem.batches(first, count + 1)
-    for _ in range(count):
-        loss, grads, buffers = value_and_gradient(particles, carry.params, carry.buffers, next(batches))
-        losses.append(loss)
-        flat, state = update(carry.params, grads, loss, carry.state)
-        carry = Carry(carry.params.like(flat), state, buffers)
-    losses.append(particles.loss(carry.params, carry.buffers, next(batches))[0])
-    return carry, torch.stack(losses[1:])
-
-
-Update = Callable[[Params, Params, Tensor, Any], tuple[Tensor, Any]]
+    return update
 
 
 def particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
