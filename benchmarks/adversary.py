@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.compilation.graphs import compile_function
+from ph_l2o.compilation.functions import compile_function
 from ph_l2o.inner import Carry, inner_step, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker, map_state

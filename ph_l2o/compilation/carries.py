@@ -49,13 +49,14 @@ class CarrySpec:
         self.layout = carry.params.layout
 
     def flatten(self, carry: Carry) -> FlatCarry:
-        """The carry's tensors."""
+        """The carry's tensors, contiguous: compiled functions count on strides."""
         leaves = pytree.tree_leaves(carry.state)
         ordered = [leaves[k] for k in self._order]
         end = self._num_others + len(self._numbers)
         others, numbers, rest = ordered[: self._num_others], ordered[self._num_others : end], ordered[end:]
         packed = [torch.stack(numbers, -1)] if numbers else []
-        return FlatCarry([carry.params.flat, *others, *packed], [*rest, *carry.buffers.values()])
+        smooth, rest = [carry.params.flat, *others, *packed], [*rest, *carry.buffers.values()]
+        return FlatCarry([x.contiguous() for x in smooth], [x.contiguous() for x in rest])
 
     def unflatten(self, flat: FlatCarry) -> Carry:
         """The carry of these tensors."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from ph_l2o.compilation.graphs import timed
+from ph_l2o.compilation.functions import timed
 
 log = logging.getLogger(__name__)
 

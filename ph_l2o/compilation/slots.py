@@ -30,6 +30,7 @@ class Slots:
 
     Attributes:
         numel: Coordinates of a padded row.
+        sizes: Of a padded row in coordinates, slots and tensors.
     """
 
     def __init__(self, layout: Layout, like: Tensor):
@@ -42,6 +43,7 @@ class Slots:
         owner = torch.arange(layout.num_tensors).repeat_interleave(counts)
         self._member = torch.nn.functional.one_hot(owner, layout.num_tensors).to(like)
         self._is_real = self.spread(like.new_ones(layout.numel))
+        self.sizes = (self.numel, int(counts.sum()), layout.num_tensors)
 
     def spread(self, row: Tensor) -> Tensor:
         """Coordinates `(…, N)` in a padded row, with zeros between them."""

@@ -13,7 +13,7 @@ from torch.func import grad
 from ph_l2o.compilation.carries import CarrySpec, FlatCarry, shapes
 from ph_l2o.compilation.closure import Closure, Same
 from ph_l2o.compilation.compilations import Compilations
-from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable, compile_function
+from ph_l2o.compilation.functions import Differentiable, Tensors, compile_differentiable, compile_function
 from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
 from ph_l2o.errors import CompileError
 from ph_l2o.inner import Carry, Steps, Window, value_and_gradient
@@ -241,7 +241,7 @@ def traced_value_and_gradient(
 
 
 def drawn_tensors(batch: Any) -> list[Tensor]:
-    """The tensors of what is drawn for a step.
+    """The tensors of what is drawn for a step, contiguous.
 
     Raises:
         CompileError: If there are other things in it.
@@ -249,7 +249,7 @@ def drawn_tensors(batch: Any) -> list[Tensor]:
     leaves = [] if batch is None else pytree.tree_leaves(batch)
     if not all(isinstance(x, torch.Tensor) for x in leaves):
         raise CompileError("draws random numbers inside its modules, such as dropout's")
-    return leaves
+    return [x.contiguous() for x in leaves]
 
 
 def refuse_differentiable_buffers(problem: Problem, carry: Carry, batch: Any) -> None:

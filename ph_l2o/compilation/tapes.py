@@ -57,5 +57,5 @@ def particles_update(window: Window) -> Bind:
 
 
 def full(cotangents: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """Cotangents with zeros in place of None."""
-    return [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, like, strict=True)]
+    """Cotangents with zeros in place of None, contiguous."""
+    return [torch.zeros_like(x) if c is None else c.contiguous() for c, x in zip(cotangents, like, strict=True)]

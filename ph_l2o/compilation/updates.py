@@ -11,7 +11,7 @@ from torch import Tensor
 from ph_l2o.compilation.carries import CarrySpec, FlatCarry, shapes
 from ph_l2o.compilation.closure import Same
 from ph_l2o.compilation.compilations import Compilations
-from ph_l2o.compilation.graphs import Differentiable, Tensors, compile_differentiable, compile_function
+from ph_l2o.compilation.functions import Differentiable, Tensors, compile_differentiable, compile_function
 from ph_l2o.compilation.padding import Example, PaddedRows, Pattern, PlainRows
 from ph_l2o.compilation.steps import check_constant
 from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
@@ -165,7 +165,7 @@ class ParticleUpdates(Steps[_Between]):
         (smooth, rest), buffers = carry
         params = self.window.carry.params.like(smooth[0])
         loss, grads, buffers = value_and_gradient(self._problem, params, buffers, batch)
-        after = list(self._update([*self._phi, *smooth, grads.flat, loss, *rest]))
+        after = list(self._update([*self._phi, *smooth, grads.flat.contiguous(), loss.contiguous(), *rest]))
         return _Between(FlatCarry(after[: len(smooth)], after[len(smooth) :]), buffers), loss
 
     def last_loss(self, carry: _Between, batch: Any) -> Tensor:

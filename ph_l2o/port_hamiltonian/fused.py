@@ -10,7 +10,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ph_l2o import native
 from ph_l2o.errors import CompilerError
 from ph_l2o.port_hamiltonian.kernels import over_tensors
 from ph_l2o.port_hamiltonian.slots import Array, Slot
@@ -122,9 +122,9 @@ def load_library() -> ctypes.CDLL:
     compiler = next((found for name in names if name and (found := shutil.which(name))), None)
     if compiler is None:
         raise CompilerError("compile=True: there is no C++ compiler; install g++ or clang++, or leave it at False")
-    key = "\n".join([SOURCE.read_text(), compiler, *_FLAGS, platform.machine(), _processor()])
+    key = "\n".join([SOURCE.read_text(), compiler, *_FLAGS, native.processor()])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    target = _folder() / f"fused_{name}.so"
+    target = native.folder() / f"fused_{name}.so"
     if not target.exists():
         _build(compiler, target)
     try:
@@ -144,30 +144,3 @@ def _build(compiler: str, target: Path) -> None:
                 f"compile=True: {compiler} failed ({lines[0]}); set CXX to another, or leave it at False"
             )
         os.replace(made, target)  # whole, or not at all, if several processes compile at once
-
-
-def _folder() -> Path:
-    """A folder that only this user can write to: what lies in it is executed."""
-    base = os.environ.get("PH_L2O_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "ph_l2o"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass
-    return _temporary()
-
-
-@functools.cache
-def _temporary() -> Path:
-    return Path(tempfile.mkdtemp(prefix="ph_l2o_"))
-
-
-def _processor() -> str:
-    """Code for one processor may not run on another that shares the folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,5 +1,6 @@
 """Run the commands in this process: an import of torch for each would cost minutes."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -86,11 +87,23 @@ def left_behind(tmp_path) -> Callable[[], list[str]]:
     return lambda: sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
 
 
-@pytest.fixture
-def composed() -> Iterator[Callable[..., DictConfig]]:
-    """Compose the configuration of `train`, or of another command."""
+@contextlib.contextmanager
+def _composing() -> Iterator[Callable[..., DictConfig]]:
     gc.freeze()  # composing makes many objects, and would have those of torch looked through again and again
     register()
     GlobalHydra.instance().clear()
     with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
         yield lambda *overrides, command="train": compose(command, overrides=list(overrides))
+
+
+@pytest.fixture(scope="session")
+def composing() -> Callable[[], contextlib.AbstractContextManager[Callable[..., DictConfig]]]:
+    """A context that gives what `composed` is."""
+    return _composing
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """Compose the configuration of `train`, or of another command."""
+    with _composing() as compose_it:
+        yield compose_it

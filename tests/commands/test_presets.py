@@ -17,23 +17,24 @@ NAMES = {  # what the names of presets are made of
     "meta/for_task": "{preset}",
     "meta/for_both": "{preset}_{optimizer}",
     "evaluation/for_task": "{preset}",
-    "estimator/for_both": "truncated_{preset}_{optimizer}",
+    "estimator/for_both": "{estimator}_{preset}_{optimizer}",
     "optimizer/for_task": "{optimizer}_{preset}",
 }
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group, names in TABLE.items() for name in names])
 def test_a_preset_applies_where_its_name_says(composed, group, name):
-    optimizers = sorted(p.stem for p in (CONF / "optimizer").glob("*.yaml"))
-    places = itertools.product(optimizers, PRESETS)
-    optimizer, preset = next((o, p) for o, p in places if NAMES[group].format(optimizer=o, preset=p) == name)
-    cfg = composed(f"optimizer={optimizer}", f"preset={preset}")
+    choices = [sorted(p.stem for p in (CONF / g).glob("*.yaml")) for g in ("optimizer", "estimator")]
+    places = (
+        dict(zip(("optimizer", "estimator", "preset"), c, strict=True)) for c in itertools.product(*choices, PRESETS)
+    )
+    place = next(p for p in places if NAMES[group].format(**p) == name)
+    cfg = composed(*(f"{key}={option}" for key, option in place.items()))
     folder = group.rpartition("/")[0]
-    node = cfg[folder] if folder else cfg
-    assert {key: node[key] for key in TABLE[group][name]} == TABLE[group][name]
-    option = {"meta": "meta/default", "evaluation": "evaluation/default", "estimator": "estimator/truncated"}
-    own = OmegaConf.load(CONF / f"{option.get(folder, f'optimizer/{optimizer}' if folder else 'train')}.yaml")
-    assert any(own[key] != value for key, value in TABLE[group][name].items()), "it changes nothing"
+    keys = TABLE[group][name]
+    assert {key: (cfg[folder] if folder else cfg)[key] for key in keys} == keys
+    own = OmegaConf.load(CONF / (f"{folder}/{place.get(folder, 'default')}.yaml" if folder else "train.yaml"))
+    assert any(own[key] != value for key, value in keys.items()), "it changes nothing"
 
 
 def test_the_specific_wins_over_the_general_and_what_is_typed_over_both(composed):

@@ -17,14 +17,15 @@ from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian
 from ph_l2o.params import Params
 from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, rescaled
 from ph_l2o.tasks.task import Buffers
+from tests.compilation.traced import as_a_graph
 
 K = 3
 
 
 @pytest.fixture
 def graphs_as_they_are(monkeypatch) -> None:
-    """What Inductor would get, run operation by operation: tracing and cutting are tested without its 20 seconds."""
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
+    """Tracing and keeping are tested without a compiler; see `as_a_graph`."""
+    monkeypatch.setattr("ph_l2o.compilation.functions.ahead_of_time", as_a_graph)
 
 
 small = functools.partial(PortHamiltonian, hidden_size=4)

@@ -13,6 +13,7 @@ from ph_l2o.estimators import Forward, Truncated
 from ph_l2o.inner import EAGER
 from ph_l2o.optimizers import SGD, SOAP, PortHamiltonian, PortHamiltonianKronecker
 from ph_l2o.tasks import ImageClassification, Quadratic
+from tests.compilation.traced import as_a_graph
 
 SMALL = {
     "outer_steps": 4,
@@ -36,7 +37,7 @@ class Dropping(nn.Module):
 
 def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
     task = ImageClassification(model=Dropping, batch_size=2, data_dir=mnist_root)
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
+    monkeypatch.setattr("ph_l2o.compilation.functions.ahead_of_time", as_a_graph)
     with caplog.at_level(logging.INFO, "ph_l2o"):
         meta_train(SGD(), task, **SMALL)
         assert "not compiled" in caplog.text
@@ -45,12 +46,14 @@ def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
 
         class Unreadable(SGD):
             def update(self, params, grads, loss, state):
-                if float(grads.flat[0, 0]) > 0:
+                if float(grads.flat[0, 0].detach()) > 0:
                     return super().update(params, grads, loss, state)
                 return super().update(params, grads, loss, state)
 
         meta_train(Unreadable(), Quadratic(3), **SMALL)
-    assert "the optimizer's update cannot be traced" in caplog.text and "nothing is compiled" in caplog.text
+    assert (
+        "the optimizer's update looks at the values of tensors" in caplog.text and "nothing is compiled" in caplog.text
+    )
     assert "compile=auto: the inner step draws random numbers" in caplog.text
     assert "the optimizer's update is compiled alone" in caplog.text
 
@@ -74,7 +77,7 @@ def test_auto_decides_by_the_length_of_the_run_and_the_number_of_architectures(
 
 @pytest.mark.parametrize("mode", ["step", "update"])
 def test_compiled_training_like_eager_training(mode, monkeypatch):
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
+    monkeypatch.setattr("ph_l2o.compilation.functions.ahead_of_time", as_a_graph)
     torch.manual_seed(0)
     optimizer = PortHamiltonian(hidden_size=4).double()
     eager = meta_train(optimizer, Quadratic(3), compile=False, **SMALL)
@@ -84,7 +87,7 @@ def test_compiled_training_like_eager_training(mode, monkeypatch):
 
 
 def test_an_estimator_does_not_stay_compiled(monkeypatch):
-    monkeypatch.setattr("ph_l2o.compilation.graphs._compiled", lambda graph, inputs, **_: graph)
+    monkeypatch.setattr("ph_l2o.compilation.functions.ahead_of_time", as_a_graph)
     asked: list[int] = []
     monkeypatch.setattr(Compiled, "tape", lambda self, window, **how: asked.append(1) or EAGER.tape(window, **how))
     estimator = Truncated()
