@@ -42,7 +42,8 @@ def different(group: str) -> list[str]:
 
 
 def nodes_of(cfg: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [*NODES, "evaluation", "paths"]), resolve=True)
+    part = OmegaConf.masked_copy(cfg, [*NODES, "evaluation", "paths"])
+    return {name: OmegaConf.to_container(part[name], resolve=True) for name in (*NODES, "evaluation")}
 
 
 def check(nodes: dict[str, Any]) -> None:
