@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from ph_l2o.compilation.functions import Differentiable, Tensors, compile_differ
 from ph_l2o.compilation.padding import Example, PaddedRows, Pattern, PlainRows
 from ph_l2o.compilation.steps import check_constant
 from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
+from ph_l2o.errors import CompileError
 from ph_l2o.inner import Carry, Steps, Window, value_and_gradient
 from ph_l2o.inner.executor import Order
 from ph_l2o.inner.meta_parameters import join
@@ -22,6 +24,8 @@ from ph_l2o.inner.particles import Particles
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers
+
+log = logging.getLogger(__name__)
 
 
 class UpdateCompiler:
@@ -34,16 +38,26 @@ class UpdateCompiler:
     def __init__(self, known: Compilations):
         self._known = known
         self._patterns: dict[Hashable, Pattern] = {}
+        self._one_by_one: set[Hashable] = set()  # optimizers whose update cannot be compiled for all architectures
 
     def rows(self, optimizer: LearnedOptimizer, carry: Carry) -> PlainRows:
         """Padded rows for an optimizer that `takes_padding`, else plain ones."""
         flat, layout = carry.params.flat, carry.params.layout
-        if not optimizer.takes_padding:
+        if not optimizer.takes_padding or Same(optimizer) in self._one_by_one:
             return PlainRows(layout)
         key = (Same(optimizer), shapes([flat[:, 0]]))
         if key not in self._patterns:
             self._patterns[key] = Pattern(optimizer, flat)
         return PaddedRows(self._patterns[key], layout, flat)
+
+    def gives_up_padding(self, optimizer: LearnedOptimizer, error: CompileError) -> bool:
+        """Compile an optimizer's update for each architecture from now on; whether that is another way at all."""
+        if not optimizer.takes_padding or Same(optimizer) in self._one_by_one:
+            return False
+        self._one_by_one.add(Same(optimizer))
+        name = type(optimizer).__name__
+        log.warning("%s's update for all architectures %s; it is compiled for each", name, error)
+        return True
 
     def compiled(
         self, window: Window, rows: PlainRows, spec: CarrySpec, carry: FlatCarry, how: Hashable,
@@ -85,14 +99,24 @@ class UpdateTape(RowTape[_Between]):
     def __init__(self, window: Window, compiler: UpdateCompiler, order: Order):
         super().__init__(window)
         carry = window.carry.detach()
-        self._order, self._rows = order, compiler.rows(window.optimizer, carry)
+        self._order = order
+        try:
+            self._set_up(carry, compiler)
+        except CompileError as error:
+            if not compiler.gives_up_padding(window.optimizer, error):
+                raise
+            self._set_up(carry, compiler)
+        self._kept: list[_Kept] = []
+
+    def _set_up(self, carry: Carry, compiler: UpdateCompiler) -> None:
+        window = self.window
+        self._rows = compiler.rows(window.optimizer, carry)
         spread = self._rows.spread(carry)
         self._spec = CarrySpec(spread)
         self.start = _Between(self._spec.flatten(spread), carry.buffers)
         self._update: Differentiable = compiler.compiled(
             window, self._rows, self._spec, self.start.rows, "tape", lambda example: compiled_update(window, example)
         )
-        self._kept: list[_Kept] = []
 
     def step(self, carry: _Between, batch: Any) -> tuple[_Between, Tensor]:
         """See `Steps.step`."""

@@ -184,7 +184,9 @@ class Scheduled(LearnedOptimizer):
 
     def factor(self, steps: Tensor) -> Tensor:
         """The factor f after a number of steps, element by element."""
-        known = self.factors.view(torch.float64)[self.number.long(), steps.clamp(max=self.horizon).long()]
+        table = self.factors.view(torch.float64)
+        at = self.number.long() * table.shape[1] + steps.clamp(max=self.horizon).long()
+        known = table.flatten().gather(0, at.flatten()).view_as(at)  # an index could be a mask, which no graph allows
         return known.to(steps.dtype)
 
     def _factor(self, name: str, steps: Tensor) -> Tensor:

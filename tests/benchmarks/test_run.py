@@ -205,5 +205,5 @@ def test_peak_memory_sees_the_graph(tmp_path):
 
 
 def test_a_probe_that_fails_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^probe_mnist: Place the files"):
+    with pytest.raises(RuntimeError, match=r"^probe_mnist: .*data set mnist: .*missing"):
         fresh.ask("probe_mnist", {"data": str(tmp_path)}, threads=1)

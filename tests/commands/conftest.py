@@ -57,6 +57,7 @@ def command(tmp_path, monkeypatch, capfd) -> Run:
             code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         finally:
             GlobalHydra.instance().clear()
+            logging.disable(logging.NOTSET)  # as a process of several may have set it
             torch.set_num_threads(threads)
             torch.set_flush_denormal(False)
             for key in set(os.environ) - set(before):
