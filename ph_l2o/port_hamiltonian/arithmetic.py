@@ -57,7 +57,7 @@ def _sigmoid(x: Any) -> Any:
 
 
 def _columns(of_tensors: Sequence[Tensor], of_problem: Sequence[Tensor], of_layout: Tensor) -> Tensor:
-    row = torch.stack(list(of_problem), 1)[:, None].expand(-1, len(of_layout), -1)
+    row = torch.stack(list(of_problem), 1)[:, None].expand(-1, of_tensors[0].shape[1], -1)
     return torch.cat([*of_tensors, row, of_layout.expand(len(row), -1, -1)], 2)
 
 

@@ -139,9 +139,8 @@ def test_one_update_for_all_architectures(make):
     assert assert_like_eager(make().double(), any_architecture, part="update", episodes=5) == 1
 
 
-def test_updates_of_several_architectures_by_inductor():
-    """One for all, or, where Inductor makes numbers of the symbols for sizes, one for each."""
-    assert assert_like_eager(small().double(), any_architecture, part="update", episodes=3) in (1, 3)
+def test_one_update_for_all_architectures_by_inductor():
+    assert assert_like_eager(small().double(), any_architecture, part="update", episodes=5) == 1
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
