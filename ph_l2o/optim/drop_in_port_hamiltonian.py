@@ -20,10 +20,10 @@ from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import PortHamiltonian as PurePortHamiltonian
 from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place
 from ph_l2o.port_hamiltonian.bases import bases_of
+from ph_l2o.port_hamiltonian.blocks import BUFFERS, Block, RotatedBlock, dtype_of, new_memory
 from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
 from ph_l2o.port_hamiltonian.kernels import Plain
-from ph_l2o.port_hamiltonian.slots import BUFFERS, RotatedSlot, Slot, dtype_of, new_memory
 
 
 class PortHamiltonian(DropIn):
@@ -159,26 +159,26 @@ class PortHamiltonian(DropIn):
         return self.state.get(ACCOUNT, {})  # type: ignore[call-overload]
 
     def _take_step(self, loss: float | None) -> None:
-        slots = [(p, self._slot(name, p, group)) for name, p, group in self.named() if p.numel()]
-        taking_part = [(p, slot) for p, slot in slots if slot.grad is not None]
+        blocks = [(p, self._block(name, p, group)) for name, p, group in self.named() if p.numel()]
+        taking_part = [(p, block) for p, block in blocks if block.grad is not None]
         if not taking_part:
             return
-        kernels = self._kernels if all(p.device.type == "cpu" for p, _ in slots) else Plain
-        tensors = [slot for _, slot in slots]
+        kernels = self._kernels if all(p.device.type == "cpu" for p, _ in blocks) else Plain
+        tensors = [block for _, block in blocks]
         state = in_place.with_new_springs(self._account(), tensors, *self._budget)
         state, report = in_place.step(self._network, tensors, loss, state, kernels)
         self.state[ACCOUNT] = in_place.account_of(state, tensors)  # type: ignore[index]
         if report is None:
             return
         self._report = report
-        for p, slot in taking_part:
-            theta = slot.finish(state.gradient_unit)
+        for p, block in taking_part:
+            theta = block.finish(state.gradient_unit)
             if theta.data_ptr() != p.data_ptr():
                 p.copy_(theta.view(p.shape))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version([p for p, _ in taking_part])
 
-    def _slot(self, name: str, p: Tensor, group: dict[str, Any]) -> Slot:
+    def _block(self, name: str, p: Tensor, group: dict[str, Any]) -> Block:
         """A parameter for the step, with a memory from its first gradient on."""
         grad, dtype, memory = p.grad, dtype_of(p), self.state.get(p) or {}
         bases = None if self._rotation is None else self._bases(p)
@@ -188,10 +188,10 @@ class PortHamiltonian(DropIn):
                 memory = self.state[p] = new_memory(p, bases)
         flats = self._flat_memory(p, memory) if memory else ()
         theta, lr, decay = flat(p, dtype), float(group["lr"]), float(group["weight_decay"])
-        slot = Slot(name, tuple(p.shape), theta, grad, memory, flats, lr, decay)
+        block = Block(name, tuple(p.shape), theta, grad, memory, flats, lr, decay)
         if bases is None or self._rotation is None or grad is None:
-            return slot
-        return RotatedSlot(slot, bases, self._rotation[1])
+            return block
+        return RotatedBlock(block, bases, self._rotation[1])
 
     def _bases(self, p: Tensor) -> Eigenbases | None:
         """Those in which a parameter is seen, if there are any."""
@@ -215,7 +215,7 @@ def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamilton
     return type(learned) in (PurePortHamiltonian, PortHamiltonianKronecker)
 
 
-def _kernels(compile: bool) -> in_place.Kernels:
+def _kernels(compile: bool) -> type[Plain] | type[Fused]:
     if not compile:
         return Plain
     load_library()

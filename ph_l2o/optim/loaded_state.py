@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optim.drop_in import DropIn
-from ph_l2o.port_hamiltonian.slots import dtype_of
+from ph_l2o.port_hamiltonian.blocks import dtype_of
 
 ACCOUNT = "account"  # the account of energy, among the parameters in `state`
 

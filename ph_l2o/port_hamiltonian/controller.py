@@ -108,8 +108,8 @@ class Ports(NamedTuple):
         xp = arithmetic(self.rho)
         return xp.exp(xp.clip(self.log_gain, *_LOG_GAIN_RANGE)), (1 - self.rho) * (mean_squares + _TINY)
 
-    def shown(self, gain: PerTensor) -> dict[str, PerTensor]:
-        """For people."""
+    def by_name(self, gain: PerTensor) -> dict[str, PerTensor]:
+        """For diagnostics, with the gain that was taken."""
         return {"lr": gain, "damping": 1 / self.keep - 1, "mix": self.mix, "rho": self.rho, "lean": self.lean}
 
 

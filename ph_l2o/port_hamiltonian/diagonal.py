@@ -43,18 +43,7 @@ from torch import Tensor
 from ph_l2o import segments
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout, Params
-from ph_l2o.port_hamiltonian import controller
-from ph_l2o.port_hamiltonian.energy import (
-    DECAYS,
-    at_the_start,
-    compare_gradients,
-    energies_before,
-    energy_after,
-    inverse_inertia,
-    observe,
-    remember,
-    solve_for_r,
-)
+from ph_l2o.port_hamiltonian import controller, energy
 from ph_l2o.port_hamiltonian.state import SECOND, THETA, Energies, PortHamiltonianState, Seen
 
 
@@ -121,29 +110,29 @@ class PortHamiltonian(LearnedOptimizer):
         flat = params.flat
         zero, none = torch.zeros_like(flat), torch.zeros_like(flat[:, 0])
         size = params.layout.table(controller.tensor_sizes, flat).sum()
-        energy, stiffness = at_the_start(_dot(flat, flat), size, self.budget, self.radius)
-        averages = zero[:, None].repeat(1, len(DECAYS), 1)
+        account, stiffness = energy.at_the_start(_dot(flat, flat), size, self.budget, self.radius)
+        averages = zero[:, None].repeat(1, len(energy.DECAYS), 1)
         numbers = dict.fromkeys(PortHamiltonianState._fields, none)
         tensors = {"averages": averages, "second": zero, "momentum": zero}
         return PortHamiltonianState(
-            **numbers | tensors | {"energy": energy, "stiffness": stiffness, "uses_loss": none + 1}
+            **numbers | tensors | {"energy": account, "stiffness": stiffness, "uses_loss": none + 1}
         )
 
     def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """`energies_before` of the account, which a variant of the energy may replace."""
-        return energies_before(spent, square, seen, state)
+        return energy.energies_before(spent, square, seen, state)
 
     def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
         """See `LearnedOptimizer.hide_loss`."""
         return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
 
     def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> _Look:
-        seen = observe(grads.flat.detach().abs().amax(1), loss, state)
+        seen = energy.observe(grads.flat.detach().abs().amax(1), loss, state)
         grad = torch.where(seen.finite[:, None], grads.flat, 0.0) * seen.factor[:, None]
         averages, second = _averaged(state, seen, grad)
         sums = _sums(params.flat, grad, averages, second, state.momentum, params.layout)
         sizes = params.layout.table(controller.tensor_sizes, params.flat)
-        second_mean, reference = compare_gradients(sums[:, SECOND].sum(1), sizes.sum(), seen, state)
+        second_mean, reference = energy.compare_gradients(sums[:, SECOND].sum(1), sizes.sum(), seen, state)
         ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
         return _Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
 
@@ -160,7 +149,7 @@ class PortHamiltonian(LearnedOptimizer):
             "tank": state.energy - state.kinetic - spring,
             "trust": state.trust,
             "skipped": state.skipped,
-            **look.ports.shown(look.ports.scale(look.sums[:, SECOND] / look.sizes)[0]),
+            **look.ports.by_name(look.ports.scale(look.sums[:, SECOND] / look.sizes)[0]),
         }
 
     def update(
@@ -180,11 +169,11 @@ class PortHamiltonian(LearnedOptimizer):
         squares = layout.dot(push, push)
         before = self.energies_before(squares.sum(1), sums[:, THETA].sum(1), seen, state)
         root_length = before.length.sqrt()
-        keep = inverse_inertia(ports.keep, gain * floor.rsqrt(), before, seen, state)
+        keep = energy.inverse_inertia(ports.keep, gain * floor.rsqrt(), before, seen, state)
         spring = torch.where(seen.finite, state.stiffness * root_length, 0.0)[:, None]
         shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
         products = layout.dot(push, shifted)
-        trust, share = solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
+        trust, share = energy.solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
 
         force = torch.where(seen.finite, trust / root_length, 0.0)[:, None]
         momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
@@ -192,15 +181,15 @@ class PortHamiltonian(LearnedOptimizer):
         new = torch.addcmul(flat * before.shrink[:, None], scale * momentum, move)
 
         kinetic = 0.5 * _dot(momentum, momentum)
-        energy = energy_after(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
-        after = remember(state, seen, before, second_mean, reference, energy, kinetic, trust, share)
+        account = energy.energy_after(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
+        after = energy.remember(state, seen, before, second_mean, reference, account, kinetic, trust, share)
         return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
 
 
 def _averaged(state: PortHamiltonianState, seen: Seen, grad: Tensor) -> tuple[Tensor, Tensor]:
     change, weights = seen.change[:, None], seen.weights.mT
-    averages = torch.lerp(state.averages * change[..., None], grad[:, None], weights[:, : len(DECAYS), None])
-    return averages, torch.lerp(state.second * change * change, grad * grad, weights[:, len(DECAYS), None])
+    averages = torch.lerp(state.averages * change[..., None], grad[:, None], weights[:, : len(energy.DECAYS), None])
+    return averages, torch.lerp(state.second * change * change, grad * grad, weights[:, len(energy.DECAYS), None])
 
 
 def _sums(flat: Tensor, grad: Tensor, averages: Tensor, second: Tensor, momentum: Tensor, layout: Layout) -> Tensor:

@@ -23,8 +23,8 @@ import torch
 
 from ph_l2o import native
 from ph_l2o.errors import CompilerError
+from ph_l2o.port_hamiltonian.blocks import Array, Block
 from ph_l2o.port_hamiltonian.kernels import over_tensors
-from ph_l2o.port_hamiltonian.slots import Array, Slot
 
 SOURCE = Path(__file__).with_name("fused.cpp")
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-march=native", "-fno-math-errno", "-fno-trapping-math",
@@ -37,29 +37,29 @@ class Fused:
     """The passes of `kernels.Plain`, compiled; for tensors on the CPU, without transient buffers.
 
     Args:
-        slots: The tensors of the step, each with a gradient.
+        blocks: The tensors of the step, each with a gradient.
 
     Raises:
         CompilerError: If there is no C++ compiler, or it fails.
     """
 
-    def __init__(self, slots: Sequence[Slot]):
-        self.slots, self.library = slots, load_library()
+    def __init__(self, blocks: Sequence[Block]):
+        self.blocks, self.library = blocks, load_library()
         threads = torch.get_num_threads()
         length = _LENGTH if threads > 1 else 2**62
         ranges = [
-            (k, first, min(length, slot.theta.numel() - first))
-            for k, slot in enumerate(slots)
-            for first in range(0, slot.theta.numel(), length)
+            (k, first, min(length, block.theta.numel() - first))
+            for k, block in enumerate(blocks)
+            for first in range(0, block.theta.numel(), length)
         ]
         self.owners = [k for k, _, _ in ranges]
-        jobs = [(suffix, [n for n, k in enumerate(self.owners) if slots[k].theta.dtype == dtype][first::threads])
+        jobs = [(suffix, [n for n, k in enumerate(self.owners) if blocks[k].theta.dtype == dtype][first::threads])
                 for dtype, suffix in _NAMES.items() for first in range(threads)]  # fmt: skip
         self.jobs = [(suffix, *self._arguments(chosen, ranges)) for suffix, chosen in jobs if chosen]
 
     def largest(self) -> float:
         """See `Plain.largest`."""
-        return float(self._run("largest", 1.0, np.zeros((len(self.slots), 1)), 1).max())  # NaN, if any is
+        return float(self._run("largest", 1.0, np.zeros((len(self.blocks), 1)), 1).max())  # NaN, if any is
 
     def absorb(self, factor: float, weights: Array) -> Array:
         """See `Plain.absorb`."""
@@ -74,16 +74,16 @@ class Fused:
         return self._over_tensors(self._run("move", factor, np.concatenate([predicted, numbers], 1), 2))
 
     def _over_tensors(self, sums: Array) -> Array:
-        return over_tensors(sums, self.owners, len(self.slots))
+        return over_tensors(sums, self.owners, len(self.blocks))
 
     def _arguments(self, chosen: list[int], ranges: list[tuple[int, int, int]]) -> tuple[Any, ...]:
         """Count; where results go, which numbers are meant, pointers, sizes."""
         pointers = list[int]()
         for n in chosen:
             k, first, _ = ranges[n]
-            slot, skipped = self.slots[k], first * self.slots[k].theta.element_size()
-            assert slot.grad is not None
-            pointers += [x.data_ptr() + skipped for x in (slot.grad, slot.theta, *slot.flats)]
+            block, skipped = self.blocks[k], first * self.blocks[k].theta.element_size()
+            assert block.grad is not None
+            pointers += [x.data_ptr() + skipped for x in (block.grad, block.theta, *block.flats)]
         count = len(chosen)
         integers = ctypes.c_int64 * count
         return (

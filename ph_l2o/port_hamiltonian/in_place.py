@@ -11,35 +11,19 @@ then the gradient is used as it is. g, v and q are in units of S too, and u = G 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ph_l2o.params import Layout
-from ph_l2o.port_hamiltonian import controller
+from ph_l2o.port_hamiltonian import blocks as memory
+from ph_l2o.port_hamiltonian import controller, energy
 from ph_l2o.port_hamiltonian.arithmetic import Numbers
-from ph_l2o.port_hamiltonian.energy import (
-    at_the_start,
-    compare_gradients,
-    energies_before,
-    energy_after,
-    inverse_inertia,
-    observe,
-    remember,
-    solve_for_r,
-)
-from ph_l2o.port_hamiltonian.slots import (
-    Array,
-    Slot,
-    all_sums,
-    averaging_weights,
-    change_unit,
-    kinetic_at_rest,
-    pull_at_rest,
-    square,
-)
+from ph_l2o.port_hamiltonian.blocks import Array, Block, square
+from ph_l2o.port_hamiltonian.fused import Fused
+from ph_l2o.port_hamiltonian.kernels import Plain
 from ph_l2o.port_hamiltonian.state import SECOND, THETA, PortHamiltonianState, Seen
 
 _LEAST_RHO = 1e-20
@@ -51,18 +35,6 @@ _NOTHING_SEEN = PortHamiltonianState(
     **dict.fromkeys(PortHamiltonianState._fields, 0.0) | {"uses_loss": 1.0} | _BY_PARAMETER
 )
 _DECAYS = "decays"  # in the account: stiffness, beside the common one, of the springs whose energy is in it
-
-
-class Passes(Protocol):
-    """See `ph_l2o.port_hamiltonian.kernels.Plain`."""
-
-    def largest(self) -> float: ...
-    def absorb(self, factor: float, weights: Array, /) -> Array: ...
-    def predict(self, factor: float, numbers: Array, /) -> Array: ...
-    def move(self, factor: float, predicted: Array, numbers: Array, /) -> Array: ...
-
-
-Kernels = Callable[[Sequence[Slot]], Passes]
 
 
 class Report(NamedTuple):
@@ -86,16 +58,16 @@ class Report(NamedTuple):
 @torch.no_grad()
 def step(
     network: controller.FrozenController,
-    slots: Sequence[Slot],
+    blocks: Sequence[Block],
     loss: float | None,
     state: PortHamiltonianState,
-    kernels: Kernels,
+    kernels: type[Plain] | type[Fused],
 ) -> tuple[PortHamiltonianState, Report | None]:
-    """One step; θ and what the slots remember change in place.
+    """One step; θ and what the blocks remember change in place.
 
     Args:
         network: The controller.
-        slots: All tensors, at least one of which has a gradient.
+        blocks: All tensors, at least one of which has a gradient.
         loss: The loss at θ, or None.
         state: Numbers before the step.
         kernels: The passes.
@@ -103,53 +75,54 @@ def step(
     Returns:
         Numbers after the step, and what was done; None if the step was skipped.
     """
-    active = [slot for slot in slots if slot.grad is not None]
-    resting = [slot for slot in slots if slot.grad is None]
+    active = [block for block in blocks if block.grad is not None]
+    resting = [block for block in blocks if block.grad is None]
     passes = kernels(active)
-    seen = observe(passes.largest(), loss, state)
+    seen = energy.observe(passes.largest(), loss, state)
     if not seen.finite:
         return state._replace(skipped=state.skipped + 1), None
-    factor, u = _units(slots, seen, state)
+    factor, u = _units(blocks, seen, state)
 
-    weights = averaging_weights(active)
-    sums = all_sums(active, passes.absorb(factor, weights), weights[:, -1]) / u**_POWERS
-    layout = Layout(tuple(slot.name for slot in active), tuple(slot.shape for slot in active))
+    # First pass: the gradient goes into its averages. Of the sums the controller makes the ports.
+    weights = memory.averaging_weights(active)
+    sums = memory.all_sums(active, passes.absorb(factor, weights), weights[:, -1]) / u**_POWERS
+    layout = Layout(tuple(block.name for block in active), tuple(block.shape for block in active))
     sizes = Numbers.table(layout, controller.tensor_sizes, u)
-    means = compare_gradients(Numbers.total(sums[SECOND]), Numbers.total(sizes), seen, state)
+    means = energy.compare_gradients(Numbers.total(sums[SECOND]), Numbers.total(sizes), seen, state)
     ports = controller.ports(network, sums, sizes, *means, seen, state, layout)
     ports = ports._replace(rho=np.maximum(ports.rho, _LEAST_RHO))
     gain, floor = ports.scale(sums[SECOND] / sizes)
-    gain = gain * [slot.lr for slot in active]
+    gain = gain * [block.lr for block in active]
     root_squared = gain / np.sqrt(ports.rho)
     of_push, of_scale = np.sqrt(root_squared / u), np.sqrt(root_squared * u)  # h = of_push · q ĝ, s = of_scale · q
 
+    # Second pass: what the force would do. Of it r⁺.
     predicted = np.array([floor / ports.rho * u**2, ports.mix]).T
     squares, with_momentum, with_theta = passes.predict(factor, predicted).T
     squares = root_squared / u * squares
     # Each tensor's stiffness is `stiff` times that of the account.
-    stiff = 1 + np.array([slot.weight_decay for slot in active]) / state.stiffness
-    rest = pull_at_rest(resting, state.stiffness)
+    stiff = 1 + np.array([block.weight_decay for block in active]) / state.stiffness
+    rest = memory.pull_at_rest(resting, state.stiffness)
     theta_square = float(stiff @ sums[THETA]) + 2 * rest / state.stiffness
-    before = energies_before(Numbers.total(squares), theta_square, seen, state)
+    before = energy.energies_before(Numbers.total(squares), theta_square, seen, state)
     root_length = math.sqrt(before.length)
-    keep = inverse_inertia(ports.keep, gain / np.sqrt(floor) * stiff, before, seen, state)
+    keep = energy.inverse_inertia(ports.keep, gain / np.sqrt(floor) * stiff, before, seen, state)
     spring = state.stiffness * root_length * stiff
     products = before.rescale * of_push * with_momentum - spring * root_squared * with_theta
-    trust, share = solve_for_r(float(keep @ products), float(keep @ squares), before)
+    trust, share = energy.solve_for_r(float(keep @ products), float(keep @ squares), before)
 
-    if before.shrink != 1:  # θ ← shrink θ + …, where the spring acts on what θ was
-        for slot in active:
-            slot.theta.mul_(before.shrink)
-        spring = spring / before.shrink if before.shrink else 0 * spring
+    # Third pass: π and θ.
+    memory.shrink(active, before.shrink)
+    spring = spring / before.shrink if before.shrink else 0 * spring  # it acts on what θ was
     force = keep * of_push * (trust / root_length)
     moves = np.array([keep * before.rescale, force, keep * of_scale * spring, of_scale * root_length]).T
     momentum_square, moved_square = passes.move(factor, predicted, moves).T
-    for slot, value in zip(active, momentum_square.tolist(), strict=True):
-        slot.memory["momentum_square"] = value
-    kinetic = 0.5 * Numbers.total(momentum_square) + kinetic_at_rest(resting, before.rescale)
+    for block, value in zip(active, momentum_square.tolist(), strict=True):
+        block.memory["momentum_square"] = value
+    kinetic = 0.5 * Numbers.total(momentum_square) + memory.kinetic_at_rest(resting, before.rescale)
     pull = 0.5 * state.stiffness * float(stiff @ moved_square) + rest
-    energy = energy_after(trust, kinetic, pull, before, seen, state)
-    after = remember(state, seen, before, *means, energy, kinetic, trust, share)
+    account = energy.energy_after(trust, kinetic, pull, before, seen, state)
+    after = energy.remember(state, seen, before, *means, account, kinetic, trust, share)
     return after, Report(layout.names, ports, gain, pull, trust * trust * before.phi)
 
 
@@ -163,7 +136,7 @@ def diagnostics(state: PortHamiltonianState, report: Report | None) -> dict[str,
         return found
     found["spring"] = report.spring
     found["tank"] -= state.kinetic + report.spring + report.r_squared
-    lists = {key: column.tolist() for key, column in report.ports.shown(report.gain).items()}
+    lists = {key: column.tolist() for key, column in report.ports.by_name(report.gain).items()}
     found["tensors"] = {name: {key: x[k] for key, x in lists.items()} for k, name in enumerate(report.names)}
     return found
 
@@ -173,37 +146,37 @@ def state_of(account: Mapping[str, Any]) -> PortHamiltonianState:
     return _NOTHING_SEEN._replace(**{name: x for name, x in account.items() if name != _DECAYS})
 
 
-def account_of(state: PortHamiltonianState, slots: Sequence[Slot]) -> dict[str, Any]:
+def account_of(state: PortHamiltonianState, blocks: Sequence[Block]) -> dict[str, Any]:
     """The account as it lies in `state` of the drop-in: plain numbers."""
     numbers = {name: x for name, x in state._asdict().items() if name not in _BY_PARAMETER}
-    return {**numbers, _DECAYS: [slot.weight_decay for slot in slots]}
+    return {**numbers, _DECAYS: [block.weight_decay for block in blocks]}
 
 
 def with_new_springs(
-    account: Mapping[str, Any], slots: Sequence[Slot], budget: float, radius: float
+    account: Mapping[str, Any], blocks: Sequence[Block], budget: float, radius: float
 ) -> PortHamiltonianState:
     """The numbers in an account, with the energy of springs that are new in it or have become stiffer."""
     state, known = state_of(account), list(account.get(_DECAYS, []))
-    decays = [slot.weight_decay for slot in slots]
+    decays = [block.weight_decay for block in blocks]
     if known == decays:
         return state
-    squares = [square(slot.theta) for slot in slots]
+    squares = [square(block.theta) for block in blocks]
     if known:
-        energy, stiffness = state.energy + 0.5 * state.stiffness * sum(squares[len(known) :]), state.stiffness
+        account, stiffness = state.energy + 0.5 * state.stiffness * sum(squares[len(known) :]), state.stiffness
     else:
-        size = sum(slot.theta.numel() for slot in slots)
-        energy, stiffness = at_the_start(sum(squares), size, budget, radius)
-    known += [0.0] * (len(slots) - len(known))
+        size = sum(block.theta.numel() for block in blocks)
+        account, stiffness = energy.at_the_start(sum(squares), size, budget, radius)
+    known += [0.0] * (len(blocks) - len(known))
     for theta_square, before, now in zip(squares, known, decays, strict=True):
-        energy += 0.5 * max(now - before, 0.0) * theta_square
-    return state._replace(energy=energy, stiffness=stiffness)
+        account += 0.5 * max(now - before, 0.0) * theta_square
+    return state._replace(energy=account, stiffness=stiffness)
 
 
-def _units(slots: Sequence[Slot], seen: Seen, state: PortHamiltonianState) -> tuple[float, float]:
+def _units(blocks: Sequence[Block], seen: Seen, state: PortHamiltonianState) -> tuple[float, float]:
     """From the gradient to what is remembered of it, which gets the unit S; u."""
     unit, last_unit = _stored_unit(seen.gradient_unit), _stored_unit(state.gradient_unit)
     if unit != last_unit:
-        change_unit(slots, last_unit / unit)
+        memory.change_unit(blocks, last_unit / unit)
     clip = seen.factor * seen.gradient_unit
     return (1.0 if clip > 1 - _ROUNDING else clip) / unit, seen.gradient_unit / unit
 

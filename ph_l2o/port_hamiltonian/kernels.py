@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.port_hamiltonian.slots import Array, Slot
+from ph_l2o.port_hamiltonian.blocks import Array, Block
 
 foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
 _LENGTH = 2**17  # coordinates of a batch on a CPU, so that what one operation leaves is in the cache for the next
@@ -22,20 +22,22 @@ class Plain:
     """The passes by operations of torch, on any device, with one transient buffer as large as the parameters.
 
     Args:
-        slots: The tensors of the step, each with a gradient.
+        blocks: The tensors of the step, each with a gradient.
     """
 
-    def __init__(self, slots: Sequence[Slot]):
-        self.count = len(slots)
-        plans = list[_Plan]()
-        for k, slot in enumerate(slots):
-            length = _LENGTH if slot.theta.device.type == "cpu" else slot.theta.numel()
-            for part in _parts(slot, length):
-                if not plans or not plans[-1].takes(part[0], length):
-                    plans.append(_Plan(part[0]))
-                plans[-1].add(k, part)
-        self.mixed = len({(plan.device, plan.dtype) for plan in plans}) > 1
-        self.batches = _with_buffers(plans)
+    def __init__(self, blocks: Sequence[Block]):
+        self.count = len(blocks)
+        self.batches = list[_Batch]()
+        for k, block in enumerate(blocks):
+            length = _LENGTH if block.theta.device.type == "cpu" else block.theta.numel()
+            for part in _parts(block, length):
+                if not self.batches or not self.batches[-1].takes(part[0], length):
+                    self.batches.append(_Batch(part[0]))
+                self.batches[-1].add(k, part)
+        kinds = {batch.kind for batch in self.batches}
+        self.mixed = len(kinds) > 1
+        for kind in kinds:
+            _allocate([batch for batch in self.batches if batch.kind == kind])
 
     def largest(self) -> float:
         """Largest absolute value of the gradient; NaN if any is."""
@@ -128,31 +130,27 @@ class Plain:
         return over_tensors(sums, [k for batch in batches for k in batch.owners], self.count)
 
 
-class _Plan:
-    """Parts that will be a batch: of one device and type, and few enough for the cache."""
+class _Batch:
+    """Flat parts of tensors of one device and type, few enough for the cache."""
 
     def __init__(self, like: Tensor):
-        self.device, self.dtype, self.length = like.device, like.dtype, 0
+        self.kind, self.length = (like.device, like.dtype), 0
         self.owners, self.parts = list[int](), list[tuple[Tensor, ...]]()
 
     def takes(self, x: Tensor, length: int) -> bool:
-        return self.length + x.numel() <= length and x.device == self.device and x.dtype == self.dtype
+        return self.length + x.numel() <= length and (x.device, x.dtype) == self.kind
 
     def add(self, owner: int, part: tuple[Tensor, ...]) -> None:
         self.owners.append(owner)
         self.parts.append(part)
         self.length += part[0].numel()
 
-
-class _Batch:
-    """Flat parts of tensors, with a scratch that batches share, and a buffer that `predict` leaves to `move`."""
-
-    def __init__(self, plan: _Plan, scratch: Tensor, scale: Tensor):
-        self.owners, self.scratch, self.scale = plan.owners, scratch, scale
-        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = map(
-            list, zip(*plan.parts, strict=True)
-        )
+    def use(self, scratch: Tensor, scale: Tensor) -> None:
+        """Take a scratch that batches share, and a buffer that `predict` leaves to `move`."""
+        columns = map(list, zip(*self.parts, strict=True))
+        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = columns
         sizes = [x.numel() for x in self.theta]
+        self.scratch, self.scale = scratch, scale
         self.views, self.scales = list(scratch.split(sizes)), list(scale.split(sizes))
 
     def of(self, column: list[float]) -> list[float]:
@@ -178,18 +176,13 @@ class _Batch:
         return self.views
 
 
-def _with_buffers(plans: list[_Plan]) -> list[_Batch]:
-    """One allocation for each device and type: of many, a CPU's allocator returns memory only to fault it in again."""
-    buffers: dict[Any, list[Tensor]] = {}
-    for kind in {(plan.device, plan.dtype) for plan in plans}:
-        lengths = [plan.length for plan in plans if (plan.device, plan.dtype) == kind]
-        buffer = torch.empty(max(lengths) + sum(lengths), device=kind[0], dtype=kind[1])
-        buffers[kind] = list(buffer.split([max(lengths), *lengths]))
-    batches = []
-    for plan in plans:
-        scratch, *_ = own = buffers[plan.device, plan.dtype]
-        batches.append(_Batch(plan, scratch[: plan.length], own.pop(1)))
-    return batches
+def _allocate(batches: list[_Batch]) -> None:
+    """One allocation for all: of many, a CPU's allocator returns memory only to fault it in again."""
+    lengths, (device, dtype) = [batch.length for batch in batches], batches[0].kind
+    buffer = torch.empty(max(lengths) + sum(lengths), device=device, dtype=dtype)
+    scratch, *scales = buffer.split([max(lengths), *lengths])
+    for batch, scale in zip(batches, scales, strict=True):
+        batch.use(scratch[: batch.length], scale)
 
 
 def over_tensors(sums: Array, owners: list[int], count: int) -> Array:
@@ -201,10 +194,10 @@ def over_tensors(sums: Array, owners: list[int], count: int) -> Array:
     return found
 
 
-def _parts(slot: Slot, length: int) -> list[tuple[Tensor, ...]]:
+def _parts(block: Block, length: int) -> list[tuple[Tensor, ...]]:
     """Gradient, θ and what is remembered, in parts of at most `length` coordinates."""
-    assert slot.grad is not None
-    columns = (slot.grad, slot.theta, *slot.flats)
-    if slot.theta.numel() <= length:
+    assert block.grad is not None
+    columns = (block.grad, block.theta, *block.flats)
+    if block.theta.numel() <= length:
         return [columns]
     return list(zip(*(x.split(length) for x in columns), strict=True))

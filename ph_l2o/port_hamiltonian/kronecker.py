@@ -1,6 +1,6 @@
 """The port-Hamiltonian learned optimizer with a Kronecker-factored mass matrix.
 
-The dynamics are those of `port_hamiltonian.py`, in coordinates in which they are easier: each matrix W of θ is seen as
+The dynamics are those of `diagonal.py`, in coordinates in which they are easier: each matrix W of θ is seen as
 X = Q_Lᵀ W Q_R, its gradient as Q_Lᵀ G Q_R, where Q_L and Q_R are eigenvectors of averages of GGᵀ and GᵀG; each short
 vector w as Q_Lᵀ w. Seen in the coordinates of W the step scale is S = Q diag(s) Qᵀ with Q = Q_L ⊗ Q_R, a full matrix in
 place of a diagonal one.

@@ -26,7 +26,7 @@ BUFFERS = ("fast", "slow", "second", "momentum")
 
 
 @dataclass(slots=True)
-class Slot:
+class Block:
     """One tensor in a step.
 
     Attributes:
@@ -55,7 +55,7 @@ class Slot:
         return self.theta
 
 
-class RotatedSlot(Slot):
+class RotatedBlock(Block):
     """A tensor with a gradient, in the coordinates of its bases.
 
     Args:
@@ -64,7 +64,7 @@ class RotatedSlot(Slot):
         frequency: Steps between power iterations.
     """
 
-    def __init__(self, plain: Slot, bases: Eigenbases, frequency: int):
+    def __init__(self, plain: Block, bases: Eigenbases, frequency: int):
         assert plain.grad is not None
         self._plain, self._plain_grad, self._bases, self._frequency = plain, plain.grad[None], bases, frequency
         self._start = bases.rotated(plain.theta[None], plain.memory["basis"])
@@ -117,50 +117,57 @@ def square(theta: Tensor) -> float:
     return torch.dot(theta, theta).item()
 
 
-def averaging_weights(active: Sequence[Slot]) -> Array:
+def averaging_weights(active: Sequence[Block]) -> Array:
     """Weights of the gradient in each tensor's averages and in v, after one more step of it, `(T, 3)`."""
     rows, found = dict[int, list[float]](), []
-    for slot in active:
-        count = slot.memory["step"] = slot.memory["step"] + 1
+    for block in active:
+        count = block.memory["step"] = block.memory["step"] + 1
         if count not in rows:
             rows[count] = [averaging_weight(decay, count) for decay in (*DECAYS, SECOND_DECAY)]
         found.append(rows[count])
     return np.array(found)
 
 
-def all_sums(active: Sequence[Slot], sums: Array, weights: Array) -> Array:
+def all_sums(active: Sequence[Block], sums: Array, weights: Array) -> Array:
     """Sums of a pass in the controller's order, with those that need no pass: ‖π‖² and Σ v; `(9, T)`."""
-    second = np.array([slot.memory["second_sum"] for slot in active])
+    second = np.array([block.memory["second_sum"] for block in active])
     second += weights * (sums[:, 0] - second)
-    for slot, value in zip(active, second.tolist(), strict=True):
-        slot.memory["second_sum"] = value
+    for block, value in zip(active, second.tolist(), strict=True):
+        block.memory["second_sum"] = value
     found = np.empty((9, len(active)))
     found[:3], found[4], found[6:] = sums[:, :3].T, sums[:, 3], sums[:, 4:].T
-    found[3], found[5] = [slot.memory["momentum_square"] for slot in active], second
+    found[3], found[5] = [block.memory["momentum_square"] for block in active], second
     return found
 
 
-def change_unit(slots: Sequence[Slot], change: float) -> None:
+def change_unit(blocks: Sequence[Block], change: float) -> None:
     """Express what is remembered of the gradient in another unit."""
-    for slot in slots:
-        if slot.memory:
-            slot.memory["fast"].mul_(change)
-            slot.memory["slow"].mul_(change)
-            slot.memory["second"].mul_(change).mul_(change)
-            slot.memory["second_sum"] *= change * change
+    for block in blocks:
+        if block.memory:
+            block.memory["fast"].mul_(change)
+            block.memory["slow"].mul_(change)
+            block.memory["second"].mul_(change).mul_(change)
+            block.memory["second_sum"] *= change * change
 
 
-def pull_at_rest(resting: Sequence[Slot], stiffness: float) -> float:
+def shrink(active: Sequence[Block], factor: float) -> None:
+    """Put θ back into its ball, where rounding has put it outside."""
+    if factor != 1:
+        for block in active:
+            block.theta.mul_(factor)
+
+
+def pull_at_rest(resting: Sequence[Block], stiffness: float) -> float:
     """Spring energy of the tensors that take no part."""
-    return sum(0.5 * (stiffness + slot.weight_decay) * square(slot.theta) for slot in resting)
+    return sum(0.5 * (stiffness + block.weight_decay) * square(block.theta) for block in resting)
 
 
-def kinetic_at_rest(resting: Sequence[Slot], rescale: float) -> float:
+def kinetic_at_rest(resting: Sequence[Block], rescale: float) -> float:
     """Express the momenta of the tensors that take no part in the loss's new unit; their kinetic energy."""
     kinetic = 0.0
-    for slot in resting:
-        if slot.memory:
-            slot.flats[-1].mul_(rescale)
-            slot.memory["momentum_square"] *= rescale * rescale
-            kinetic += 0.5 * slot.memory["momentum_square"]
+    for block in resting:
+        if block.memory:
+            block.flats[-1].mul_(rescale)
+            block.memory["momentum_square"] *= rescale * rescale
+            kinetic += 0.5 * block.memory["momentum_square"]
     return kinetic
