@@ -30,12 +30,10 @@ class Compiled(Executor):
         """Functions that have been compiled so far."""
         return len(self._known)
 
-    def tape(self, window: Window, *, order: Order, gradient_norms: bool = False) -> Tape[Any]:
-        """See `Executor.tape`."""
+    def tape(self, window: Window, *, order: Order, stepwise: bool = False) -> Tape[Any]:
         if self.part == "step":
-            return StepTape(window, self._steps, order, gradient_norms=gradient_norms)
+            return StepTape(window, self._steps, order, gradient_norms=stepwise)
         return UpdateTape(window, self._updates, order)
 
     def particles(self, window: Window) -> Steps[Any]:
-        """See `Executor.particles`."""
         return ParticleSteps(window, self._steps) if self.part == "step" else ParticleUpdates(window, self._updates)

@@ -112,19 +112,15 @@ class PaddedRows(PlainRows):
         self.constants = self._slots.constants(pattern.tables)
 
     def spread(self, carry: Carry) -> Carry:
-        """See `PlainRows.spread`."""
         return self._mapped(carry, self._slots.spread, {})
 
     def gather(self, carry: Carry, buffers: Buffers) -> Carry:
-        """See `PlainRows.gather`."""
         return self._mapped(carry, self._slots.gather, buffers)
 
     def spread_row(self, row: Tensor) -> Tensor:
-        """See `PlainRows.spread_row`."""
         return self._slots.spread(row)
 
     def gather_row(self, row: Tensor) -> Tensor:
-        """See `PlainRows.gather_row`."""
         return self._slots.gather(row)
 
     def example(self, spec: CarrySpec, carry: FlatCarry) -> Example:

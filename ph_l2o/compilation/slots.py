@@ -92,20 +92,16 @@ class SlotLayout(Layout):
         return self._member.shape[1]
 
     def expand(self, per_tensor: Tensor) -> Tensor:
-        """See `Layout.expand`."""
         spread = per_tensor @ self._member.T
         return spread[..., None].expand(*spread.shape, WIDTH).flatten(-2)
 
     def sum(self, flat: Tensor) -> Tensor:
-        """See `Layout.sum`."""
         return (flat * self._is_real).unflatten(-1, (-1, WIDTH)).sum(-1) @ self._member
 
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
-        """See `Layout.dot`."""
         return self.sum(a * b)
 
     def table(self, rows: Rows, like: Tensor) -> Tensor:
-        """See `Layout.table`."""
         del like
         return self._tables[rows]
 
@@ -125,7 +121,6 @@ class TableFinder(SlotLayout):
         vars(self).update(_slots=slots, found=[])
 
     def table(self, rows: Rows, like: Tensor) -> Tensor:
-        """See `Layout.table`."""
         if rows not in self.found:
             self.found.append(rows)
         return self._slots.layout.table(rows, like)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from ph_l2o.compilation.functions import Differentiable, Tensors, compile_differ
 from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
 from ph_l2o.errors import CompileError
 from ph_l2o.inner import Carry, Steps, Window, value_and_gradient
-from ph_l2o.inner.executor import Order
+from ph_l2o.inner.executor import Cotangents, Order
 from ph_l2o.inner.particles import Particles
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Buffers, Problem
@@ -109,7 +109,6 @@ class StepTape(RowTape[FlatCarry]):
         self._kept: list[tuple[Tensors, Tensor | None]] = []
 
     def step(self, carry: FlatCarry, batch: Any) -> tuple[FlatCarry, Tensor]:
-        """See `Steps.step`."""
         drawn = drawn_tensors(batch)
         if self._function is None:
             self._function = self._compiled(carry, batch)
@@ -131,18 +130,15 @@ class StepTape(RowTape[FlatCarry]):
         return self._compiler.compiled(window, self._spec, carry, batch, how, compile)
 
     def last_loss(self, carry: FlatCarry, batch: Any) -> Tensor:
-        """See `Steps.last_loss`."""
         params, _, buffers = self.plain(carry)
         loss, slope, _ = value_and_gradient(self.window.problem, params, buffers, batch)
         self._slope = slope.flat
         return loss
 
     def plain(self, carry: FlatCarry) -> Carry:
-        """See `Steps.plain`."""
         return self._spec.unflatten(carry)
 
-    def back(self, cotangents: Sequence[Tensor | None], of_loss: Tensor) -> Sequence[Tensor | None]:
-        """See `Tape.back`."""
+    def back(self, cotangents: Cotangents, of_loss: Tensor) -> Cotangents:
         if not cotangents:
             return [of_loss[:, None] * self._slope, *(torch.zeros_like(x) for x in self.start.smooth[1:])]
         assert self._function is not None
@@ -152,7 +148,6 @@ class StepTape(RowTape[FlatCarry]):
         return before if self._kept else []
 
     def gradient_norms(self) -> Tensor:
-        """See `Tape.gradient_norms`."""
         norms = self._kept[-1][1]
         assert norms is not None, "not asked for"
         return norms
@@ -170,7 +165,6 @@ class ParticleSteps(Steps[FlatCarry]):
         self._function: Callable[[Tensors], Tensors] | None = None
 
     def step(self, carry: FlatCarry, batch: Any) -> tuple[FlatCarry, Tensor]:
-        """See `Steps.step`."""
         drawn = drawn_tensors(batch)
         if self._function is None:
             self._function = self._compiled(carry, batch)
@@ -196,7 +190,6 @@ class ParticleSteps(Steps[FlatCarry]):
         return self.step(carry, batch)[1]
 
     def plain(self, carry: FlatCarry) -> Carry:
-        """See `Steps.plain`."""
         return self._spec.unflatten(carry)
 
 

@@ -31,7 +31,6 @@ class RowTape(Tape[C]):
         self._total = of_phi if self._total is None else self._total.add_(of_phi)
 
     def gradient(self) -> dict[str, Tensor]:
-        """See `Tape.gradient`."""
         return split(torch.zeros_like(self.phi) if self._total is None else self._total, self.window.phi)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from ph_l2o.compilation.steps import check_constant
 from ph_l2o.compilation.tapes import Bind, RowTape, full, particles_update, row_update
 from ph_l2o.errors import CompileError
 from ph_l2o.inner import Carry, Steps, Window, value_and_gradient
-from ph_l2o.inner.executor import Order
+from ph_l2o.inner.executor import Cotangents, Order
 from ph_l2o.inner.meta_parameters import join
 from ph_l2o.inner.particles import Particles
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -119,7 +119,6 @@ class UpdateTape(RowTape[_Between]):
         )
 
     def step(self, carry: _Between, batch: Any) -> tuple[_Between, Tensor]:
-        """See `Steps.step`."""
         (smooth, rest), buffers = carry
         problem, rows = self.window.problem, self._rows
         at = rows.gather_row(smooth[0]).detach().requires_grad_()
@@ -133,18 +132,15 @@ class UpdateTape(RowTape[_Between]):
         return _Between(FlatCarry(list(smooth), list(rest)), buffers), loss.detach()
 
     def last_loss(self, carry: _Between, batch: Any) -> Tensor:
-        """See `Steps.last_loss`."""
         params, _, buffers = self.plain(carry)
         loss, slope, _ = value_and_gradient(self.window.problem, params, buffers, batch)
         self._slope = slope.flat
         return loss
 
     def plain(self, carry: _Between) -> Carry:
-        """See `Steps.plain`."""
         return self._rows.gather(self._spec.unflatten(carry.rows), carry.buffers)
 
-    def back(self, cotangents: Sequence[Tensor | None], of_loss: Tensor) -> Sequence[Tensor | None]:
-        """See `Tape.back`."""
+    def back(self, cotangents: Cotangents, of_loss: Tensor) -> Cotangents:
         rows, like = self._rows, self.start.rows.smooth
         if not cotangents:
             return [rows.spread_row(of_loss[:, None] * self._slope), *(torch.zeros_like(x) for x in like[1:])]
@@ -161,7 +157,6 @@ class UpdateTape(RowTape[_Between]):
         return [direct + rows.spread_row(through), *of_state]
 
     def gradient_norms(self) -> Tensor:
-        """See `Tape.gradient_norms`."""
         return self._kept[-1].gradient.detach().norm(dim=1)
 
 
@@ -185,7 +180,6 @@ class ParticleUpdates(Steps[_Between]):
         )  # fmt: skip
 
     def step(self, carry: _Between, batch: Any) -> tuple[_Between, Tensor]:
-        """See `Steps.step`."""
         (smooth, rest), buffers = carry
         params = self.window.carry.params.like(smooth[0])
         loss, grads, buffers = value_and_gradient(self._problem, params, buffers, batch)
@@ -193,12 +187,10 @@ class ParticleUpdates(Steps[_Between]):
         return _Between(FlatCarry(after[: len(smooth)], after[len(smooth) :]), buffers), loss
 
     def last_loss(self, carry: _Between, batch: Any) -> Tensor:
-        """See `Steps.last_loss`."""
         params, _, buffers = self.plain(carry)
         return self._problem.loss(params, buffers, batch)[0]
 
     def plain(self, carry: _Between) -> Carry:
-        """See `Steps.plain`."""
         return self._rows.gather(self._spec.unflatten(carry.rows), carry.buffers)
 
 

@@ -17,14 +17,7 @@ class ES(EvolutionStrategy):
     It is unbiased for the window's outer loss smoothed by N(0, σ²I), with the carry held constant. So it has the bias
     of `Truncated` where an episode has several windows, and none with one window.
 
-    Args:
-        num_pairs: Antithetic pairs of perturbations, n >= 1.
-        sigma: Standard deviation σ > 0 of a perturbation.
-        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
-        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Arguments are those of `EvolutionStrategy`.
 
     References: Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning" (arXiv
     1703.03864); on truncation windows, Metz et al. 2019 (arXiv 1810.10180) and Vicol, Metz and Sohl-Dickstein 2021,
@@ -32,7 +25,6 @@ class ES(EvolutionStrategy):
     """
 
     def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
-        """See `Estimator.__call__`."""
         problem, phi, objective = window.problem, window.phi, window.objective
         draws = self.draws_of(self.weighted_keys(problem), window.first, phi)
         moved = self.particles(phi, self.own(draws, problem), centre=True)

@@ -19,14 +19,7 @@ class ESSingle(PersistentStrategy):
     episode: the same keys give the same numbers. The papers arrive there from different sides, and differ in what
     varies around it; see `NRES`.
 
-    Args:
-        num_pairs: Antithetic pairs of perturbations, n >= 1.
-        sigma: Standard deviation σ > 0 of a perturbation.
-        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
-        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Arguments are those of `EvolutionStrategy`.
 
     Reference: Vicol, Kolter and Swersky 2023, "Low-variance gradient estimation in unrolled computation graphs with
     ES-Single" (arXiv 2304.11153).

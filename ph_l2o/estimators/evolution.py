@@ -73,7 +73,6 @@ class EvolutionStrategy(Estimator):
 
     @property
     def averages_processes(self) -> bool:
-        """See `Estimator.averages_processes`."""
         return self.exchange == "scalars"
 
     def weighted_keys(self, problem: Problem) -> ProblemKeys:
@@ -160,7 +159,6 @@ class PersistentStrategy(EvolutionStrategy):
         return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
 
     def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
-        """See `Estimator.__call__`."""
         phi, carry, reuse = window.phi, window.carry, self.reuse_for(window.count)
         drawn_at = 0 if reuse is None else window.first // reuse * reuse
         keys = self.weighted_keys(window.problem)

@@ -151,13 +151,11 @@ class TangentSteps(Steps[_Moving]):
             self._update = per_problem(window.optimizer, self._phi)
 
     def unroll(self) -> tuple[Carry, Tensor]:
-        """See `Steps.unroll`."""
         if self._is_shared:
             return call_with(self._phi, self.window.optimizer, super().unroll)
         return super().unroll()
 
     def step(self, carry: _Moving, batch: Any) -> tuple[_Moving, Tensor]:
-        """See `Steps.step`."""
         (params, state, buffers), tangent, state_tangent = carry
         leaf = params.flat.detach().requires_grad_()
         loss, grads, after = value_and_gradient(
@@ -171,14 +169,12 @@ class TangentSteps(Steps[_Moving]):
         return _Moving(Carry(params, state, _constant(after)), *moved), loss
 
     def last_loss(self, carry: _Moving, batch: Any) -> Tensor:
-        """See `Steps.last_loss`."""
         (params, _, buffers), tangent, _ = carry
         loss, grads, _ = value_and_gradient(self.window.problem, params, buffers, batch)
         self.of_losses.append(torch.einsum("bn,pbn->pb", grads.flat, tangent))
         return loss
 
     def plain(self, carry: _Moving) -> Carry:
-        """See `Steps.plain`."""
         (params, state, buffers), tangent, state_tangent = carry
         return Carry(params, ForwardState(state, _swapped(tangent), map_state(_swapped, state_tangent)), buffers)
 

@@ -22,11 +22,9 @@ class NRES(PersistentStrategy):
     workers that are at different windows of their episodes at the same time ("step-unlocked"); here all problems of
     a batch start an episode together, so of the two differences only the first exists.
 
+    Further arguments are those of `EvolutionStrategy`.
+
     Args:
-        num_pairs: Antithetic pairs of perturbations, n >= 1.
-        sigma: Standard deviation σ > 0 of a perturbation.
-        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
-        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
         reuse: Inner steps for which a draw is reused, a multiple of the truncation; None for the whole episode.
 
     Raises:

@@ -18,14 +18,7 @@ class PES(PersistentStrategy):
     outer loss, in which each window's φ has a perturbation of its own. The variance of a window's estimate grows with
     the windows before it.
 
-    Args:
-        num_pairs: Antithetic pairs of perturbations, n >= 1.
-        sigma: Standard deviation σ > 0 of a perturbation.
-        noise: `per_problem` or `shared`; see `EvolutionStrategy`.
-        exchange: `scalars` or `gradient`; see `EvolutionStrategy`.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Arguments are those of `EvolutionStrategy`.
 
     Reference: Vicol, Metz and Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled computation graphs with
     persistent evolution strategies" (arXiv 2112.13835), algorithm 2.

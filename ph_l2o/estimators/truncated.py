@@ -42,8 +42,7 @@ class Truncated(Estimator):
         self.order: Literal[1, 2] = order
 
     def __call__(self, window: Window, executor: Executor = EAGER) -> Estimate:
-        """See `Estimator.__call__`."""
-        tape = executor.tape(window, order=self.order, gradient_norms=self.amplification is not None)
+        tape = executor.tape(window, order=self.order, stepwise=self.amplification is not None)
         carry, losses = tape.unroll()
         outer, weights = value_and_weights(window.objective, losses)
         return Estimate(outer, self._taken_back(tape, weights), carry, losses)

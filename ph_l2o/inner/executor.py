@@ -21,6 +21,7 @@ from ph_l2o.inner.window import Window
 
 C = TypeVar("C")
 Order = Literal[1, 2]
+Cotangents = Sequence[Tensor | None]
 
 
 class Steps(ABC, Generic[C]):
@@ -69,20 +70,22 @@ class Tape(Steps[C]):
     """
 
     @abstractmethod
-    def back(self, cotangents: Sequence[Tensor | None], of_loss: Tensor) -> Sequence[Tensor | None]:
+    def back(self, cotangents: Cotangents, of_loss: Tensor) -> Cotangents:
         """Take back the last step that has not been; first of all `last_loss`, which leaves no carry.
 
         Args:
-            cotangents: Of the carry that the step left; none for `last_loss`.
+            cotangents: Of the carry that the step left, as the last call returned them, or others if the tape is
+                stepwise; none for `last_loss`.
             of_loss: Cotangents of the losses before the step, `(B,)`.
 
         Returns:
-            Cotangents of the carry that it started from; none for the window's first step, whose carry is constant.
+            Cotangents of the carry that it started from; none for the window's first step, whose carry is constant, and
+            none if the tape takes all steps back at once.
         """
 
     @abstractmethod
     def gradient_norms(self) -> Tensor:
-        """Norms `(B,)` of the inner gradients of the step that is taken back next."""
+        """Norms `(B,)` of the inner gradients of the step that is taken back next, if the tape is stepwise."""
 
     @abstractmethod
     def gradient(self) -> dict[str, Tensor]:
@@ -93,13 +96,14 @@ class Executor(ABC):
     """Runs the inner steps of windows. It keeps nothing that changes a result."""
 
     @abstractmethod
-    def tape(self, window: Window, *, order: Order, gradient_norms: bool = False) -> Tape[Any]:
+    def tape(self, window: Window, *, order: Order, stepwise: bool = False) -> Tape[Any]:
         """Steps that can be taken back.
 
         Args:
             window: The window; its carry is constant.
             order: 2 differentiates through inner gradients, 1 holds them constant.
-            gradient_norms: Whether `Tape.gradient_norms` will be asked for.
+            stepwise: Whether cotangents and norms of inner gradients are looked at between steps; otherwise the tape
+                may take all steps back at once.
 
         Raises:
             CompileError: If the executor cannot run these steps.
