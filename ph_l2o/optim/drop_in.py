@@ -98,9 +98,10 @@ class DropIn(torch.optim.Optimizer):
         """Name, parameter and group of each tensor, in order."""
         number = 0
         for group in self.param_groups:
-            names = group.get("param_names")
+            names = group.get("param_names", ())
+            named = len(names) == len(group["params"])  # not where parameters were put in or out by hand
             for k, p in enumerate(group["params"]):
-                yield (names[k] if names else str(number)), p, group
+                yield (names[k] if named else str(number)), p, group
                 number += 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
+import weakref
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
 from ph_l2o.optim.drop_in import DropIn, flat
-from ph_l2o.optim.loaded_state import ACCOUNT, checked_copy
+from ph_l2o.optim.loaded_state import checked_copy
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import PortHamiltonian as PurePortHamiltonian
 from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place
 from ph_l2o.port_hamiltonian.bases import bases_of
-from ph_l2o.port_hamiltonian.blocks import BUFFERS, Block, RotatedBlock, dtype_of, new_memory
+from ph_l2o.port_hamiltonian.blocks import BUFFERS, Block, Resting, RotatedBlock, dtype_of, fit, new_memory
 from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
 from ph_l2o.port_hamiltonian.kernels import Plain
@@ -33,10 +33,10 @@ class PortHamiltonian(DropIn):
     usually faster. Once a loss is missing or negative, losses are not used any more. A step with a gradient or loss
     that is not finite is skipped and counted, `optimizer.skipped`.
 
-    ‖θ‖ over all parameters never exceeds `optimizer.radius()`, whatever the gradients are. A parameter without gradient
-    takes no part in a step; its energy stays in the account. A group that is added later begins at rest. The energy of
-    its springs is added to the account, as is that of springs which a larger `weight_decay` makes stiffer, and the
-    radius grows by it.
+    ‖θ‖ over all parameters that have had a gradient never exceeds `optimizer.radius()`, whatever the gradients are. A
+    parameter without gradient takes no part in a step, and costs nothing; its energy stays in the account. A parameter
+    that gets its first gradient later begins at rest. The energy of its springs is added to the account, as is that of
+    springs which a larger `weight_decay` makes stiffer, and the radius grows by it.
 
     Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter; with
     `kronecker` four numbers more for each entry of the factors, of a matrix of m × n 2 m² + 2 n².
@@ -94,7 +94,7 @@ class PortHamiltonian(DropIn):
         self._budget = (learned.budget, learned.radius)
         self._compile, self._kernels = compile, _kernels(compile)
         self._report: in_place.Report | None = None
-        self._flats = dict[Tensor, tuple[list[Tensor], tuple[Tensor, ...]]]()
+        self._flats = _Flats()
         defaults = {"lr": lr, "weight_decay": weight_decay}
         super().__init__(params, defaults, reduce_loss=reduce_loss, process_group=process_group)
 
@@ -108,8 +108,8 @@ class PortHamiltonian(DropIn):
 
         Before the first step it is not known yet: NaN.
         """
-        account = self._account()
-        return in_place.state_of(account).radius() if account else math.nan
+        state = in_place.state_of(self._account())
+        return state.radius() if state.step else math.nan
 
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
@@ -128,7 +128,7 @@ class PortHamiltonian(DropIn):
         Raises:
             ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
         """
-        loading = self._loading = dict[Tensor | str, dict[str, Any]]()
+        loading = self._loading = dict[Tensor, dict[str, Any]]()
         check = self.register_load_state_dict_pre_hook(
             lambda _, given: loading.update(checked_copy(self, lambda p: self._bases(p) is not None, given))
         )
@@ -146,52 +146,87 @@ class PortHamiltonian(DropIn):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
         super().__setstate__(state)
-        self._report, self._flats = None, {}
+        self._report, self._flats = None, _Flats()
         if "_compile" in state:
             self._kernels = _kernels(self._compile)
-        if self._loading:
-            self.state.clear()
-            self.state.update(self._loading)  # type: ignore[arg-type]
+        for p, memory in (self._loading or {}).items():
+            self.state[p].update(memory)
 
-    _loading: dict[Tensor | str, dict[str, Any]] | None = None
+    _loading: dict[Tensor, dict[str, Any]] | None = None
 
-    def _account(self) -> dict[str, Any]:
-        return self.state.get(ACCOUNT, {})  # type: ignore[call-overload]
+    def _account(self) -> Tensor | None:
+        """The account of energy, if there has been a step."""
+        memories = (self.state.get(p, {}) for _, p, _ in self.named())
+        return in_place.account_of([memory for memory in memories if in_place.ACCOUNT in memory])
 
     def _take_step(self, loss: float | None) -> None:
-        blocks = [(p, self._block(name, p, group)) for name, p, group in self.named() if p.numel()]
-        taking_part = [(p, block) for p, block in blocks if block.grad is not None]
+        entries = [(name, p, group) for name, p, group in self.named() if p.numel()]
+        account, taking_part = self._account(), [p for _, p, _ in entries if p.grad is not None]
         if not taking_part:
             return
-        kernels = self._kernels if all(p.device.type == "cpu" for p, _ in blocks) else Plain
-        tensors = [block for _, block in blocks]
-        state = in_place.with_new_springs(self._account(), tensors, *self._budget)
-        state, report = in_place.step(self._network, tensors, loss, state, kernels)
-        self.state[ACCOUNT] = in_place.account_of(state, tensors)  # type: ignore[index]
-        if report is None:
+        self._check(entries)
+        resting = [
+            Resting(memory, float(group["weight_decay"]))
+            for _, p, group in entries
+            if p.grad is None and (memory := self.state.get(p, {})).get("step") and in_place.ACCOUNT in memory
+        ]
+        account = in_place.new_account() if account is None else account
+        active = [self._block(name, p, group, account) for name, p, group in entries if p.grad is not None]
+        self._flats.keep(taking_part)
+        state = in_place.state_of(account)
+        if loss is None and not state.step and _asks_for_a_state(active):
             return
+        kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
+        before = in_place.with_new_springs(state, active, resting, *self._budget)
+        after, report = in_place.step(self._network, active, resting, loss, before, kernels)
+        if report is None:
+            in_place.write(account, state._replace(skipped=after.skipped))
+            return
+        in_place.write(account, after)
         self._report = report
-        for p, block in taking_part:
-            theta = block.finish(state.gradient_unit)
+        for tensor in (*active, *resting):
+            tensor.memory["decay"] = tensor.weight_decay
+        for p, block in zip(taking_part, active, strict=True):
+            theta = block.finish(after.gradient_unit)
             if theta.data_ptr() != p.data_ptr():
                 p.copy_(theta.view(p.shape))
         # Compiled loops don't tell autograd.
-        torch.autograd.graph.increment_version([p for p, _ in taking_part])
+        torch.autograd.graph.increment_version(taking_part)
 
-    def _block(self, name: str, p: Tensor, group: dict[str, Any]) -> Block:
-        """A parameter for the step, with a memory from its first gradient on."""
-        grad, dtype, memory = p.grad, dtype_of(p), self.state.get(p) or {}
-        bases = None if self._rotation is None else self._bases(p)
-        if grad is not None:
-            grad = flat(grad, dtype)
-            if not memory:
-                memory = self.state[p] = new_memory(p, bases)
-        flats = self._flat_memory(p, memory) if memory else ()
-        theta, lr, decay = flat(p, dtype), float(group["lr"]), float(group["weight_decay"])
-        block = Block(name, tuple(p.shape), theta, grad, memory, flats, lr, decay)
-        if bases is None or self._rotation is None or grad is None:
-            return block
-        return RotatedBlock(block, bases, self._rotation[1])
+    def _check(self, entries: list[tuple[str, Tensor, dict[str, Any]]]) -> None:
+        """Raise ValueError where a gradient, or what is remembered, does not fit a parameter any more."""
+        for name, p, _ in entries:
+            grad, memory = p.grad, self.state.get(p, {})
+            if grad is not None and (grad.shape != p.shape or grad.device != p.device):
+                raise ValueError(
+                    f"parameter {name} has shape {tuple(p.shape)} on {p.device}, and its gradient {tuple(grad.shape)} "
+                    f"on {grad.device}: call zero_grad() after a parameter's data is replaced"
+                )
+            if grad is None or "momentum" not in memory:
+                continue
+            if memory["momentum"].shape != p.shape:
+                raise ValueError(
+                    f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it has "
+                    f"{tuple(memory['momentum'].shape)}: resize that too, or delete it, del optimizer.state[p]"
+                )
+            bases = self._bases(p)
+            if (memory["basis"].numel() if "basis" in memory else 0) != (sum(bases.sizes) if bases else 0):
+                raise ValueError(
+                    f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it is in the bases "
+                    "of another: delete it, del optimizer.state[p]"
+                )
+
+    def _block(self, name: str, p: Tensor, group: dict[str, Any], account: Tensor) -> Block:
+        """A parameter that takes part, with a memory from its first gradient on."""
+        assert p.grad is not None
+        dtype, memory, bases = dtype_of(p), self.state[p], self._bases(p)
+        if "momentum" not in memory:
+            memory.update(new_memory(p, bases))
+            memory[in_place.ACCOUNT] = account
+        fit(memory, p)
+        flats, lr, decay = self._flats.of(p, memory), float(group["lr"]), float(group["weight_decay"])
+        block = Block(name, tuple(p.shape), flat(p, dtype), flat(p.grad, dtype), memory, flats, lr, decay)
+        return block if bases is None or self._rotation is None else RotatedBlock(block, bases, self._rotation[1])
 
     def _bases(self, p: Tensor) -> Eigenbases | None:
         """Those in which a parameter is seen, if there are any."""
@@ -200,14 +235,33 @@ class PortHamiltonian(DropIn):
         bases = bases_of(Layout(("",), (tuple(p.shape),)), self._rotation[0])
         return bases if bases.sizes else None
 
-    def _flat_memory(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Flat views of what is remembered, made anew if something has put other tensors there."""
+
+class _Flats:
+    """Flat views of what is remembered of parameters, since making them takes long; they go with their parameter."""
+
+    def __init__(self) -> None:
+        self._views = dict[int, tuple[weakref.ref[Tensor], tuple[Tensor, ...]]]()
+
+    def of(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The views, made anew if something has put other tensors there."""
         now = [memory[name] for name in BUFFERS]
-        before, flats = self._flats.get(p, ((), ()))
-        if len(before) != len(now) or any(map(operator.is_not, before, now)):
-            flats = tuple(x.view(-1) for x in now)
-            self._flats[p] = now, flats
-        return flats
+        _, views = self._views.get(id(p), (None, ()))
+        if len(views) != len(now) or any(view._base is not x for view, x in zip(views, now, strict=True)):
+            views = tuple(x.view(-1) for x in now)
+            known, key = self._views, id(p)
+            known[key] = weakref.ref(p, lambda _: known.pop(key, None)), views
+        return views
+
+    def keep(self, params: list[Tensor]) -> None:
+        """Forget all others."""
+        if len(self._views) > len(params):
+            for key in self._views.keys() - set(map(id, params)):
+                del self._views[key]
+
+
+def _asks_for_a_state(blocks: list[Block]) -> bool:
+    """Whether a first step, without a loss, is only to make the state, as torch.distributed.checkpoint does."""
+    return all(block.lr == 0 and not block.grad.any() for block in blocks)
 
 
 def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamiltonian]:

@@ -9,50 +9,62 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optim.drop_in import DropIn
-from ph_l2o.port_hamiltonian.blocks import dtype_of
-
-ACCOUNT = "account"  # the account of energy, among the parameters in `state`
+from ph_l2o.port_hamiltonian.blocks import BASES, KEYS, dtype_of
+from ph_l2o.port_hamiltonian.in_place import ACCOUNT, new_account
 
 
 def checked_copy(
     optimizer: DropIn, rotates: Callable[[Tensor], bool], given: Mapping[str, Any]
-) -> dict[Tensor | str, dict[str, Any]]:
-    """What is remembered of each parameter, where and as it is needed.
+) -> dict[Tensor, dict[str, Any]]:
+    """What is remembered of each parameter, where and as it is needed; not what wrappers have put beside it.
 
     Raises:
         ValueError: If it is of another optimizer or model, or of one with its tensors in another order.
     """
     saved = given["state"]
-    if saved and ACCOUNT not in saved:
-        raise ValueError("the loaded state has no account of energy: it is not of ph_l2o.optim.PortHamiltonian")
+    if ACCOUNT in saved:
+        raise ValueError("the loaded state is of a version with other dynamics: start from the model's weights alone")
     for ours, theirs in zip(optimizer.param_groups, given["param_groups"], strict=False):
         names, loaded = ours.get("param_names", []), theirs.get("param_names", [])
         if names != loaded and sorted(names) == sorted(loaded):
             raise ValueError(f"the loaded state has its parameters in another order: {', '.join(loaded)}")
     keys = [key for group in given["param_groups"] for key in group["params"]]
-    found: dict[Tensor | str, dict[str, Any]] = {}
+    if saved.keys() & set(keys) and not any(ACCOUNT in saved[key] for key in keys if key in saved):
+        raise ValueError("the loaded state has no account of energy: it is not of ph_l2o.optim.PortHamiltonian")
+    found, accounts = dict[Tensor, dict[str, Any]](), dict[int, Tensor]()
     for key, (name, p, _) in zip(keys, optimizer.named(), strict=False):
-        if key in saved:
-            _check(name, p, rotates(p), saved[key])
-            found[p] = {k: _copy(x, p) if isinstance(x, Tensor) else x for k, x in saved[key].items()}
-    if ACCOUNT in saved:
-        found[ACCOUNT] = dict(saved[ACCOUNT])
+        memory = saved.get(key, {})
+        if ACCOUNT not in memory:
+            continue
+        _check(name, p, rotates(p), memory)
+        account = memory[ACCOUNT]
+        if id(account) not in accounts:  # one for all parameters stays one
+            accounts[id(account)] = account.detach().to("cpu", torch.float64, copy=True)
+        found[p] = {k: _copy(memory[k], p) for k in KEYS if k in memory} | {ACCOUNT: accounts[id(account)]}
     return found
 
 
 def _check(name: str, p: Tensor, rotates: bool, memory: Mapping[str, Any]) -> None:
+    if ("basis" in memory) != rotates:
+        raise ValueError(
+            f"the loaded state of parameter {name} is of weights of the other kind: load it with "
+            f"pretrained={'kronecker' if 'basis' in memory else 'default'}, or what was given there"
+        )
+    missing = [key for key in KEYS if key not in memory and (rotates or key not in BASES)]
+    if missing or memory[ACCOUNT].shape != new_account().shape:
+        raise ValueError(
+            f"the loaded state of parameter {name} is of another version ({', '.join(missing) or 'account'} missing): "
+            "start from the model's weights alone"
+        )
     shape = tuple(memory["momentum"].shape)
     if shape != tuple(p.shape):
         raise ValueError(
             f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
             "another model, or its parameters are in another order"
         )
-    if ("basis" in memory) != rotates:
-        raise ValueError(
-            f"the loaded state of parameter {name} is of weights of the other kind: load it with "
-            f"pretrained={'kronecker' if 'basis' in memory else 'default'}, or what was given there"
-        )
 
 
-def _copy(x: Tensor, p: Tensor) -> Tensor:
+def _copy(x: Any, p: Tensor) -> Any:
+    if not isinstance(x, Tensor):
+        return x
     return x.detach().to(p.device, dtype_of(p)).clone(memory_format=torch.contiguous_format)

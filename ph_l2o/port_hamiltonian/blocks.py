@@ -1,14 +1,18 @@
 """The tensors of a step in place, and what is remembered of each.
 
 The memory of a tensor is a dictionary that lies in torch.optim's `state`: `fast` and `slow`, averages of the gradient,
-`second`, v, and `momentum`, π, of the parameter's shape; `step`, the number of steps in it; `second_sum`, Σ v, and
-`momentum_square`, ‖π‖². Of a rotated one all that lies in the coordinates of its bases; beside it `gram`, L and R,
+`second`, v, and `momentum`, π, of the parameter's shape; `step`, the number of steps in it; `second_sum`, Σ v,
+`momentum_square`, ‖π‖², and `theta_square`, ‖θ‖², after the last of them; `decay`, the stiffness of the spring whose
+energy is in the account. Of a rotated one all that lies in the coordinates of its bases; beside it `gram`, L and R,
 `basis`, Q_L and Q_R, and `gram_unit`, the gradient's unit in which L and R are.
+
+While a tensor takes no part, its buffers are not touched: units change by two numbers, `momentum_factor` of π and
+`gradient_factor` of `fast` and `slow` (of `second` its square), which go into the buffers when it takes part again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +27,23 @@ from ph_l2o.port_hamiltonian.energy import DECAYS, SECOND_DECAY, averaging_weigh
 
 Array = NDArray[np.float64]
 BUFFERS = ("fast", "slow", "second", "momentum")
+BASES = ("basis", "gram", "gram_unit")
+_FACTORS = ("momentum_factor", "gradient_factor")
+_SUMS = ("second_sum", "momentum_square", "theta_square", "decay")
+KEYS = ("step", *_SUMS, *_FACTORS, *BUFFERS, *BASES)  # of a memory
 
 
 @dataclass(slots=True)
 class Block:
-    """One tensor in a step.
+    """A tensor that takes part in a step.
 
     Attributes:
         name: For the diagnostics.
         shape: Shape of the parameter.
         theta: Parameters, flat.
-        grad: Gradient, flat, of the same type; None if the tensor takes no part.
-        memory: See the module's text; empty for a tensor that never took part.
-        flats: The four tensors of the memory, flat; empty without one.
+        grad: Gradient, flat, of the same type.
+        memory: See the module's text.
+        flats: The four tensors of the memory, flat.
         lr: Factor of the squared step scale.
         weight_decay: Stiffness of its spring beside the common one.
     """
@@ -43,7 +51,7 @@ class Block:
     name: str
     shape: tuple[int, ...]
     theta: Tensor
-    grad: Tensor | None
+    grad: Tensor
     memory: dict[str, Any]
     flats: tuple[Tensor, ...]
     lr: float
@@ -55,8 +63,21 @@ class Block:
         return self.theta
 
 
+@dataclass(slots=True)
+class Resting:
+    """A tensor that has taken part before, and does not in this step.
+
+    Attributes:
+        memory: See the module's text.
+        weight_decay: As of a block.
+    """
+
+    memory: dict[str, Any]
+    weight_decay: float
+
+
 class RotatedBlock(Block):
-    """A tensor with a gradient, in the coordinates of its bases.
+    """A tensor in the coordinates of its bases.
 
     Args:
         plain: The tensor in its own coordinates.
@@ -65,7 +86,6 @@ class RotatedBlock(Block):
     """
 
     def __init__(self, plain: Block, bases: Eigenbases, frequency: int):
-        assert plain.grad is not None
         self._plain, self._plain_grad, self._bases, self._frequency = plain, plain.grad[None], bases, frequency
         self._start = bases.rotated(plain.theta[None], plain.memory["basis"])
         grad = bases.rotated(self._plain_grad, plain.memory["basis"])[0]
@@ -76,7 +96,7 @@ class RotatedBlock(Block):
         """Also take the gradient into L and R, whose unit becomes G, and turn what is remembered to new bases."""
         bases, memory, old = self._bases, self.memory, self.memory["basis"]
         self._plain.theta.add_(bases.rotated(self.theta[None] - self._start, old, back=True)[0])
-        step = torch.tensor([float(memory["step"])], dtype=torch.float64)
+        step = torch.tensor([float(memory["step"])], dtype=torch.float64, device="cpu")
         change = memory["gram_unit"] / gradient_unit
         unit, change, kinetic = old.new_tensor([[gradient_unit], [change], [0.5 * memory["momentum_square"]]])
         memory["gram"], new, is_new = renewed(
@@ -102,8 +122,8 @@ def new_memory(param: Tensor, bases: Eigenbases | None) -> dict[str, Any]:
     like = torch.empty(param.shape, dtype=dtype_of(param), device=param.device)
     memory = {
         "step": 0,
-        "second_sum": 0.0,
-        "momentum_square": 0.0,
+        **dict.fromkeys(_SUMS, 0.0),
+        **dict.fromkeys(_FACTORS, 1.0),
         **{name: torch.zeros_like(like) for name in BUFFERS},
     }
     if bases is not None:
@@ -140,14 +160,41 @@ def all_sums(active: Sequence[Block], sums: Array, weights: Array) -> Array:
     return found
 
 
-def change_unit(blocks: Sequence[Block], change: float) -> None:
+def fit(memory: dict[str, Any], param: Tensor) -> None:
+    """Make the buffers what a step needs: of this type and device, dense, and in the units of now."""
+    dtype = dtype_of(param)
+    for name in (*BUFFERS, "basis", "gram"):
+        x = memory.get(name)
+        if x is not None and not (x.dtype == dtype and x.device == param.device and x.is_contiguous()):
+            memory[name] = x.to(param.device, dtype).contiguous()
+    if any(memory[name] != 1 for name in _FACTORS):
+        _wake(memory)
+
+
+def _wake(memory: dict[str, Any]) -> None:
+    """Put into the buffers of a tensor that has rested by how much units have changed meanwhile."""
+    of_momentum, of_gradient = (memory[name] for name in _FACTORS)
+    if of_momentum != 1:
+        memory["momentum"].mul_(of_momentum)
+    if of_gradient != 1:
+        _change_unit(memory, of_gradient)
+    memory |= dict.fromkeys(_FACTORS, 1.0)
+
+
+def change_unit(active: Sequence[Block], resting: Sequence[Resting], change: float) -> None:
     """Express what is remembered of the gradient in another unit."""
-    for block in blocks:
-        if block.memory:
-            block.memory["fast"].mul_(change)
-            block.memory["slow"].mul_(change)
-            block.memory["second"].mul_(change).mul_(change)
-            block.memory["second_sum"] *= change * change
+    for block in active:
+        _change_unit(block.memory, change)
+    for tensor in resting:
+        tensor.memory["gradient_factor"] *= change
+    for tensor in (*active, *resting):
+        tensor.memory["second_sum"] *= change * change
+
+
+def _change_unit(memory: dict[str, Any], change: float) -> None:
+    memory["fast"].mul_(change)
+    memory["slow"].mul_(change)
+    memory["second"].mul_(change).mul_(change)
 
 
 def shrink(active: Sequence[Block], factor: float) -> None:
@@ -157,17 +204,19 @@ def shrink(active: Sequence[Block], factor: float) -> None:
             block.theta.mul_(factor)
 
 
-def pull_at_rest(resting: Sequence[Block], stiffness: float) -> float:
+def pull_at_rest(resting: Sequence[Resting], stiffness: float) -> float:
     """Spring energy of the tensors that take no part."""
-    return sum(0.5 * (stiffness + block.weight_decay) * square(block.theta) for block in resting)
+    return sum(0.5 * (stiffness + tensor.weight_decay) * tensor.memory["theta_square"] for tensor in resting)
 
 
-def kinetic_at_rest(resting: Sequence[Block], rescale: float) -> float:
+def kinetic_at_rest(resting: Sequence[Resting], rescale: float) -> float:
     """Express the momenta of the tensors that take no part in the loss's new unit; their kinetic energy."""
-    kinetic = 0.0
-    for block in resting:
-        if block.memory:
-            block.flats[-1].mul_(rescale)
-            block.memory["momentum_square"] *= rescale * rescale
-            kinetic += 0.5 * block.memory["momentum_square"]
-    return kinetic
+    for tensor in resting:
+        tensor.memory["momentum_factor"] *= rescale
+        tensor.memory["momentum_square"] *= rescale * rescale
+    return kinetic_energy(resting)
+
+
+def kinetic_energy(tensors: Iterable[Block | Resting]) -> float:
+    """½‖π‖² over tensors, as it was after the last step of each."""
+    return 0.5 * sum(tensor.memory["momentum_square"] for tensor in tensors)

@@ -37,7 +37,7 @@ class Fused:
     """The passes of `kernels.Plain`, compiled; for tensors on the CPU, without transient buffers.
 
     Args:
-        blocks: The tensors of the step, each with a gradient.
+        blocks: The tensors of the step.
 
     Raises:
         CompilerError: If there is no C++ compiler, or it fails.
@@ -82,7 +82,6 @@ class Fused:
         for n in chosen:
             k, first, _ = ranges[n]
             block, skipped = self.blocks[k], first * self.blocks[k].theta.element_size()
-            assert block.grad is not None
             pointers += [x.data_ptr() + skipped for x in (block.grad, block.theta, *block.flats)]
         count = len(chosen)
         integers = ctypes.c_int64 * count

@@ -11,17 +11,18 @@ then the gradient is used as it is. g, v and q are in units of S too, and u = G 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import blocks as memory
 from ph_l2o.port_hamiltonian import controller, energy
 from ph_l2o.port_hamiltonian.arithmetic import Numbers
-from ph_l2o.port_hamiltonian.blocks import Array, Block, square
+from ph_l2o.port_hamiltonian.blocks import Array, Block, Resting, square
 from ph_l2o.port_hamiltonian.fused import Fused
 from ph_l2o.port_hamiltonian.kernels import Plain
 from ph_l2o.port_hamiltonian.state import SECOND, THETA, PortHamiltonianState, Seen
@@ -34,7 +35,8 @@ _BY_PARAMETER = {"averages": None, "second": None, "momentum": None}
 _NOTHING_SEEN = PortHamiltonianState(
     **dict.fromkeys(PortHamiltonianState._fields, 0.0) | {"uses_loss": 1.0} | _BY_PARAMETER
 )
-_DECAYS = "decays"  # in the account: stiffness, beside the common one, of the springs whose energy is in it
+ACCOUNT = "account"  # in the memory of each tensor: the account of all, one tensor of these numbers
+_NUMBERS = tuple(name for name in PortHamiltonianState._fields if name not in _BY_PARAMETER)
 
 
 class Report(NamedTuple):
@@ -58,7 +60,8 @@ class Report(NamedTuple):
 @torch.no_grad()
 def step(
     network: controller.FrozenController,
-    blocks: Sequence[Block],
+    active: Sequence[Block],
+    resting: Sequence[Resting],
     loss: float | None,
     state: PortHamiltonianState,
     kernels: type[Plain] | type[Fused],
@@ -67,7 +70,8 @@ def step(
 
     Args:
         network: The controller.
-        blocks: All tensors, at least one of which has a gradient.
+        active: The tensors that have a gradient, at least one.
+        resting: Others that have taken part before.
         loss: The loss at θ, or None.
         state: Numbers before the step.
         kernels: The passes.
@@ -75,13 +79,11 @@ def step(
     Returns:
         Numbers after the step, and what was done; None if the step was skipped.
     """
-    active = [block for block in blocks if block.grad is not None]
-    resting = [block for block in blocks if block.grad is None]
     passes = kernels(active)
     seen = energy.observe(passes.largest(), loss, state)
     if not seen.finite:
         return state._replace(skipped=state.skipped + 1), None
-    factor, u = _units(blocks, seen, state)
+    factor, u = _units(active, resting, seen, state)
 
     # First pass: the gradient goes into its averages. Of the sums the controller makes the ports.
     weights = memory.averaging_weights(active)
@@ -117,8 +119,8 @@ def step(
     force = keep * of_push * (trust / root_length)
     moves = np.array([keep * before.rescale, force, keep * of_scale * spring, of_scale * root_length]).T
     momentum_square, moved_square = passes.move(factor, predicted, moves).T
-    for block, value in zip(active, momentum_square.tolist(), strict=True):
-        block.memory["momentum_square"] = value
+    for block, *values in zip(active, momentum_square.tolist(), moved_square.tolist(), strict=True):
+        block.memory["momentum_square"], block.memory["theta_square"] = values
     kinetic = 0.5 * Numbers.total(momentum_square) + memory.kinetic_at_rest(resting, before.rescale)
     pull = 0.5 * state.stiffness * float(stiff @ moved_square) + rest
     account = energy.energy_after(trust, kinetic, pull, before, seen, state)
@@ -141,42 +143,77 @@ def diagnostics(state: PortHamiltonianState, report: Report | None) -> dict[str,
     return found
 
 
-def state_of(account: Mapping[str, Any]) -> PortHamiltonianState:
-    """The numbers in an account as it lies in the drop-in's `state`; of an empty one, those before the first step."""
-    return _NOTHING_SEEN._replace(**{name: x for name, x in account.items() if name != _DECAYS})
+def new_account() -> Tensor:
+    """The numbers before the first step, as the drop-in keeps them: one tensor in the state of all parameters."""
+    return _tensor(_NOTHING_SEEN)
 
 
-def account_of(state: PortHamiltonianState, blocks: Sequence[Block]) -> dict[str, Any]:
-    """The account as it lies in `state` of the drop-in: plain numbers."""
-    numbers = {name: x for name, x in state._asdict().items() if name not in _BY_PARAMETER}
-    return {**numbers, _DECAYS: [block.weight_decay for block in blocks]}
+def state_of(account: Tensor | None) -> PortHamiltonianState:
+    """The numbers in an account; without one, those before the first step."""
+    if account is None:
+        return _NOTHING_SEEN
+    return _NOTHING_SEEN._replace(**dict(zip(_NUMBERS, account.tolist(), strict=True)))
+
+
+def write(account: Tensor, state: PortHamiltonianState) -> None:
+    """Put the numbers into an account."""
+    account.copy_(_tensor(state))
+
+
+def account_of(memories: Sequence[dict[str, Any]]) -> Tensor | None:
+    """The account of these tensors, made one object again where it has been copied; None if none has one.
+
+    Tensors whose account is another one, of another optimizer's training, join that which has taken most steps.
+    """
+    found = {id(known[ACCOUNT]): known[ACCOUNT] for known in memories if ACCOUNT in known}
+    if len(found) == 1 and (only := next(iter(found.values()))).device.type == "cpu":
+        return only
+    if not found:
+        return None
+    states = {key: state_of(account) for key, account in found.items()}
+    most = max(states, key=lambda key: states[key].step)
+    account, state = found[most].to("cpu", torch.float64), states[most]
+    for known in memories:
+        other = states[id(known.get(ACCOUNT, found[most]))]
+        if other != states[most]:
+            change = _stored_unit(other.gradient_unit) / _stored_unit(state.gradient_unit)
+            memory.change_unit((), (Resting(known, known["decay"]),), change)
+            joining = (state.stiffness + known["decay"]) * known["theta_square"] + known["momentum_square"]
+            state = state._replace(energy=state.energy + 0.5 * joining)
+        known[ACCOUNT] = account
+    write(account, state)
+    return account
 
 
 def with_new_springs(
-    account: Mapping[str, Any], blocks: Sequence[Block], budget: float, radius: float
+    state: PortHamiltonianState, active: Sequence[Block], resting: Sequence[Resting], budget: float, radius: float
 ) -> PortHamiltonianState:
-    """The numbers in an account, with the energy of springs that are new in it or have become stiffer."""
-    state, known = state_of(account), list(account.get(_DECAYS, []))
-    decays = [block.weight_decay for block in blocks]
-    if known == decays:
-        return state
-    squares = [square(block.theta) for block in blocks]
-    if known:
-        account, stiffness = state.energy + 0.5 * state.stiffness * sum(squares[len(known) :]), state.stiffness
+    """The numbers before a step of these tensors, with the energy of springs that are new or have become stiffer."""
+    known = [tensor for tensor in (*active, *resting) if tensor.memory["step"]]
+    new = [(block, square(block.theta)) for block in active if not block.memory["step"]]
+    squares = sum(theta_square for _, theta_square in new)
+    if state.step:
+        account, stiffness = state.energy + 0.5 * state.stiffness * squares, state.stiffness
     else:
-        size = sum(block.theta.numel() for block in blocks)
-        account, stiffness = energy.at_the_start(sum(squares), size, budget, radius)
-    known += [0.0] * (len(blocks) - len(known))
-    for theta_square, before, now in zip(squares, known, decays, strict=True):
-        account += 0.5 * max(now - before, 0.0) * theta_square
-    return state._replace(energy=account, stiffness=stiffness)
+        account, stiffness = energy.at_the_start(squares, sum(x.theta.numel() for x, _ in new), budget, radius)
+    account += sum(0.5 * block.weight_decay * theta_square for block, theta_square in new)
+    for tensor in known:
+        stiffer = max(tensor.weight_decay - tensor.memory["decay"], 0.0)
+        account += 0.5 * stiffer * tensor.memory["theta_square"]
+    return state._replace(energy=account, stiffness=stiffness, kinetic=memory.kinetic_energy(known))
 
 
-def _units(blocks: Sequence[Block], seen: Seen, state: PortHamiltonianState) -> tuple[float, float]:
+def _tensor(state: PortHamiltonianState) -> Tensor:
+    return torch.tensor([getattr(state, name) for name in _NUMBERS], dtype=torch.float64, device="cpu")
+
+
+def _units(
+    active: Sequence[Block], resting: Sequence[Resting], seen: Seen, state: PortHamiltonianState
+) -> tuple[float, float]:
     """From the gradient to what is remembered of it, which gets the unit S; u."""
     unit, last_unit = _stored_unit(seen.gradient_unit), _stored_unit(state.gradient_unit)
     if unit != last_unit:
-        memory.change_unit(blocks, last_unit / unit)
+        memory.change_unit(active, resting, last_unit / unit)
     clip = seen.factor * seen.gradient_unit
     return (1.0 if clip > 1 - _ROUNDING else clip) / unit, seen.gradient_unit / unit
 

@@ -22,7 +22,7 @@ class Plain:
     """The passes by operations of torch, on any device, with one transient buffer as large as the parameters.
 
     Args:
-        blocks: The tensors of the step, each with a gradient.
+        blocks: The tensors of the step.
     """
 
     def __init__(self, blocks: Sequence[Block]):
@@ -196,7 +196,6 @@ def over_tensors(sums: Array, owners: list[int], count: int) -> Array:
 
 def _parts(block: Block, length: int) -> list[tuple[Tensor, ...]]:
     """Gradient, θ and what is remembered, in parts of at most `length` coordinates."""
-    assert block.grad is not None
     columns = (block.grad, block.theta, *block.flats)
     if block.theta.numel() <= length:
         return [columns]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ph_l2o.optimizers import PortHamiltonian as Learned
+from ph_l2o.port_hamiltonian import in_place
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 
@@ -51,6 +52,12 @@ def train(model, optimizer, steps: int = 5, first: int = 0, with_loss: bool = Tr
             optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def account(optimizer) -> dict[str, float]:
+    """The numbers of the account of energy, by name."""
+    state = in_place.state_of(next(m["account"] for m in optimizer.state.values() if "account" in m))
+    return {name: x for name, x in state._asdict().items() if x is not None}
 
 
 def flat(model: nn.Module) -> torch.Tensor:

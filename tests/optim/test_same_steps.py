@@ -10,7 +10,7 @@ from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.optimizers import PortHamiltonianKronecker
 from ph_l2o.params import Params
 from ph_l2o.port_hamiltonian import fused, kernels
-from tests.optim.conftest import needs_compiler
+from tests.optim.conftest import account, needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
 COMPILE = [False, pytest.param(True, marks=needs_compiler)]
@@ -75,10 +75,9 @@ def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch
             # Moves that are small beside θ are rounded with it.
             assert (moved - expected).abs().max() <= 1e-9 * expected.abs().max() + 1e-14 * p.abs().max()
             assert torch.equal(p.grad, grads[i]) or k in (5, 11)
-    account = optimizer.state["account"]
     dynamics = getattr(state, "dynamics", state)
-    for name in set(account) - {"decays"}:
-        assert account[name] == pytest.approx(getattr(dynamics, name).item(), rel=1e-9, abs=1e-12), name
+    for name, value in account(optimizer).items():
+        assert value == pytest.approx(getattr(dynamics, name).item(), rel=1e-9, abs=1e-12), name
     assert optimizer.skipped == (3 if loss_kind in ("given", "negative", "lost") else 2)
 
 
@@ -123,7 +122,8 @@ def test_energy_and_radius_hold_under_attack(made, compile, weight_decay):
         assert found["energy"] <= before
         in_use = found["kinetic"] + found["spring"]
         assert in_use <= found["energy"] * (1 + 1e-5)
-        momentum = [optimizer.state[p]["momentum"] for p in tensors if p in optimizer.state]
+        memories = [optimizer.state[p] for p in tensors if p in optimizer.state]
+        momentum = [memory["momentum_factor"] * memory["momentum"] for memory in memories]
         assert found["kinetic"] == pytest.approx(0.5 * sum(m.square().sum().item() for m in momentum), rel=1e-4)
         assert sum(p.square().sum() for p in tensors).sqrt() <= optimizer.radius() * (1 + 1e-5)
         assert optimizer.radius() <= radius

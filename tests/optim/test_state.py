@@ -1,0 +1,173 @@
+"""What lies in `optimizer.state` belongs to parameters, and goes with them: files, wrappers, parameters that change."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import state_dict as of_torch
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from ph_l2o.optim import PortHamiltonian
+from tests.optim.conftest import flat, needs_compiler, train
+
+FORMS = {
+    "AdamW": lambda p, **o: torch.optim.AdamW(p, **({"lr": 0.01} | o)),
+    "PortHamiltonian": PortHamiltonian,
+    "compiled": lambda p, **o: PortHamiltonian(p, compile=True, **o),
+    "kronecker": lambda p, **o: PortHamiltonian(p, pretrained="kronecker", **o),
+}
+
+
+@pytest.fixture(params=[pytest.param(x, marks=needs_compiler if x == "compiled" else ()) for x in FORMS])
+def make(request):
+    return FORMS[request.param]
+
+
+@pytest.fixture
+def alone(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def steps(params, optimizer, first, count):
+    for k in range(first, first + count):
+        draws = torch.Generator().manual_seed(k)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=draws).to(p.dtype)
+        optimizer.step()
+
+
+def through_checkpoint(model, optimizer, other, resumed, folder, **options):
+    options = of_torch.StateDictOptions(**options)
+    saved = of_torch.get_state_dict(model, optimizer, options=options)
+    checkpoint.save({"model": saved[0], "optimizer": saved[1]}, checkpoint_id=folder)
+    there = dict(zip(("model", "optimizer"), of_torch.get_state_dict(other, resumed, options=options), strict=True))
+    checkpoint.load(there, checkpoint_id=folder)
+    of_torch.set_state_dict(
+        other, resumed, model_state_dict=there["model"], optim_state_dict=there["optimizer"], options=options
+    )
+
+
+def through_zero(model, optimizer, other, resumed, folder):
+    optimizer.consolidate_state_dict()
+    torch.save(optimizer.state_dict(), folder / "state.pt")
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+
+
+def through_file(model, optimizer, other, resumed, folder):
+    torch.save(optimizer.state_dict(), folder / "state.pt")
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+
+
+HOWS = {
+    "checkpoint": through_checkpoint,
+    "flattened": lambda *a: through_checkpoint(*a, flatten_optimizer_state_dict=True),
+    "full": lambda *a: through_checkpoint(*a, full_state_dict=True),
+    "zero": through_zero,
+    "file": through_file,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("how", HOWS)
+def test_a_saved_state_continues_bit_for_bit(make, model, how, dtype, alone, tmp_path):
+    model, models = model.to(dtype), []
+    for other in (model, copy.deepcopy(model)):
+        if how == "zero":
+            models.append((other, ZeroRedundancyOptimizer(other.parameters(), make)))
+        else:
+            models.append((other, make(other.parameters())))
+    steps([*model.parameters()][:3], models[0][1], 0, 2)
+    steps([*model.parameters()], models[0][1], 2, 3)
+    HOWS[how](*models[0], *models[1], tmp_path)
+    for other, optimizer in models:
+        other[2].bias.grad = None
+        steps([*other.parameters()][:3], optimizer, 5, 2)
+        steps([*other.parameters()], optimizer, 7, 2)
+    assert torch.equal(flat(model), flat(models[1][0])) and flat(model).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_state_that_is_made_before_training_changes_nothing(make, model, alone):
+    """torch.distributed.checkpoint takes a step at lr 0 with gradients of 0 for it."""
+    other = copy.deepcopy(model)
+    optimizer, twin = make(model.parameters()), make(other.parameters())
+    of_torch.get_optimizer_state_dict(model, optimizer)
+    assert torch.equal(flat(model), flat(other)) and optimizer.state
+    if isinstance(optimizer, torch.optim.AdamW):
+        return  # its bias correction is one step further
+    train(model, optimizer, 4)
+    train(other, twin, 4)
+    assert torch.equal(flat(model), flat(other))
+
+
+def test_what_wrappers_keep_is_loaded_too(make, model):
+    optimizer = make(model.parameters())
+    train(model, optimizer, 2, with_loss=False)
+    optimizer.state["wrapper"] = {"scale": torch.tensor(0.5)}
+    optimizer.state[model[0].weight]["mean"] = torch.ones(8, 4)
+    other = make(copy.deepcopy(model).parameters())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.state["wrapper"] == {"scale": torch.tensor(0.5)}
+    assert torch.equal(other.state[other.param_groups[0]["params"][0]]["mean"], torch.ones(8, 4))
+
+
+def test_parameters_come_and_go(make):
+    """A twin that has the others in another place, or never had those that are gone, takes the same steps."""
+    torch.manual_seed(0)
+    start = [torch.randn(3, 2), torch.randn(4), torch.randn(2, 2), torch.randn(3)]
+    first, second, third, fourth = (x.clone().requires_grad_() for x in start)
+    optimizer = make([{"params": []}, {"params": [first, second]}, {"params": [third]}])
+    steps([first, second, third], optimizer, 0, 3)
+    optimizer.param_groups.pop()
+    optimizer.param_groups[1]["params"].remove(first)
+    before = first.clone(), third.clone()
+    optimizer.param_groups[0]["params"].append(fourth)
+    steps([second, fourth], optimizer, 3, 3)
+    assert torch.equal(first, before[0]) and torch.equal(third, before[1])
+    assert not torch.equal(fourth, start[3]) and second.isfinite().all() and fourth.isfinite().all()
+    moved = make([{"params": [x.detach().clone().requires_grad_() for x in (fourth, second)]}])
+    for p, q in zip(moved.param_groups[0]["params"], (fourth, second), strict=True):
+        moved.state[p] = copy.deepcopy(optimizer.state[q])
+    steps([fourth, second], optimizer, 6, 3)
+    steps(moved.param_groups[0]["params"], moved, 6, 3)
+    assert [p.tolist() for p in moved.param_groups[0]["params"]] == [fourth.tolist(), second.tolist()]
+
+
+def fits(x, p):
+    return torch.is_tensor(x) and x.shape == p.shape
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_replaced_parameters_are_freed(make, keeps):
+    """As densification does it: a longer tensor in place of one, with its memory or without."""
+    others = [torch.ones(3, requires_grad=True), torch.ones(2, 2, requires_grad=True)]
+    optimizer, dead = make([torch.ones(4, 2, requires_grad=True), *others]), []
+    params = optimizer.param_groups[0]["params"]
+    for k in range(4):
+        if k and keeps and "basis" in optimizer.state[params[0]]:
+            with pytest.raises(ValueError, match=r"parameter 0 has shape \(5, 2\) now, .* del optimizer.state"):
+                steps(params, optimizer, k, 1)
+            return
+        steps(params, optimizer, k, 1)
+        old = params[0]
+        memory = optimizer.state.pop(old)
+        dead += [weakref.ref(x) for x in (old, *memory.values()) if fits(x, old)]
+        params[0] = nn.Parameter(torch.cat([old.detach(), torch.randn(1, 2)]))
+        if keeps:
+            longer = {k: torch.cat([x, torch.zeros(1, 2)]) for k, x in memory.items() if fits(x, old)}
+            optimizer.state[params[0]] = memory | longer
+        del old, memory
+        gc.collect()
+    assert len(dead) > 4 and not any(x() is not None for x in dead)
+    steps(params, optimizer, 9, 1)
+    assert all(p.isfinite().all() for p in params)
