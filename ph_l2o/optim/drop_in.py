@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,6 +44,32 @@ class DropIn(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied, in their own types.
+
+        Raises:
+            ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
+        """
+        loading = self._loading = dict[Tensor, dict[str, Any]]()
+        check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(self._copied(given)))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
+            self._loading = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
+        super().__setstate__(state)
+        for p, memory in (self._loading or {}).items():
+            self.state[p].update(memory)
+
+    _loading: dict[Tensor, dict[str, Any]] | None = None
+
+    def _copied(self, given: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        """What a state dictionary has of the optimizer's own, checked, by parameter."""
+        raise NotImplementedError
+
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Loss = None) -> Any:
         """Take a step.
 
@@ -65,13 +91,9 @@ class DropIn(torch.optim.Optimizer):
                 loss = closure()
         with torch.no_grad():
             value = self._shared(loss)
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None and p.grad.is_sparse:
-                        raise TypeError(
-                            f"{type(self).__name__} needs dense gradients, and one of shape {tuple(p.shape)} is "
-                            "sparse; set sparse=False where it comes from"
-                        )
+            for name, p, _ in self.named():
+                if p.grad is not None:
+                    _check_gradient(name, p, p.grad)
             self._take_step(value)
         return loss
 
@@ -95,13 +117,15 @@ class DropIn(torch.optim.Optimizer):
         return value.item() / dist.get_world_size(group)
 
     def named(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
-        """Name, parameter and group of each tensor, in order."""
-        number = 0
+        """Name, parameter and group of each tensor, in order, each once."""
+        number, seen = 0, set[int]()
         for group in self.param_groups:
             names = group.get("param_names", ())
             named = len(names) == len(group["params"])  # not where parameters were put in or out by hand
             for k, p in enumerate(group["params"]):
-                yield (names[k] if named else str(number)), p, group
+                if id(p) not in seen:
+                    yield (names[k] if named else str(number)), p, group
+                seen.add(id(p))
                 number += 1
 
 
@@ -114,13 +138,34 @@ def check_option(name: str, value: Any) -> None:
 
 
 def flat(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A flat view, or a copy where type or strides ask for one."""
+    """A flat view in memory as it is read, or a copy where type or strides ask for one."""
+    x = x.detach().resolve_neg()
     if x.dtype == dtype and x.is_contiguous():
         return x.view(-1)
-    return x.to(dtype).reshape(-1)
+    return x.to(dtype).contiguous().view(-1)
+
+
+def asks_for_a_state(gradients: Iterable[tuple[Tensor | None, Any]]) -> bool:
+    """Whether a first step is only to make the state, as torch.distributed.checkpoint does: gradients and lr are 0."""
+    return all(grad is None or (float(lr) == 0 and not grad.any()) for grad, lr in gradients)
+
+
+def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"the gradient of parameter {name}, of shape {tuple(p.shape)}, is {grad.layout}, and must be dense: set "
+            "sparse=False where it comes from"
+        )
+    if grad.shape != p.shape or grad.device != p.device:
+        raise ValueError(
+            f"parameter {name} has shape {tuple(p.shape)} on {p.device}, and its gradient {tuple(grad.shape)} on "
+            f"{grad.device}: call zero_grad() after its data is replaced"
+        )
 
 
 def _check_param(p: Tensor, name: str) -> None:
+    if p.layout != torch.strided:
+        raise TypeError(f"{name} needs dense parameters, and one of shape {tuple(p.shape)} is {p.layout}")
     if p.is_complex():
         raise TypeError(f"{name} needs real parameters, and one is {p.dtype}; optimize torch.view_as_real of it")
     is_shard = hasattr(p, "placements") and hasattr(p, "device_mesh")  # a DTensor, without an import of seconds

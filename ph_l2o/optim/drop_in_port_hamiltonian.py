@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,15 +13,24 @@ from torch import Tensor
 
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
-from ph_l2o.optim.drop_in import DropIn, flat
-from ph_l2o.optim.loaded_state import checked_copy
+from ph_l2o.optim.drop_in import DropIn, asks_for_a_state, flat
+from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import PortHamiltonian as PurePortHamiltonian
 from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place
 from ph_l2o.port_hamiltonian.bases import bases_of
-from ph_l2o.port_hamiltonian.blocks import BUFFERS, Block, Resting, RotatedBlock, dtype_of, fit, new_memory
+from ph_l2o.port_hamiltonian.blocks import (
+    BUFFERS,
+    Block,
+    Resting,
+    RotatedBlock,
+    dtype_of,
+    fit,
+    memory_shapes,
+    new_memory,
+)
 from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
 from ph_l2o.port_hamiltonian.kernels import Plain
@@ -122,37 +132,34 @@ class PortHamiltonian(DropIn):
         """
         return in_place.diagnostics(in_place.state_of(self._account()), self._report)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied.
-
-        Raises:
-            ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
-        """
-        loading = self._loading = dict[Tensor, dict[str, Any]]()
-        check = self.register_load_state_dict_pre_hook(
-            lambda _, given: loading.update(checked_copy(self, lambda p: self._bases(p) is not None, given))
-        )
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            check.remove()
-            self._loading = None
-
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
         names = ("_network", "_budget", "_rotation", "_compile", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
+        """See `DropIn`."""
         super().__setstate__(state)
         self._report, self._flats = None, _Flats()
         if "_compile" in state:
             self._kernels = _kernels(self._compile)
-        for p, memory in (self._loading or {}).items():
-            self.state[p].update(memory)
 
-    _loading: dict[Tensor, dict[str, Any]] | None = None
+    def _copied(self, given: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        found, accounts = dict[Tensor, dict[str, Any]](), dict[int, Tensor]()
+        for name, p, memory in saved_memories(self, given, (in_place.ACCOUNT,)):
+            shapes = memory_shapes(p, self._bases(p))
+            if ("basis" in memory) != ("basis" in shapes):
+                raise ValueError(
+                    f"the loaded state of parameter {name} is of weights of the other kind: load it with "
+                    f"pretrained={'kronecker' if 'basis' in memory else 'default'}, or what was given there"
+                )
+            check_memory(name, memory, shapes | {in_place.ACCOUNT: tuple(in_place.new_account().shape)})
+            account = memory[in_place.ACCOUNT]
+            if id(account) not in accounts:  # one for all parameters stays one
+                accounts[id(account)] = account.detach().to("cpu", torch.float64, copy=True)
+            found[p] = {key: copied(memory[key], p.device, dtype_of(p)) for key in shapes}
+            found[p][in_place.ACCOUNT] = accounts[id(account)]
+        return found
 
     def _account(self) -> Tensor | None:
         """The account of energy, if there has been a step."""
@@ -164,7 +171,9 @@ class PortHamiltonian(DropIn):
         account, taking_part = self._account(), [p for _, p, _ in entries if p.grad is not None]
         if not taking_part:
             return
-        self._check(entries)
+        for name, p, _ in entries:
+            if p.grad is not None:
+                self._check_memory(name, p)
         resting = [
             Resting(memory, float(group["weight_decay"]))
             for _, p, group in entries
@@ -174,7 +183,7 @@ class PortHamiltonian(DropIn):
         active = [self._block(name, p, group, account) for name, p, group in entries if p.grad is not None]
         self._flats.keep(taking_part)
         state = in_place.state_of(account)
-        if loss is None and not state.step and _asks_for_a_state(active):
+        if loss is None and not state.step and asks_for_a_state((block.grad, block.lr) for block in active):
             return
         kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
         before = in_place.with_new_springs(state, active, resting, *self._budget)
@@ -193,28 +202,21 @@ class PortHamiltonian(DropIn):
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
 
-    def _check(self, entries: list[tuple[str, Tensor, dict[str, Any]]]) -> None:
-        """Raise ValueError where a gradient, or what is remembered, does not fit a parameter any more."""
-        for name, p, _ in entries:
-            grad, memory = p.grad, self.state.get(p, {})
-            if grad is not None and (grad.shape != p.shape or grad.device != p.device):
-                raise ValueError(
-                    f"parameter {name} has shape {tuple(p.shape)} on {p.device}, and its gradient {tuple(grad.shape)} "
-                    f"on {grad.device}: call zero_grad() after a parameter's data is replaced"
-                )
-            if grad is None or "momentum" not in memory:
-                continue
-            if memory["momentum"].shape != p.shape:
-                raise ValueError(
-                    f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it has "
-                    f"{tuple(memory['momentum'].shape)}: resize that too, or delete it, del optimizer.state[p]"
-                )
-            bases = self._bases(p)
-            if (memory["basis"].numel() if "basis" in memory else 0) != (sum(bases.sizes) if bases else 0):
-                raise ValueError(
-                    f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it is in the bases "
-                    "of another: delete it, del optimizer.state[p]"
-                )
+    def _check_memory(self, name: str, p: Tensor) -> None:
+        """Raise ValueError where what is remembered does not fit a parameter any more."""
+        memory, bases = self.state.get(p, {}), self._bases(p)
+        if "momentum" not in memory:
+            return
+        sizes = sum(bases.sizes) if bases else 0
+        fits = all(memory[key].shape == p.shape for key in BUFFERS) and (
+            memory["basis"].numel() == memory["gram"].numel() == sizes if sizes else "basis" not in memory
+        )
+        if not fits:
+            raise ValueError(
+                f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it is of another, "
+                f"{tuple(memory['momentum'].shape)}{' in its bases' if sizes else ''}: put there what fits it, or "
+                "delete it, del optimizer.state[p]"
+            )
 
     def _block(self, name: str, p: Tensor, group: dict[str, Any], account: Tensor) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
@@ -257,11 +259,6 @@ class _Flats:
         if len(self._views) > len(params):
             for key in self._views.keys() - set(map(id, params)):
                 del self._views[key]
-
-
-def _asks_for_a_state(blocks: list[Block]) -> bool:
-    """Whether a first step, without a loss, is only to make the state, as torch.distributed.checkpoint does."""
-    return all(block.lr == 0 and not block.grad.any() for block in blocks)
 
 
 def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamiltonian]:

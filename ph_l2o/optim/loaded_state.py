@@ -1,70 +1,69 @@
-"""A state that is loaded into the port-Hamiltonian drop-in, checked and copied."""
+"""A state that is loaded into a drop-in: whose it is, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ph_l2o.optim.drop_in import DropIn
-from ph_l2o.port_hamiltonian.blocks import BASES, KEYS, dtype_of
-from ph_l2o.port_hamiltonian.in_place import ACCOUNT, new_account
+
+_FORMER = ("account", "memory")  # keys beside the parameters, before all state belonged to them
 
 
-def checked_copy(
-    optimizer: DropIn, rotates: Callable[[Tensor], bool], given: Mapping[str, Any]
-) -> dict[Tensor, dict[str, Any]]:
-    """What is remembered of each parameter, where and as it is needed; not what wrappers have put beside it.
+def saved_memories(
+    optimizer: DropIn, given: Mapping[str, Any], signs: Collection[str]
+) -> Iterator[tuple[str, Tensor, Mapping[str, Any]]]:
+    """Name, parameter, and what is saved of it, of those of which something is.
+
+    Args:
+        optimizer: Into which it is loaded.
+        given: A state dictionary.
+        signs: Keys by which an optimizer's memory is told from what wrappers have put there.
 
     Raises:
-        ValueError: If it is of another optimizer or model, or of one with its tensors in another order.
+        ValueError: If it is of another optimizer, or of one with its tensors in another order.
     """
-    saved = given["state"]
-    if ACCOUNT in saved:
-        raise ValueError("the loaded state is of a version with other dynamics: start from the model's weights alone")
+    saved, name = given["state"], type(optimizer).__name__
+    if any(key in saved for key in _FORMER):
+        raise ValueError(
+            f"the loaded state of {name} is of an earlier version, which kept it otherwise: train on from the model's "
+            "weights alone"
+        )
     for ours, theirs in zip(optimizer.param_groups, given["param_groups"], strict=False):
         names, loaded = ours.get("param_names", []), theirs.get("param_names", [])
         if names != loaded and sorted(names) == sorted(loaded):
             raise ValueError(f"the loaded state has its parameters in another order: {', '.join(loaded)}")
     keys = [key for group in given["param_groups"] for key in group["params"]]
-    if saved.keys() & set(keys) and not any(ACCOUNT in saved[key] for key in keys if key in saved):
-        raise ValueError("the loaded state has no account of energy: it is not of ph_l2o.optim.PortHamiltonian")
-    found, accounts = dict[Tensor, dict[str, Any]](), dict[int, Tensor]()
+    found = {key for key in keys if key in saved and all(sign in saved[key] for sign in signs)}
+    if not found and any(saved.get(key) for key in keys):
+        raise ValueError(f"the loaded state is of another optimizer than {name}: it has no {', '.join(signs)}")
     for key, (name, p, _) in zip(keys, optimizer.named(), strict=False):
-        memory = saved.get(key, {})
-        if ACCOUNT not in memory:
-            continue
-        _check(name, p, rotates(p), memory)
-        account = memory[ACCOUNT]
-        if id(account) not in accounts:  # one for all parameters stays one
-            accounts[id(account)] = account.detach().to("cpu", torch.float64, copy=True)
-        found[p] = {k: _copy(memory[k], p) for k in KEYS if k in memory} | {ACCOUNT: accounts[id(account)]}
-    return found
+        if key in found:
+            yield name, p, saved[key]
 
 
-def _check(name: str, p: Tensor, rotates: bool, memory: Mapping[str, Any]) -> None:
-    if ("basis" in memory) != rotates:
+def check_memory(name: str, memory: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...] | None]) -> None:
+    """Raise ValueError unless what is saved of a parameter has these shapes; None where it is no tensor."""
+    missing = [key for key in shapes if key not in memory]
+    if missing:
         raise ValueError(
-            f"the loaded state of parameter {name} is of weights of the other kind: load it with "
-            f"pretrained={'kronecker' if 'basis' in memory else 'default'}, or what was given there"
+            f"the loaded state of parameter {name} has no {', '.join(missing)}: it is of another version or of other "
+            "weights; load it with those with which it was saved"
         )
-    missing = [key for key in KEYS if key not in memory and (rotates or key not in BASES)]
-    if missing or memory[ACCOUNT].shape != new_account().shape:
-        raise ValueError(
-            f"the loaded state of parameter {name} is of another version ({', '.join(missing) or 'account'} missing): "
-            "start from the model's weights alone"
-        )
-    shape = tuple(memory["momentum"].shape)
-    if shape != tuple(p.shape):
-        raise ValueError(
-            f"the loaded state has shape {shape} for parameter {name} of shape {tuple(p.shape)}: it is of "
-            "another model, or its parameters are in another order"
-        )
+    for key, shape in shapes.items():
+        found = tuple(memory[key].shape) if isinstance(memory[key], Tensor) else None
+        if found != shape:
+            raise ValueError(
+                f"the loaded state has {key} of shape {found} for parameter {name}, which needs {shape}: it is of "
+                "another model, or its parameters are in another order"
+            )
 
 
-def _copy(x: Any, p: Tensor) -> Any:
+def copied(x: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A dense copy of a tensor; anything else as it is."""
     if not isinstance(x, Tensor):
         return x
-    return x.detach().to(p.device, dtype_of(p)).clone(memory_format=torch.contiguous_format)
+    return x.detach().to(device, dtype).clone(memory_format=torch.contiguous_format)

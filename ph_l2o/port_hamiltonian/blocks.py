@@ -27,10 +27,8 @@ from ph_l2o.port_hamiltonian.energy import DECAYS, SECOND_DECAY, averaging_weigh
 
 Array = NDArray[np.float64]
 BUFFERS = ("fast", "slow", "second", "momentum")
-BASES = ("basis", "gram", "gram_unit")
 _FACTORS = ("momentum_factor", "gradient_factor")
 _SUMS = ("second_sum", "momentum_square", "theta_square", "decay")
-KEYS = ("step", *_SUMS, *_FACTORS, *BUFFERS, *BASES)  # of a memory
 
 
 @dataclass(slots=True)
@@ -117,15 +115,20 @@ def dtype_of(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
+def memory_shapes(param: Tensor, bases: Eigenbases | None) -> dict[str, tuple[int, ...] | None]:
+    """Keys of a parameter's memory, with the shapes of its tensors."""
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(("step", *_SUMS, *_FACTORS))
+    shapes |= dict.fromkeys(BUFFERS, tuple(param.shape))
+    if bases is not None:
+        shapes |= dict.fromkeys(("basis", "gram"), (1, sum(bases.sizes))) | {"gram_unit": None}
+    return shapes
+
+
 def new_memory(param: Tensor, bases: Eigenbases | None) -> dict[str, Any]:
     """Nothing seen yet."""
     like = torch.empty(param.shape, dtype=dtype_of(param), device=param.device)
-    memory = {
-        "step": 0,
-        **dict.fromkeys(_SUMS, 0.0),
-        **dict.fromkeys(_FACTORS, 1.0),
-        **{name: torch.zeros_like(like) for name in BUFFERS},
-    }
+    memory: dict[str, Any] = {"step": 0, **dict.fromkeys(_SUMS, 0.0), **dict.fromkeys(_FACTORS, 1.0)}
+    memory |= {name: torch.zeros_like(like) for name in BUFFERS}
     if bases is not None:
         basis = bases.identity(like.view(1, -1))
         memory |= {"basis": basis, "gram": torch.zeros_like(basis), "gram_unit": 0.0}

@@ -112,7 +112,7 @@ def test_a_state_of_another_model_is_refused(learned, model):
     state = optimizer.state_dict()
     wider = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
     target = ours(learned, wider.named_parameters())
-    with pytest.raises(ValueError, match=r"shape \(8, 4\) for parameter 0.weight of shape \(9, 4\)"):
+    with pytest.raises(ValueError, match=r"shape \(8, 4\) for parameter 0.weight, which needs \(9, 4\)"):
         target.load_state_dict(state)
     with pytest.raises(ValueError, match="doesn't match the size"):
         ours(learned, list(again(model).named_parameters())[:1]).load_state_dict(state)
@@ -121,10 +121,10 @@ def test_a_state_of_another_model_is_refused(learned, model):
         ours(learned, swapped).load_state_dict(state)
     adam = torch.optim.AdamW(model.parameters())
     train(model, adam, 1, with_loss=False)
-    with pytest.raises(ValueError, match="no account of energy"):
+    with pytest.raises(ValueError, match="another optimizer than PortHamiltonian"):
         ours(learned, model.parameters()).load_state_dict(adam.state_dict())
     assert not target.state
-    with pytest.raises(ValueError, match="another optimizer than LSTM"):
+    with pytest.raises(ValueError, match="another optimizer than Learned: it has no hidden, cell"):
         from_learned(LSTM())(model.parameters()).load_state_dict(adam.state_dict())
 
 
@@ -243,8 +243,6 @@ def test_groups_and_a_later_group(make):
         first.grad, second.grad = torch.ones(4), torch.ones(4)
         optimizer.step()
     assert torch.equal(second, torch.ones(4)) and not torch.equal(first, torch.ones(4))
-    if type(optimizer).__name__ == "Learned":
-        return
     optimizer.add_param_group({"params": [third]})
     assert optimizer.param_groups[2]["lr"] == optimizer.defaults["lr"]
     third.grad = torch.ones(4)
@@ -319,7 +317,7 @@ def test_bad_losses_and_gradients(learned):
     with pytest.raises(TypeError, match="give one of them"):
         optimizer.step(lambda: 1.0, loss=1.0)
     p.grad = torch.ones(2).to_sparse()
-    with pytest.raises(TypeError, match="needs dense gradients"):
+    with pytest.raises(TypeError, match=r"gradient of parameter 0, .* must be dense"):
         optimizer.step()
     assert torch.equal(p, torch.ones(2))
 
