@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from ph_l2o.commands.configuration import register
+from ph_l2o.commands.instantiate import build
 from ph_l2o.tasks import Mixture
 
 _CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -18,6 +18,6 @@ def mixture(data: Path) -> Mixture:
     register()
     with initialize_config_dir(str(_CONF), version_base="1.3"):
         config = compose("train", [f"paths.data={data.absolute()}", "task=pretrain", "hydra.run.dir=."])
-    task: Mixture = instantiate(config.task)
+    task: Mixture = build(config.task, "task")
     task.prepare()
     return task

@@ -29,10 +29,10 @@ import _measure
 import torch
 from _violations import problem_steps, table, violations
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from ph_l2o.commands.configuration import register
+from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.compilation.functions import compile_function
 from ph_l2o.inner import Carry, inner_step, start
@@ -320,7 +320,7 @@ def members(data: Path) -> dict[str, Task]:
     register()
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("train", ["task=pretrain", f"paths.data={data.resolve()}"])
-    return instantiate(config.task, _convert_="all").tasks
+    return build(config.task, "task").tasks
 
 
 def parts(

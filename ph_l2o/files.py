@@ -29,6 +29,15 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
+def without_folders(value: Any) -> Any:
+    """Plain values with the last part of each absolute path: so that what is kept tells of no folders."""
+    if isinstance(value, Mapping):
+        return {k: without_folders(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(v) for v in value]
+    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
 def git_revision() -> str | None:
     """The commit that the working folder is at, with `-dirty` where it is changed; None outside of git."""
     try:

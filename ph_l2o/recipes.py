@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -65,29 +66,30 @@ def construct(made: Mapping[str, Any], *, plugins: Iterable[str] = ()) -> Any:
 
     Args:
         made: The recipe.
-        plugins: Packages that are imported if the class is of one of them.
+        plugins: Modules that the user named. One is imported if the class is of it or of a module below; no other is.
 
     Raises:
         LookupError: If the class is not known; the text says what to do.
+        ImportError: If one of these modules cannot be imported.
         TypeError: If the class does not take these arguments.
         ValueError: If one of them is out of range.
     """
-    target, plugins = str(made.get(TARGET)), tuple(plugins)
-    arguments = {
-        k: construct(v, plugins=plugins) if isinstance(v, Mapping) and TARGET in v else v
-        for k, v in made.items()
-        if k != TARGET
-    }
-    return _found(target, plugins)(**arguments)
+    plugins = tuple(plugins)
+    cls = _found(made.get(TARGET), plugins)
+    return cls(**{k: _argument(v, plugins) for k, v in made.items() if k != TARGET})
 
 
-def _found(target: str, plugins: tuple[str, ...]) -> type:
-    package, name = target.partition(".")[0], target.rpartition(".")[2]
-    if package in plugins:
-        importlib.import_module(package)
-        module = target.rpartition(".")[0]
-        if target not in _CLASSES and module:
-            importlib.import_module(module)
+def _argument(value: Any, plugins: tuple[str, ...]) -> Any:
+    return construct(value, plugins=plugins) if isinstance(value, Mapping) and TARGET in value else value
+
+
+def _found(target: Any, plugins: tuple[str, ...]) -> type:
+    if not isinstance(target, str) or not re.fullmatch(r"\w+(\.\w+)+", target):
+        raise LookupError(f"{ascii(target)[:100]}, which is no class's name")
+    package, (module, _, name) = target.partition(".")[0], target.rpartition(".")
+    for plugin in plugins:
+        if f"{module}.".startswith(f"{plugin}."):
+            importlib.import_module(plugin)
     if target in _CLASSES:
         return _CLASSES[target]
     # A class can be named by where its package shows it, or by the file in which an older version had it.
@@ -98,4 +100,4 @@ def _found(target: str, plugins: tuple[str, ...]) -> type:
         raise LookupError(f"{target} could be any of {', '.join(near)}; name one of these")
     if package == _OWN:
         raise LookupError(f"{target}, which this version of {_OWN} doesn't have")
-    raise LookupError(f"{target}, which is not known here; import {package}, or allow it: plugins=[{package}]")
+    raise LookupError(f"{target}, which is not known here; import {module}, or allow it: plugins=[{module}]")

@@ -8,7 +8,7 @@ import ph_l2o
 
 ROOT = Path(ph_l2o.__file__).parent
 FLOORS = {
-    0: ["errors", "checks", "files", "keys", "params", "segments", "recipes", "lazy", "native", "ranks"],
+    0: ["errors", "checks", "checksums", "files", "keys", "params", "segments", "recipes", "lazy", "native", "ranks"],
     1: ["data", "optimizers"],
     2: ["tasks", "port_hamiltonian"],
     3: ["checkpoints", "inner"],

@@ -169,5 +169,5 @@ def test_arguments_are_checked(outside):
 
 
 def test_needs_to_be_allowed(outside):
-    with pytest.raises(ConfigError, match=r"allow another package with 'plugins=\[outside\]'"):
+    with pytest.raises(ConfigError, match=r"allow another module with 'plugins=\[outside\]'"):
         build({"_target_": "outside.Rosenbrock"}, "task")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,17 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
         hint = did_you_mean(entry, (*names(), *SHIPPED, *_options()))
         raise ConfigError(f"optimizers=[…, {entry}]: neither a checkpoint file nor one of {', '.join(names())}{hint}")
     optimizer, config = load_checkpoint(entry, plugins=cfg.plugins)
-    name = str(config.get("run_name", Path(entry).stem))
-    log.info("%s: %s, trained on %s", name, entry, config.get("task", {}).get("_target_", "an unknown task"))
+    # The name becomes that of files.
+    name = _plain_word(config.get("run_name")) or Path(entry).stem
+    task = config.get("task")
+    trained_on = _plain_word(task.get("_target_")) if isinstance(task, dict) else None
+    log.info("%s: %s, trained on %s", name, entry, trained_on or "an unknown task")
     return name, optimizer
+
+
+def _plain_word(value: Any) -> str | None:
+    """A word out of a file, if it is nothing else."""
+    return value if isinstance(value, str) and re.fullmatch(r"\w[\w.+=,@-]{0,199}", value) else None
 
 
 def _options() -> list[str]:

@@ -26,7 +26,7 @@ from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.validate import check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WeightsError
-from ph_l2o.files import git_revision, json_text, write_atomically
+from ph_l2o.files import git_revision, json_text, without_folders, write_atomically
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
 from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
@@ -84,7 +84,7 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     if cfg.trainer.precision == "64-true":
         parts["optimizer"].double()
     if resume is not None:
-        check_resume(resume, cfg, parts["optimizer"])
+        check_resume(resume, cfg, parts["optimizer"], parts["meta"])
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
     if starts_workers(cfg.strategy):
@@ -222,7 +222,7 @@ def _finish_wandb(exit_code: int) -> None:
 
 def _plain(config: dict[Any, Any]) -> dict[str, Any]:
     """What a checkpoint keeps: plain values, nothing of this machine's folders."""
-    return {k: v for k, v in config.items() if k not in ("paths", "hydra", "logger")}
+    return without_folders({k: v for k, v in config.items() if k not in ("paths", "hydra", "logger")})
 
 
 def _is_multirun() -> bool:

@@ -15,6 +15,8 @@ from ph_l2o.errors import CheckpointError, ConfigError
 from ph_l2o.evaluation.baselines import unknown
 from ph_l2o.inner import value_and_gradient
 from ph_l2o.keys import ProblemKeys
+from ph_l2o.meta import MetaSettings
+from ph_l2o.meta.resume import check_resumable
 from ph_l2o.optimizers import LearnedOptimizer
 from ph_l2o.tasks import Task
 
@@ -92,20 +94,21 @@ def _check_start(task: Task, seed: int, name: str) -> None:
             raise ConfigError(f"task={name}: the {what} at the start θ₀ is {bad}; must be finite, so mend the task")
 
 
-def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer) -> None:
+def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta: MetaSettings) -> None:
     """Whether a checkpoint can be resumed with this configuration.
 
     Raises:
-        CheckpointError: If the file is damaged, not one of ours, or of another optimizer.
+        CheckpointError: If the file is damaged, not one of ours, of another optimizer, or lacks what a resume needs.
         ConfigError: If it has done all outer steps already.
     """
     content = read_checkpoint(path)
     shapes = {f"optimizer.{k}": v.shape for k, v in optimizer.state_dict().items()}
-    if {k: v.shape for k, v in content["state_dict"].items()} != shapes:
+    if {k: getattr(v, "shape", None) for k, v in content["state_dict"].items()} != shapes:
         raise CheckpointError(
             f"ckpt_path={path}: holds another optimizer than optimizer={choice('optimizer')} with these settings; "
             "resume with the settings of the run, which are in its config.yaml"
         )
+    check_resumable(content, optimizer, meta, path)
     done = content[KEY]["outer_step"]
     if done >= cfg.meta.outer_steps:
         raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 import ph_l2o
-from ph_l2o.files import json_text, write_atomically
+from ph_l2o.files import json_text, without_folders, write_atomically
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
@@ -69,7 +69,7 @@ def cached(
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             _LOG.warning("%s: damaged cache of a result, computed anew (%s: %s)", path, type(error).__name__, error)
     result = make()
-    write_atomically(path, json_text({"key": key, "result": write(result), "spec": spec}))
+    write_atomically(path, json_text({"key": key, "result": write(result), "spec": without_folders(spec)}))
     return result, False
 
 

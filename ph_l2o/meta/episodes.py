@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ph_l2o.errors import CheckpointError
 from ph_l2o.inner import Carry, start
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
@@ -102,7 +103,13 @@ class EpisodeSource:
         leaves = iter(saved["state"])
 
         def place(tensor: Tensor, like: Tensor) -> Tensor:
-            return tensor[rows].to(device=like.device, dtype=like.dtype)
+            part = tensor[rows] if tensor.dim() else tensor
+            if part.shape != like.shape or part.is_floating_point() != like.is_floating_point():
+                raise CheckpointError(
+                    f"episode {episode.number} of the checkpoint has a tensor of shape {tuple(part.shape)}, expected "
+                    f"{tuple(like.shape)}; resume with the task, optimizer and meta.num_problems of the run"
+                )
+            return part.to(device=like.device, dtype=like.dtype)
 
         state = map_state(lambda like: place(next(leaves), like), episode.carry.state)
         params = episode.carry.params.like(place(saved["params"], episode.carry.params.flat))

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from ph_l2o.checkpoints import read_checkpoint
 from ph_l2o.checks import did_you_mean
 from ph_l2o.estimators import ESTIMATORS, Estimator
+from ph_l2o.meta.checkpoint_files import AtomicCheckpoints, RunCheckpoint
 from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.processes import ProblemSharing, lost_processes
@@ -59,6 +61,7 @@ _SET_BY = {
     "default_root_dir": "paths.runs",
     "logger": "logger",
     "callbacks": "callbacks",
+    "plugins": "the checkpoints that every run writes",
     "enable_checkpointing": "the checkpoints that every run writes",
 }
 
@@ -117,6 +120,7 @@ def fit(
         "default_root_dir": str(output_dir),
         "logger": [MetricsCSV(output_dir)] if loggers is None else list(loggers),
         "callbacks": [*_checkpoints(Path(output_dir) / "checkpoints"), *own],
+        "plugins": [AtomicCheckpoints()],
     }
     if settings.get("strategy") == "ddp":
         settings["strategy"] = ProblemSharing(average=not learner.estimator.averages_processes)
@@ -128,11 +132,11 @@ def fit(
     return made
 
 
-def _checkpoints(folder: Path) -> list[ModelCheckpoint]:
+def _checkpoints(folder: Path) -> list[RunCheckpoint]:
     """`best.ckpt` and `last.ckpt`, both at the validation whose score is in them."""
     common: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": False}
     best = {"filename": "best", "monitor": "val/score", "mode": "min", "auto_insert_metric_name": False}
-    return [ModelCheckpoint(folder, **best, **common), ModelCheckpoint(folder, filename="last", **common)]
+    return [RunCheckpoint(folder, **best, **common), RunCheckpoint(folder, filename="last", **common)]
 
 
 @contextlib.contextmanager
@@ -202,6 +206,6 @@ def meta_train(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if output_dir is None else output_dir)
         fit(learner, folder, accelerator=device)
-        best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+        best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
     return learner.optimizer.cpu().eval()

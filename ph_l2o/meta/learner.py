@@ -17,6 +17,7 @@ from ph_l2o.meta.episodes import Episode, EpisodeSource
 from ph_l2o.meta.executors import ExecutorChoice
 from ph_l2o.meta.outer_step import WindowAverage
 from ph_l2o.meta.processes import check_same_weights
+from ph_l2o.meta.resume import check_resumable
 from ph_l2o.meta.rotation import EpisodeRotation
 from ph_l2o.meta.settings import MetaSettings
 from ph_l2o.meta.validation import validate
@@ -225,7 +226,8 @@ class MetaLearner(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the episodes up again."""
+        """Take the episodes up again, if all is there that a resume needs."""
+        check_resumable(checkpoint, self.optimizer, self.meta, self.trainer.ckpt_path)
         saved = checkpoint[checkpoints.KEY]
         self._rotation.load(saved)
         self.skipped_steps, self.windows_left_out = saved["skipped_steps"], saved["windows_left_out"]

@@ -21,7 +21,7 @@ def load(path: str | Path, *, plugins: Iterable[str] = ()) -> Callable[..., Drop
 
     Args:
         path: A `.ckpt` of a training or a `.safetensors`; `default` or `kronecker` for weights in this package.
-        plugins: Packages besides this one that may be imported for the optimizer's class.
+        plugins: Modules besides this package that may be imported for the optimizer's class.
 
     Returns:
         See `from_learned`.

@@ -78,7 +78,7 @@ BAD = [
     (["optimizer.pace=[1]"], r"optimizer.pace=\[1\]: must be two finite numbers"),
     (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
     (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
-    (["optimizer._target_=os.system"], r"_target_=os.system: must be in one of ph_l2o, torch"),
+    (["optimizer._target_=os.system"], r"optimizer._target_=os.system: must be in one of ph_l2o, torch"),
     (["task=mnist", "task.activation=reluu"], r"task.activation='?reluu'?: .*relu"),
     (["task=mnist", "task.batch_size=0"], r"task.batch_size=0: must be >= 1"),
 ]
