@@ -11,6 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 Loss = Tensor | float | None
+Entry = tuple[str, Tensor, dict[str, Any]]  # name, parameter, group
 
 
 class DropIn(torch.optim.Optimizer):
@@ -24,7 +25,7 @@ class DropIn(torch.optim.Optimizer):
 
     Raises:
         TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
-        ValueError: If an option is out of range, and as `torch.optim.Optimizer` does.
+        ValueError: If an option is out of range, a parameter overlaps itself, and as `torch.optim.Optimizer` does.
     """
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, reduce_loss: bool, process_group: Any):
@@ -91,14 +92,15 @@ class DropIn(torch.optim.Optimizer):
                 loss = closure()
         with torch.no_grad():
             value = self._shared(loss)
-            for name, p, _ in self.named():
-                if p.grad is not None:
-                    _check_gradient(name, p, p.grad)
-            self._take_step(value)
+            entries = [entry for entry in self.named() if entry[1].numel()]
+            for name, p, _ in entries:
+                if (grad := p.grad) is not None and (grad.shape != p.shape or grad.layout != torch.strided):
+                    raise _bad_gradient(name, p, grad)
+            self._take_step(entries, value)
         return loss
 
-    def _take_step(self, loss: float | None) -> None:
-        """Change the parameters."""
+    def _take_step(self, entries: list[Entry], loss: float | None) -> None:
+        """Change the parameters that have a gradient, of these, none of which is empty."""
         raise NotImplementedError
 
     def _shared(self, loss: Loss) -> float | None:
@@ -116,17 +118,18 @@ class DropIn(torch.optim.Optimizer):
         dist.all_reduce(value, group=group)
         return value.item() / dist.get_world_size(group)
 
-    def named(self) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:
+    def named(self) -> Iterable[Entry]:
         """Name, parameter and group of each tensor, in order, each once."""
-        number, seen = 0, set[int]()
+        found = dict[int, Entry]()
+        number = 0
         for group in self.param_groups:
-            names = group.get("param_names", ())
-            named = len(names) == len(group["params"])  # not where parameters were put in or out by hand
-            for k, p in enumerate(group["params"]):
-                if id(p) not in seen:
-                    yield (names[k] if named else str(number)), p, group
-                seen.add(id(p))
-                number += 1
+            names, params = group.get("param_names", ()), group["params"]
+            if len(names) != len(params):  # as where parameters were put in or taken out by hand
+                names = map(str, range(number, number + len(params)))
+            for name, p in zip(names, params, strict=True):
+                found.setdefault(id(p), (name, p, group))
+            number += len(params)
+        return found.values()
 
 
 def check_option(name: str, value: Any) -> None:
@@ -139,10 +142,9 @@ def check_option(name: str, value: Any) -> None:
 
 def flat(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A flat view in memory as it is read, or a copy where type or strides ask for one."""
-    x = x.detach().resolve_neg()
-    if x.dtype == dtype and x.is_contiguous():
+    if x.dtype == dtype and x.is_contiguous() and not x.is_neg():
         return x.view(-1)
-    return x.to(dtype).contiguous().view(-1)
+    return x.to(dtype).resolve_neg().contiguous().view(-1)
 
 
 def asks_for_a_state(gradients: Iterable[tuple[Tensor | None, Any]]) -> bool:
@@ -150,22 +152,25 @@ def asks_for_a_state(gradients: Iterable[tuple[Tensor | None, Any]]) -> bool:
     return all(grad is None or (float(lr) == 0 and not grad.any()) for grad, lr in gradients)
 
 
-def _check_gradient(name: str, p: Tensor, grad: Tensor) -> None:
+def _bad_gradient(name: str, p: Tensor, grad: Tensor) -> Exception:
     if grad.layout != torch.strided:
-        raise TypeError(
+        return TypeError(
             f"the gradient of parameter {name}, of shape {tuple(p.shape)}, is {grad.layout}, and must be dense: set "
             "sparse=False where it comes from"
         )
-    if grad.shape != p.shape or grad.device != p.device:
-        raise ValueError(
-            f"parameter {name} has shape {tuple(p.shape)} on {p.device}, and its gradient {tuple(grad.shape)} on "
-            f"{grad.device}: call zero_grad() after its data is replaced"
-        )
+    return ValueError(
+        f"parameter {name} has shape {tuple(p.shape)}, and its gradient {tuple(grad.shape)}: call zero_grad() when its "
+        "data is replaced"
+    )
 
 
 def _check_param(p: Tensor, name: str) -> None:
     if p.layout != torch.strided:
         raise TypeError(f"{name} needs dense parameters, and one of shape {tuple(p.shape)} is {p.layout}")
+    if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):
+        raise ValueError(
+            f"{name}: a parameter of shape {tuple(p.shape)} overlaps itself (expand); optimize a clone of it"
+        )
     if p.is_complex():
         raise TypeError(f"{name} needs real parameters, and one is {p.dtype}; optimize torch.view_as_real of it")
     is_shard = hasattr(p, "placements") and hasattr(p, "device_mesh")  # a DTensor, without an import of seconds

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o.optim.cut_state import CutState
-from ph_l2o.optim.drop_in import DropIn, asks_for_a_state, flat
+from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout, Params
@@ -59,12 +59,12 @@ class Learned(DropIn):
             found[p] = {key: copied(memory[key], p.device, memory[key].dtype) for key in self._cut.axes}
         return found
 
-    def _take_step(self, loss: float | None) -> None:
-        entries = [(name, p, group) for name, p, group in self.named() if p.numel() and p.grad is not None]
+    def _take_step(self, entries: list[Entry], loss: float | None) -> None:
+        known = {name: self.state.get(p, {}) for name, p, _ in entries}
+        known = {name: memory for name, memory in known.items() if self._cut.axes.keys() <= memory.keys()}
+        entries = [entry for entry in entries if entry[1].grad is not None]
         if not entries:
             return
-        known = {name: self.state.get(p, {}) for name, p, _ in self.named()}
-        known = {name: memory for name, memory in known.items() if self._cut.axes.keys() <= memory.keys()}
         params = _row([p for _, p, _ in entries], [name for name, _, _ in entries])
         learned = self._learned.to(params.flat)
         if loss is None and not known and asks_for_a_state((p.grad, group["lr"]) for _, p, group in entries):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
-from ph_l2o.optim.drop_in import DropIn, asks_for_a_state, flat
+from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -27,9 +28,9 @@ from ph_l2o.port_hamiltonian.blocks import (
     Resting,
     RotatedBlock,
     dtype_of,
-    fit,
     memory_shapes,
     new_memory,
+    wake,
 )
 from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
@@ -161,19 +162,16 @@ class PortHamiltonian(DropIn):
             found[p][in_place.ACCOUNT] = accounts[id(account)]
         return found
 
-    def _account(self) -> Tensor | None:
+    def _account(self, entries: Iterable[Entry] = ()) -> Tensor | None:
         """The account of energy, if there has been a step."""
-        memories = (self.state.get(p, {}) for _, p, _ in self.named())
+        memories = [self.state.get(p, {}) for _, p, _ in entries or self.named()]
         return in_place.account_of([memory for memory in memories if in_place.ACCOUNT in memory])
 
-    def _take_step(self, loss: float | None) -> None:
-        entries = [(name, p, group) for name, p, group in self.named() if p.numel()]
-        account, taking_part = self._account(), [p for _, p, _ in entries if p.grad is not None]
+    def _take_step(self, entries: list[Entry], loss: float | None) -> None:
+        taking_part = [p for _, p, _ in entries if p.grad is not None]
         if not taking_part:
             return
-        for name, p, _ in entries:
-            if p.grad is not None:
-                self._check_memory(name, p)
+        account = self._account(entries)
         resting = [
             Resting(memory, float(group["weight_decay"]))
             for _, p, group in entries
@@ -202,22 +200,6 @@ class PortHamiltonian(DropIn):
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
 
-    def _check_memory(self, name: str, p: Tensor) -> None:
-        """Raise ValueError where what is remembered does not fit a parameter any more."""
-        memory, bases = self.state.get(p, {}), self._bases(p)
-        if "momentum" not in memory:
-            return
-        sizes = sum(bases.sizes) if bases else 0
-        fits = all(memory[key].shape == p.shape for key in BUFFERS) and (
-            memory["basis"].numel() == memory["gram"].numel() == sizes if sizes else "basis" not in memory
-        )
-        if not fits:
-            raise ValueError(
-                f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it is of another, "
-                f"{tuple(memory['momentum'].shape)}{' in its bases' if sizes else ''}: put there what fits it, or "
-                "delete it, del optimizer.state[p]"
-            )
-
     def _block(self, name: str, p: Tensor, group: dict[str, Any], account: Tensor) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
         assert p.grad is not None
@@ -225,8 +207,9 @@ class PortHamiltonian(DropIn):
         if "momentum" not in memory:
             memory.update(new_memory(p, bases))
             memory[in_place.ACCOUNT] = account
-        fit(memory, p)
-        flats, lr, decay = self._flats.of(p, memory), float(group["lr"]), float(group["weight_decay"])
+        flats = self._flats.of(name, p, dtype, bases, memory)
+        wake(memory)
+        lr, decay = float(group["lr"]), float(group["weight_decay"])
         block = Block(name, tuple(p.shape), flat(p, dtype), flat(p.grad, dtype), memory, flats, lr, decay)
         return block if bases is None or self._rotation is None else RotatedBlock(block, bases, self._rotation[1])
 
@@ -242,16 +225,34 @@ class _Flats:
     """Flat views of what is remembered of parameters, since making them takes long; they go with their parameter."""
 
     def __init__(self) -> None:
-        self._views = dict[int, tuple[weakref.ref[Tensor], tuple[Tensor, ...]]]()
+        self._views = dict[int, tuple[weakref.ref[Tensor], list[Tensor], tuple[Tensor, ...]]]()
 
-    def of(self, p: Tensor, memory: dict[str, Any]) -> tuple[Tensor, ...]:
-        """The views, made anew if something has put other tensors there."""
-        now = [memory[name] for name in BUFFERS]
-        _, views = self._views.get(id(p), (None, ()))
-        if len(views) != len(now) or any(view._base is not x for view, x in zip(views, now, strict=True)):
-            views = tuple(x.view(-1) for x in now)
-            known, key = self._views, id(p)
-            known[key] = weakref.ref(p, lambda _: known.pop(key, None)), views
+    def of(
+        self, name: str, p: Tensor, dtype: torch.dtype, bases: Eigenbases | None, memory: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """The views, made anew if something has put other tensors there, or if the parameter has changed.
+
+        Raises:
+            ValueError: If what is remembered does not fit the parameter any more.
+        """
+        now = [memory[key] for key in BUFFERS]
+        _, before, views = self._views.get(id(p), (None, (), ()))
+        known = before and not any(map(operator.is_not, before, now))
+        if known and now[0].dtype is dtype and now[0].shape == p.shape and now[0].device == p.device:
+            return views
+        for key, shape in memory_shapes(p, bases).items():
+            x = memory.get(key)
+            if not isinstance(x, Tensor):
+                continue
+            if tuple(x.shape) != shape:
+                raise ValueError(
+                    f"parameter {name} has shape {tuple(p.shape)} now, and what is remembered of it is of another, "
+                    f"{key} of {tuple(x.shape)}: put there what fits it, or delete it, del optimizer.state[p]"
+                )
+            memory[key] = x.to(p.device, dtype).contiguous()
+        now, of_all, number = [memory[key] for key in BUFFERS], self._views, id(p)
+        views = tuple(x.view(-1) for x in now)
+        of_all[number] = weakref.ref(p, lambda _: of_all.pop(number, None)), now, views
         return views
 
     def keep(self, params: list[Tensor]) -> None:

@@ -163,25 +163,15 @@ def all_sums(active: Sequence[Block], sums: Array, weights: Array) -> Array:
     return found
 
 
-def fit(memory: dict[str, Any], param: Tensor) -> None:
-    """Make the buffers what a step needs: of this type and device, dense, and in the units of now."""
-    dtype = dtype_of(param)
-    for name in (*BUFFERS, "basis", "gram"):
-        x = memory.get(name)
-        if x is not None and not (x.dtype == dtype and x.device == param.device and x.is_contiguous()):
-            memory[name] = x.to(param.device, dtype).contiguous()
-    if any(memory[name] != 1 for name in _FACTORS):
-        _wake(memory)
-
-
-def _wake(memory: dict[str, Any]) -> None:
+def wake(memory: dict[str, Any]) -> None:
     """Put into the buffers of a tensor that has rested by how much units have changed meanwhile."""
-    of_momentum, of_gradient = (memory[name] for name in _FACTORS)
+    of_momentum, of_gradient = memory["momentum_factor"], memory["gradient_factor"]
     if of_momentum != 1:
         memory["momentum"].mul_(of_momentum)
     if of_gradient != 1:
         _change_unit(memory, of_gradient)
-    memory |= dict.fromkeys(_FACTORS, 1.0)
+    if not of_momentum == of_gradient == 1:
+        memory |= dict.fromkeys(_FACTORS, 1.0)
 
 
 def change_unit(active: Sequence[Block], resting: Sequence[Resting], change: float) -> None:

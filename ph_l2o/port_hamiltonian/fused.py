@@ -45,6 +45,8 @@ class Fused:
 
     def __init__(self, blocks: Sequence[Block]):
         self.blocks, self.library = blocks, load_library()
+        for block in blocks:
+            _check(block)
         threads = torch.get_num_threads()
         length = _LENGTH if threads > 1 else 2**62
         ranges = [
@@ -103,6 +105,21 @@ class Fused:
         else:  # ctypes lets other threads run meanwhile
             list(_pool(torch.get_num_threads()).map(work, self.jobs))
         return out
+
+
+def _check(block: Block) -> None:
+    """Raise ValueError unless the loops can read and write a tensor's buffers as they lie in memory.
+
+    The four that are remembered are of one size and type, and dense, since views of them are flat.
+    """
+    theta, grad, kept = block.theta, block.grad, block.flats[0]
+    size, dtype = theta.numel(), theta.dtype
+    alike = size == grad.numel() == kept.numel() and dtype is grad.dtype is kept.dtype
+    if not (alike and theta.is_contiguous() and grad.is_contiguous()):
+        raise ValueError(
+            f"compile=True: tensor {block.name} is {size} numbers of {dtype}, its gradient {grad.numel()} of "
+            f"{grad.dtype}, and what is remembered of it {kept.numel()} of {kept.dtype}; leave compile at False"
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,10 +6,27 @@ import pytest
 import torch
 from torch import nn
 
+from ph_l2o.optim import PortHamiltonian, from_learned
+from ph_l2o.optimizers import LSTM, Muon
 from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.port_hamiltonian import in_place
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+
+
+FORMS = {
+    "AdamW": lambda p, **o: torch.optim.AdamW(p, **({"lr": 0.01} | o)),
+    "PortHamiltonian": PortHamiltonian,
+    "compiled": lambda p, **o: PortHamiltonian(p, compile=True, **o),
+    "kronecker": lambda p, **o: PortHamiltonian(p, pretrained="kronecker", **o),
+    "LSTM": lambda p, **o: from_learned(torch.manual_seed(1) and LSTM(hidden_size=4))(p, **o),
+    "Muon": lambda p, **o: from_learned(Muon(lr=0.01))(p, **o),
+}
+
+
+@pytest.fixture(params=[pytest.param(x, marks=needs_compiler if x == "compiled" else ()) for x in FORMS])
+def make(request):
+    return FORMS[request.param]
 
 
 @pytest.fixture

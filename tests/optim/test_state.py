@@ -12,23 +12,8 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint import state_dict as of_torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from ph_l2o.optim import Learned, PortHamiltonian, from_learned
-from ph_l2o.optimizers import LSTM, Muon
-from tests.optim.conftest import flat, needs_compiler, train
-
-FORMS = {
-    "AdamW": lambda p, **o: torch.optim.AdamW(p, **({"lr": 0.01} | o)),
-    "PortHamiltonian": PortHamiltonian,
-    "compiled": lambda p, **o: PortHamiltonian(p, compile=True, **o),
-    "kronecker": lambda p, **o: PortHamiltonian(p, pretrained="kronecker", **o),
-    "LSTM": lambda p, **o: from_learned(torch.manual_seed(1) and LSTM(hidden_size=4))(p, **o),
-    "Muon": lambda p, **o: from_learned(Muon(lr=0.01))(p, **o),
-}
-
-
-@pytest.fixture(params=[pytest.param(x, marks=needs_compiler if x == "compiled" else ()) for x in FORMS])
-def make(request):
-    return FORMS[request.param]
+from ph_l2o.optim import Learned, PortHamiltonian
+from tests.optim.conftest import FORMS, flat, train
 
 
 @pytest.fixture
