@@ -106,8 +106,8 @@ def _growing(one: torch.Size, two: torch.Size) -> int | None:
 
 
 def _by_name(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a state by the names of its fields."""
+    """The tensors of a state by the names of its fields, or their numbers."""
     found: dict[str, Tensor] = {}
-    for name, x in zip(state._fields, state, strict=True):
+    for name, x in zip(getattr(state, "_fields", map(str, range(len(state)))), state, strict=True):
         found |= _by_name(x, f"{prefix}{name}_") if isinstance(x, tuple) else {prefix + name: x}
     return found
