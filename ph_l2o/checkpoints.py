@@ -29,7 +29,6 @@ FOLDER = Path(__file__).with_name("weights")
 SHIPPED = {"port_hamiltonian": "default", "port_hamiltonian_kronecker": "kronecker"}  # by the optimizer's name
 KEY = "ph_l2o"  # of what a checkpoint has beside Lightning's own
 SUM = "sha256"
-_PREFIX = "optimizer."  # of the optimizer's weights among the learner's
 _LARGEST = 1e18  # a weight whose square overflows float32 is none
 _REMEDY = "use another, or train anew"
 
@@ -77,9 +76,14 @@ def load_checkpoint(path: str | Path, *, plugins: Iterable[str] = ()) -> tuple[L
     content = read_checkpoint(path)
     config = content[KEY]["config"]
     if not config.get("optimizer"):
-        raise CheckpointError(f"{path}: holds no configuration of its optimizer, so it can't be rebuilt from the file")
-    weights = {k.removeprefix(_PREFIX): v for k, v in content["state_dict"].items() if k.startswith(_PREFIX)}
-    return _rebuilt(path, config["optimizer"], weights, CheckpointError, plugins), config
+        raise CheckpointError(f"{path}: holds no configuration of its optimizer, so it can't be rebuilt; {_REMEDY}")
+    return _rebuilt(path, config["optimizer"], weights_of(content), CheckpointError, plugins), config
+
+
+def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimizer's weights in a checkpoint, by their names in the optimizer."""
+    prefix = "optimizer."
+    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def load_weights(pretrained: str | Path, *, plugins: Iterable[str] = ()) -> LearnedOptimizer:
@@ -129,7 +133,7 @@ def save_weights(optimizer: LearnedOptimizer, path: str | Path, *, trained_on: A
         what = "its class must be of a module, its arguments plain values"
         raise ValueError(f"{name}: can't be rebuilt from a file; {what}")
     tensors = {name: x.detach().cpu().contiguous() for name, x in optimizer.state_dict().items()}
-    if problem := _problem_of_weights(tensors, tensors):
+    if problem := problem_of_weights(tensors, tensors):
         raise ValueError(f"{path}: not written, since the optimizer's {problem}")
     metadata = {"recipe": json.dumps(optimizer.recipe), "trained_on": json.dumps(trained_on)}
     return write_atomically(path, save(tensors, metadata | {SUM: _sum(metadata, tensors)}))
@@ -213,10 +217,10 @@ def _problem_of_checkpoint(content: dict[str, Any], found: str) -> str | None:
         return "its configuration has interpolations, which are not resolved from a file"
     if not isinstance(content["state_dict"], dict) or not all(isinstance(k, str) for k in content["state_dict"]):
         return "without weights by name"
-    return _problem_of_weights(content["state_dict"], content["state_dict"])
+    return problem_of_weights(content["state_dict"], content["state_dict"])
 
 
-def _problem_of_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
+def problem_of_weights(found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> str | None:
     """What is wrong with weights, beside those that are expected."""
     if set(found) != set(expected):
         return f"weights don't fit, of {len(expected)} tensors {len(set(expected) - set(found))} are missing"
@@ -247,20 +251,26 @@ def _rebuilt(
     error_type: type[CheckpointError | WeightsError],
     plugins: Iterable[str],
 ) -> LearnedOptimizer:
-    target, plugins = recipe.get(recipes.TARGET) if isinstance(recipe, dict) else None, tuple(plugins)
+    if not isinstance(recipe, dict):
+        raise error_type(f"{path}: damaged, doesn't say of which optimizer it is; {_REMEDY}")
+    target, plugins = recipe.get(recipes.TARGET), tuple(plugins)
     try:
         _check_size(recipe, plugins, weights)
         optimizer = recipes.construct(recipe, plugins=plugins)
     except _DamageError as error:
-        raise error_type(f"{path}: its weights don't fit {target} of this version of ph_l2o ({error})") from error
+        raise error_type(
+            f"{path}: its weights don't fit {target} of this version of ph_l2o ({error}); {_REMEDY}"
+        ) from error
     except ImportError as error:
         raise error_type(f"{path}: is of {target}, which can't be imported ({error})") from error
     except Exception as error:  # the arguments come from a file, and can break a constructor anywhere
         if type(error) is LookupError:
-            raise error_type(f"{path}: is of {error}") from error
+            raise error_type(f"{path}: is of {error}; {_REMEDY}") from error
         reason = f"{error}".partition("\n")[0][:300]
-        raise error_type(f"{path}: {target} of this version of ph_l2o doesn't take its arguments ({reason})") from error
-    if problem := _problem_of_weights(weights, optimizer.state_dict()):
+        raise error_type(
+            f"{path}: {target} of this version of ph_l2o doesn't take its arguments ({reason}); {_REMEDY}"
+        ) from error
+    if problem := problem_of_weights(weights, optimizer.state_dict()):
         raise error_type(f"{path}: of {target}, but its {problem}; {_REMEDY}")
     optimizer.load_state_dict(weights)
     return optimizer.eval()
@@ -326,5 +336,7 @@ def _recipe(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         recipe = json.loads(metadata["recipe"])
         assert isinstance(recipe[recipes.TARGET], str)
     except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise WeightsError(f"{path}: not written by ph_l2o, it doesn't say which optimizer it is of") from error
+        raise WeightsError(
+            f"{path}: not written by ph_l2o, it doesn't say which optimizer it is of; {_REMEDY}"
+        ) from error
     return recipe

@@ -95,25 +95,32 @@ class EpisodeSource:
             carry = self.start(optimizer, problem)
         return Episode(number, horizon, 0, problem, carry)
 
-    def restore(self, saved: dict[str, Any], optimizer: LearnedOptimizer, *, rank: int, **where: Any) -> Episode:
-        """The episode that `save` wrote, on this process's share of its problems."""
-        episode = self.begin(saved["number"], optimizer, saved["horizon"], rank=rank, **where)
+    def restore(
+        self, saved: dict[str, Any], optimizer: LearnedOptimizer, *, rank: int, world_size: int, **where: Any
+    ) -> Episode:
+        """The episode that `save` wrote, on this process's share of its problems.
+
+        Raises:
+            CheckpointError: If it is of other problems, or of another optimizer's state.
+        """
+        episode = self.begin(saved["number"], optimizer, saved["horizon"], rank=rank, world_size=world_size, **where)
         share = episode.problem.num_problems
         rows = slice(rank * share, (rank + 1) * share)
         leaves = iter(saved["state"])
 
         def place(tensor: Tensor, like: Tensor) -> Tensor:
-            part = tensor[rows] if tensor.dim() else tensor
-            if part.shape != like.shape or part.is_floating_point() != like.is_floating_point():
+            shape = (world_size * share, *like.shape[1:])
+            if tensor.shape != shape or tensor.is_floating_point() != like.is_floating_point():
                 raise CheckpointError(
-                    f"episode {episode.number} of the checkpoint has a tensor of shape {tuple(part.shape)}, expected "
-                    f"{tuple(like.shape)}; resume with the task, optimizer and meta.num_problems of the run"
+                    f"episode {episode.number} has a tensor of shape {tuple(tensor.shape)}, {tensor.dtype}, expected "
+                    f"{shape}, {like.dtype}; resume with the task, optimizer and meta.num_problems of the run"
                 )
-            return part.to(device=like.device, dtype=like.dtype)
+            return tensor[rows].to(device=like.device, dtype=like.dtype)
 
-        state = map_state(lambda like: place(next(leaves), like), episode.carry.state)
-        params = episode.carry.params.like(place(saved["params"], episode.carry.params.flat))
-        buffers = {name: place(saved["buffers"][name], like) for name, like in episode.carry.buffers.items()}
+        carry = episode.carry
+        state = map_state(lambda like: place(next(leaves, torch.empty(0)), like), carry.state)
+        params = carry.params.like(place(saved["params"], carry.params.flat))
+        buffers = {n: place(saved["buffers"].get(n, torch.empty(0)), like) for n, like in carry.buffers.items()}
         episode.carry, episode.age = Carry(params, state, buffers), saved["age"]
         return episode
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ph_l2o import checkpoints
-from ph_l2o.errors import NonFiniteError
+from ph_l2o.errors import CheckpointError, NonFiniteError
 from ph_l2o.estimators import Estimator
 from ph_l2o.meta.episodes import Episode, EpisodeSource
 from ph_l2o.meta.executors import ExecutorChoice
@@ -133,7 +133,10 @@ class MetaLearner(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """Unroll the windows of an outer step; the loss that is returned has the meta-gradient as its gradient."""
         del batch, batch_idx
-        found = self._windows.outer_step(self.global_step / self.meta.outer_steps, **self._where())
+        try:
+            found = self._windows.outer_step(self.global_step / self.meta.outer_steps, **self._where())
+        except CheckpointError as error:
+            raise CheckpointError(f"ckpt_path={self.trainer.ckpt_path}: {error}") from error
         if found.left_out and found.is_finite:
             self._leave_out(found.left_out)
         self._metrics = found.metrics
@@ -227,7 +230,8 @@ class MetaLearner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the episodes up again, if all is there that a resume needs."""
-        check_resumable(checkpoint, self.optimizer, self.meta, self.trainer.ckpt_path)
+        loop = self.trainer.fit_loop.state_dict()
+        check_resumable(checkpoint, self.optimizer, self.meta, self.trainer.ckpt_path, loop)
         saved = checkpoint[checkpoints.KEY]
         self._rotation.load(saved)
         self.skipped_steps, self.windows_left_out = saved["skipped_steps"], saved["windows_left_out"]

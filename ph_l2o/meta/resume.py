@@ -8,55 +8,85 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
-from ph_l2o.checkpoints import KEY
+from ph_l2o.checkpoints import KEY, problem_of_weights, weights_of
 from ph_l2o.errors import CheckpointError
 from ph_l2o.meta.settings import MetaSettings
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # one number for each of a parameter
 _COUNTS = ("outer_step", "windows", "next_episode", "skipped_steps", "windows_left_out")
 _PROGRESS = ("fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total", "completed")
 
 
 def check_resumable(
-    checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, settings: MetaSettings, path: Any
+    checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, settings: MetaSettings, path: Any, loop: Any = None
 ) -> None:
     """Compare a checkpoint that was read with what it is to go on in.
+
+    Args:
+        checkpoint: The checkpoint.
+        optimizer: The learned optimizer.
+        settings: Of its training.
+        path: The file, for messages.
+        loop: State of Lightning's loop before the start, once there is one.
 
     Raises:
         CheckpointError: If something is missing, of another kind or shape, or out of range.
     """
     try:
         problem = _problem(checkpoint, optimizer, settings)
+        if loop is not None and problem is None:
+            problem = _problem_of_loop(loop, checkpoint["loops"]["fit_loop"], "fit_loop")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__} {ascii(error)[:100]}"
     if problem:
         raise CheckpointError(
-            f"ckpt_path={path}: cannot be resumed from, {problem}; resume from another of the run, or train anew "
-            "(weights=… starts from its weights alone)"
+            f"ckpt_path={path}: cannot be resumed from, {problem}; resume with the settings of the run, from another "
+            "of its checkpoints, or train anew (weights=… starts from weights alone)"
         )
 
 
 def _problem(checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, settings: MetaSettings) -> str | None:
-    for key in ("loops", "callbacks", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
-        if key not in checkpoint:
+    kinds = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list, "epoch": int}
+    for key, kind in kinds.items():
+        if not isinstance(checkpoint.get(key), kind):
             return f"without {key}"
     own = checkpoint[KEY]
     for name, count in {**{n: own[n] for n in _COUNTS}, "epoch": checkpoint["epoch"]}.items():
-        if not isinstance(count, int) or count < 0:
-            return f"{name} is {count}"
+        if not _is_count(count):
+            return f"{name} is {ascii(count)[:50]}"
     done: Any = checkpoint["loops"]
     for key in _PROGRESS:
         done = done[key]
     if not own["outer_step"] == checkpoint["global_step"] == done:
-        return f"global_step is {checkpoint['global_step']}, {done} outer steps are done"
-    outer, schedule = settings.configure(optimizer.parameters())
+        return f"global_step is {ascii(checkpoint['global_step'])[:50]}, {ascii(done)[:50]} outer steps are done"
+    if len(own["episodes"]) != settings.episodes:
+        return f"it has {len(own['episodes'])} episodes under way, meta.episodes={settings.episodes}"
+    if problem := problem_of_weights(weights_of(checkpoint), optimizer.state_dict()):
+        return f"its {problem}"
+    outer, schedule = _after_a_step(optimizer, settings)
     return (
         _problem_of_outer(checkpoint["optimizer_states"], outer)
         or _problem_of_values("lr_schedulers", schedule.state_dict(), checkpoint["lr_schedulers"][0])
         or next((p for p in map(_problem_of_episode, own["episodes"]) if p), None)
     )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _problem_of_loop(expected: Any, found: Any, name: str) -> str | None:
+    """Whether a loop's state is nested as it is at the start."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or not set(expected) <= set(found):
+            return f"the state of its {name} is not whole"
+        problems = (_problem_of_loop(value, found[key], key) for key, value in expected.items())
+        return next((problem for problem in problems if problem), None)
+    if isinstance(expected, int) and not isinstance(found, bool) and not _is_count(found):
+        return f"the state of its {name} is {ascii(found)[:50]}"
+    return None
 
 
 def _problem_of_outer(states: list[dict[str, Any]], outer: torch.optim.Optimizer) -> str | None:
@@ -68,26 +98,29 @@ def _problem_of_outer(states: list[dict[str, Any]], outer: torch.optim.Optimizer
             return "the outer optimizer has other parameters"
         if problem := _problem_of_values("the outer optimizer", group, of_file):
             return problem
-    parameters = [p for group in outer.param_groups for p in group["params"]]
+    after_a_step = expected["state"]
     for index, state in found["state"].items():
+        if set(after_a_step[index]) != set(state):
+            return f"the outer optimizer's state of parameter {index} is not whole"
+        tensors = {name: x for name, x in after_a_step[index].items() if isinstance(x, Tensor)}
+        if problem := problem_of_weights({name: state[name] for name in tensors}, tensors):
+            return f"the outer optimizer's {problem}"
         for name, value in state.items():
-            if isinstance(value, Tensor) and (problem := _problem_of_state(name, value, parameters[index])):
-                return f"the outer optimizer's {name} {problem}"
+            if (name == "step" or name.endswith("exp_avg_sq")) and (torch.as_tensor(value) < 0).any():
+                return f"the outer optimizer's {name} is negative"
             if isinstance(value, float) and not math.isfinite(value):
                 return f"the outer optimizer's {name} is {value}"
     return None
 
 
-def _problem_of_state(name: str, value: Tensor, parameter: Tensor) -> str | None:
-    if not value.isfinite().all():
-        return "is not finite"
-    if name in _MOMENTS and value.shape != parameter.shape:
-        return f"has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
-    if name in _MOMENTS and value.dtype not in (torch.float32, torch.float64):
-        return f"is {value.dtype}"
-    if name == "step" and value.numel() != 1:
-        return f"has shape {tuple(value.shape)}"
-    return "is negative" if (name == "step" or name.endswith("exp_avg_sq")) and (value < 0).any() else None
+def _after_a_step(optimizer: LearnedOptimizer, settings: MetaSettings) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """The outer optimizer and its schedule on copies of the parameters, with all state that it will have."""
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in optimizer.parameters()]
+    outer, schedule = settings.configure(copies)
+    for p in copies:
+        p.grad = torch.zeros_like(p)
+    outer.step()
+    return outer, schedule
 
 
 def _problem_of_values(what: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
@@ -110,11 +143,11 @@ def _flat(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _problem_of_episode(saved: dict[str, Any] | None) -> str | None:
+def _problem_of_episode(saved: Any) -> str | None:
     if saved is None:
         return None
     numbers = {name: saved[name] for name in ("number", "horizon", "age")}
-    if not all(isinstance(n, int) and n >= 0 for n in numbers.values()) or saved["age"] > saved["horizon"]:
-        return f"an episode has {numbers}"
+    if not all(map(_is_count, numbers.values())) or saved["age"] > saved["horizon"]:
+        return f"an episode has {ascii(numbers)[:100]}"
     tensors = [saved["params"], *saved["state"], *saved["buffers"].values()]
     return None if all(isinstance(x, Tensor) for x in tensors) else "an episode has values that are no tensors"

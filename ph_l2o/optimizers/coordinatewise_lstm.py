@@ -7,6 +7,7 @@ close: call `torch.set_flush_denormal(True)` once in each process.
 from __future__ import annotations
 
 import math
+from itertools import chain, repeat
 from typing import ClassVar
 
 import torch
@@ -47,7 +48,8 @@ class CoordinatewiseLSTM(LearnedOptimizer):
         if not output_scale > 0:
             raise ValueError(f"optimizer.output_scale={output_scale}: must be > 0")
         self.hidden_size, self.num_layers, self.output_scale = hidden_size, num_layers, output_scale
-        self.cells = nn.ModuleList(_Cell(size, hidden_size) for size in (input_size, *[hidden_size] * (num_layers - 1)))
+        sizes = chain((input_size,), repeat(hidden_size, num_layers - 1))
+        self.cells = nn.ModuleList(_Cell(size, hidden_size) for size in sizes)
         self.output = nn.Linear(hidden_size, 1)
 
     def zeros(self, params: Params) -> Tensor:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from ph_l2o.errors import CheckpointError
 from ph_l2o.meta import MetaSettings, fit
 from ph_l2o.meta.episodes import EpisodeSource
 from ph_l2o.optimizers import Adam, PortHamiltonian
@@ -52,7 +53,7 @@ def test_resume_with_several_episodes_is_bitwise(tmp_path):
         assert (a is None) == (b is None)
         assert a is None or (a["age"], a["horizon"], a["number"]) == (b["age"], b["horizon"], b["number"])
     assert _columns(tmp_path / "whole") == _columns(tmp_path / "resumed")
-    with pytest.raises(ValueError, match=r"meta.episodes=2: the checkpoint has 3"):
+    with pytest.raises(CheckpointError, match=r"it has 3 episodes under way, meta.episodes=2; resume with the set"):
         fit(learner(**settings | {"episodes": 2}), tmp_path / "other", callbacks=[], ckpt_path=last)
 
 
