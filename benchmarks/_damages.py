@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import os
@@ -189,23 +190,21 @@ def in_checkpoints(good: bytes) -> Iterator[Damage]:
     """Other content, with the sum of before, without one, and with the right one."""
     for name, change, expected in _changes(_loaded(good)):
         for sum in ("old", "no", "right"):
-            content = _loaded(good)
-            changed = change(content)
-            content = content if changed is None else changed
-            own = content.get(checkpoints.KEY) if isinstance(content, dict) else None
-            if isinstance(own, dict) and sum != "old":
-                own.pop("sha256", None)
-                if sum == "right":
-                    _with_sum(content)
-            buffer = io.BytesIO()
-            torch.save(content, buffer)
-            of_sum = REFUSED if sum == "old" and isinstance(own, dict) else expected
-            yield Damage(f"{name}, {sum} sum", _writer(buffer.getvalue()), of_sum)
-    good_content = _loaded(good)
-    del good_content[checkpoints.KEY]["sha256"]
-    buffer = io.BytesIO()
-    torch.save(good_content, buffer)
-    yield Damage("as older versions wrote it", _writer(buffer.getvalue()), SAME)
+            write = functools.partial(_write_changed, good, change, sum)
+            yield Damage(f"{name}, {sum} sum", write, REFUSED if sum == "old" else expected)
+    yield Damage("as older versions wrote it", functools.partial(_write_changed, good, lambda c: None, "no"), SAME)
+
+
+def _write_changed(good: bytes, change: Callable[[Content], Any], sum: str, path: Path) -> None:
+    content = _loaded(good)
+    changed = change(content)
+    content = content if changed is None else changed
+    own = content.get(checkpoints.KEY) if isinstance(content, dict) else None
+    if isinstance(own, dict) and sum != "old":
+        own.pop("sha256", None)
+        if sum == "right":
+            _with_sum(content)
+    torch.save(content, path)
 
 
 def _loaded(good: bytes) -> Content:
