@@ -124,6 +124,29 @@ def attacks(files: Files) -> list[str]:
     ]
 
 
+def damages(files: Files) -> list[str]:
+    """Damaged files."""
+    if "damaged_files" not in files:
+        return []
+    content = files["damaged_files"]
+    rows = [
+        [
+            kind,
+            str(part["files"]),
+            *(str(part["outcomes"].get(o, 0)) for o in ("refused", "read")),
+            str(len(part["failures"])),
+        ]
+        for kind, part in content["parts"].items()
+    ]
+    return [
+        "Files cut, with flipped bits, other tensors, shapes, types and sizes, without keys, or with a pipe in their "
+        "place. Right is: refused in one line that names the file and says what to do; or read with the good file's "
+        "content bit for bit, or with what was written where a file without a checksum is in order.",
+        made([content], "python benchmarks/damaged_files.py --json docs/results/damaged_files.json"),
+        _measure.table(["", "files", "refused", "read right", "not handled"], rows),
+    ]
+
+
 def processes(files: Files) -> list[str]:
     """What several processes cost."""
     if "scaling" not in files:
@@ -176,6 +199,7 @@ SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "Rastrigin's function": landscape,
     "Bias and variance of the estimators": bias,
     "The guarantee, attacked": attacks,
+    "Damaged files": damages,
     "Processes": processes,
     "Time and memory": speed,
 }
