@@ -11,6 +11,7 @@ from ph_l2o.errors import WeightsError
 from ph_l2o.optim.drop_in import DropIn
 from ph_l2o.optim.drop_in_learned import Learned
 from ph_l2o.optim.drop_in_port_hamiltonian import PortHamiltonian, is_port_hamiltonian
+from ph_l2o.optim.surroundings import construction
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 __all__ = ["DropIn", "Learned", "PortHamiltonian", "WeightsError", "from_learned", "load", "save_weights"]
@@ -30,7 +31,9 @@ def load(path: str | Path, *, plugins: Iterable[str] = ()) -> Callable[..., Drop
         FileNotFoundError: If there is no such file.
         WeightsError: If the file is damaged, or of an optimizer that is not known here.
     """
-    return from_learned(load_weights(path, plugins=plugins))
+    with construction():
+        learned = load_weights(path, plugins=plugins)
+    return from_learned(learned)
 
 
 def from_learned(optimizer: LearnedOptimizer) -> Callable[..., DropIn]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-Loss = Tensor | float | None
+from ph_l2o.optim.adamw_options import INSTEAD, refuse_options
+from ph_l2o.optim.losses import Loss, as_number, mean_over_processes, returned_loss
+from ph_l2o.optim.surroundings import leave_untraced, settings_of_our_own
+
 Entry = tuple[str, Tensor, dict[str, Any]]  # name, parameter, group
 
 
@@ -31,12 +35,14 @@ class DropIn(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], *, reduce_loss: bool, process_group: Any):
         self.reduce_loss, self.process_group = reduce_loss, process_group
         super().__init__(params, defaults)
+        leave_untraced(type(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.add_param_group`."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            refuse_options(type(self), {key: x for key, x in group.items() if key in INSTEAD})
             for name in ("lr", "weight_decay"):
                 check_option(name, group.get(name, 0.0))
             for p in group["params"]:
@@ -62,6 +68,7 @@ class DropIn(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Also called by `load_state_dict`, with a state whose tensors have the parameters' types."""
         super().__setstate__(state)
+        leave_untraced(type(self))
         for p, memory in (self._loading or {}).items():
             self.state[p].update(memory)
 
@@ -75,24 +82,28 @@ class DropIn(torch.optim.Optimizer):
         """Take a step.
 
         Args:
-            closure: Computes the loss and its gradients anew; it runs once, and what it returns is the loss.
+            closure: Computes the loss and its gradients anew; it runs once. It returns the loss, or a dict that has it
+                as `loss`, or a tuple with it in front, or None.
             loss: The loss at the current parameters, one number; the step only looks at it.
 
         Returns:
-            The loss as it came, or None if there is none.
+            What the closure has returned, or the loss, as it came.
 
         Raises:
-            TypeError: If there are both, or a gradient is sparse.
-            ValueError: If the loss is not one real number.
+            TypeError: If there are two losses, or what should be one is none, or a gradient is sparse.
+            ValueError: If the loss is not one real number, or a gradient has another shape than its parameter.
         """
+        given = loss
         if closure is not None:
-            if loss is not None:
-                raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
             with torch.enable_grad():
-                loss = closure()
-        with torch.no_grad():
-            value = self._shared(loss)
-            entries = [entry for entry in self.named() if entry[1].numel()]
+                result = closure()
+            if result is not None:  # that of a wrapper may only be there for its side effects
+                if loss is not None:
+                    raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
+                loss, given = result, returned_loss(result)
+        entries = [entry for entry in self.named() if entry[1].numel()]
+        with settings_of_our_own({"cpu", *(p.device.type for _, p, _ in entries)}):
+            value = self._shared(given)
             for name, p, _ in entries:
                 if (grad := p.grad) is not None and (grad.shape != p.shape or grad.layout != torch.strided):
                     raise _bad_gradient(name, p, grad)
@@ -105,18 +116,28 @@ class DropIn(torch.optim.Optimizer):
 
     def _shared(self, loss: Loss) -> float | None:
         """The loss as a number, averaged over processes."""
-        if loss is None:
-            return None
-        given = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss)
-        if given.numel() != 1 or given.is_complex():
-            raise ValueError(f"loss of shape {tuple(given.shape)}, {given.dtype}: must be one real number")
-        if not (self.reduce_loss and dist.is_available() and dist.is_initialized()):
-            return float(given.item())
-        group, value = self.process_group, given.reshape(1).to(torch.float64, copy=True)
-        if dist.get_backend(group) == "nccl":
-            value = value.to(self.param_groups[0]["params"][0].device)
-        dist.all_reduce(value, group=group)
-        return value.item() / dist.get_world_size(group)
+        number, joins = None if loss is None else as_number(loss), self._join_config is not None
+        if self.reduce_loss and (number is not None or joins) and dist.is_available() and dist.is_initialized():
+            return mean_over_processes(number, self.process_group, self.join_device)
+        return None if number is None else number.item()
+
+    # What torch.distributed.algorithms.Join asks for, in which processes have different numbers of steps.
+    _join_config: Any = None
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for _, p, _ in self.named()), torch.device("cpu"))
+
+    @property
+    def join_process_group(self) -> Any:
+        """The processes that share the parameters."""
+        return dist.group.WORLD if self.process_group is None else self.process_group
+
+    def join_hook(self, **options: Any) -> Any:
+        """What a process does that has no more steps: it takes part in the others' averages of the loss."""
+        del options
+        return SimpleNamespace(main_hook=lambda: self._shared(None), post_hook=lambda is_last_joiner: None)
 
     def named(self) -> Iterable[Entry]:
         """Name, parameter and group of each tensor, in order, each once."""

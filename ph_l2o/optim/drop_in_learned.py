@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ph_l2o.optim.adamw_options import refuse_options
 from ph_l2o.optim.cut_state import CutState
 from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
+from ph_l2o.optim.surroundings import settings_of_our_own
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout, Params
 
@@ -31,7 +33,8 @@ class Learned(DropIn):
 
     Raises:
         ValueError: If an argument is out of range, or as `torch.optim.AdamW` does.
-        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
+        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor), or an option is AdamW's
+            alone (`betas`, `maximize`, …).
     """
 
     def __init__(
@@ -42,9 +45,12 @@ class Learned(DropIn):
         *,
         reduce_loss: bool = True,
         process_group: Any = None,
+        **options: Any,
     ):
+        refuse_options(type(self), options)
         self._learned = copy.deepcopy(learned).requires_grad_(False).eval()
-        self._cut = CutState(self._learned)
+        with settings_of_our_own():
+            self._cut = CutState(self._learned)
         super().__init__(params, {"lr": lr}, reduce_loss=reduce_loss, process_group=process_group)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
+from ph_l2o.optim.adamw_options import refuse_options
 from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
+from ph_l2o.optim.surroundings import construction
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout
@@ -68,7 +70,8 @@ class PortHamiltonian(DropIn):
 
     Raises:
         ValueError: If an argument is out of range, or as `torch.optim.AdamW` does.
-        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
+        TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor), or an option is AdamW's
+            alone (`betas`, `maximize`, …).
         FileNotFoundError: If there is no file of that name.
         WeightsError: If the weights are damaged or another optimizer's.
         CompilerError: If there is no C++ compiler and `compile` is set.
@@ -91,8 +94,11 @@ class PortHamiltonian(DropIn):
         *,
         reduce_loss: bool = True,
         process_group: Any = None,
+        **options: Any,
     ):
-        learned = pretrained if isinstance(pretrained, LearnedOptimizer) else checkpoints.load_weights(pretrained)
+        refuse_options(type(self), options)
+        with construction():
+            learned = pretrained if isinstance(pretrained, LearnedOptimizer) else checkpoints.load_weights(pretrained)
         if not is_port_hamiltonian(learned):
             raise WeightsError(
                 f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian or "

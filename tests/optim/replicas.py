@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.algorithms.join import Join
 
 from ph_l2o.optim import PortHamiltonian, from_learned, load
 from ph_l2o.optimizers import PortHamiltonian as Learned
@@ -33,6 +34,16 @@ def main(rank: int, folder: Path) -> None:
                 loss = loss * torch.nan  # one process alone cannot skip
             optimizer.step(loss=None if how == "no loss" else loss)
         found[how] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.skipped)
+    torch.manual_seed(1)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+    optimizer = PortHamiltonian(model.parameters(), pretrained=learned)
+    with Join([model, optimizer]):
+        for k in range(3 + 2 * rank):
+            optimizer.zero_grad()
+            loss = (model(data := torch.full((2, 3), 1.0 + k)) - data.sum(1, keepdim=True)).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+    found["join"] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.diagnostics()["steps"])
     alone = [torch.ones(2, requires_grad=True)]
     alone[0].grad = torch.ones(2)
     mine = [dist.new_group([k]) for k in range(2)][rank]

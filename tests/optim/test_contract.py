@@ -300,8 +300,6 @@ def test_bad_parameters_and_options(make, learned):
     assert len(optimizer.param_groups) == 1
     with pytest.raises(ValueError, match=r"weight_decay=-0.5: must be >= 0"):
         ours(learned, [p], weight_decay=-0.5)
-    with pytest.raises(TypeError, match="maximize"):
-        ours(learned, [p], maximize=True)
     with pytest.raises(TypeError, match="needs real parameters"):
         ours(learned, [torch.ones(2, dtype=torch.complex64, requires_grad=True)])
     with pytest.raises(WeightsError, match="holds LSTM"):

@@ -32,11 +32,11 @@ class Module(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)]
 
 
-def fit(make, folder, epochs=2, ckpt_path=None, **options):
+def fit(make, folder, epochs=2, ckpt_path=None, module=Module, **options):
     data = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data), batch_size=4)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    module = Module(make)
+    module = module(make)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = pl.Trainer(max_epochs=epochs, devices=1, default_root_dir=folder, **quiet, **options)
@@ -80,6 +80,7 @@ def test_replicas_are_equal_bit_for_bit(tmp_path):
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for how, skipped in (("loss", 1), ("no loss", 0), ("kronecker", 1)):
         assert torch.equal(one[how][0], two[how][0]) and one[how][1] == two[how][1] == skipped
+    assert torch.equal(one["join"][0], two["join"][0]) and (one["join"][1], two["join"][1]) == (3, 5)
     assert not torch.equal(one["own loss"][0], two["own loss"][0])  # so the test can fail
     assert "needs whole parameters, and one is sharded (FSDP or DTensor)" in one["sharded"]
     assert (one["group of one"], two["group of one"]) == (1.0, 2.0)
