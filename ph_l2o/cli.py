@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.explain import explain
-from ph_l2o.commands.folders import conf_dir
+from ph_l2o.commands.folders import conf_dir, remove_if_untouched
+from ph_l2o.commands.recording import close_log_files
 from ph_l2o.commands.workers import hand_over, set_up_worker
-from ph_l2o.errors import WorkerError
+from ph_l2o.errors import Interrupted, WorkerError
+from ph_l2o.interruption import raised_at_once
 from ph_l2o.lazy import resolve
 from ph_l2o.ranks import is_worker
 
@@ -50,15 +54,24 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     def job(cfg: Any) -> float | None:
         try:
             return work(cfg)
-        except Exception as error:
-            stop(error)
+        except BaseException as error:
+            if not is_worker():
+                close_log_files()
+                remove_if_untouched(Path(cfg.paths.output_dir))
+            if isinstance(error, Exception):
+                stop(error)
+            raise
 
     register()
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     try:
-        hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
-    except KeyboardInterrupt:
-        sys.exit(130)
+        with raised_at_once():
+            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+    except (KeyboardInterrupt, Interrupted) as error:
+        number, what = (error.number, error.what) if isinstance(error, Interrupted) else (signal.SIGINT, "")
+        if not is_worker():
+            print(f"interrupted by {signal.Signals(number).name}" + (f"; {what}" if what else ""), file=sys.stderr)
+        sys.exit(128 + number)
     except Exception as error:
         stop(error)

@@ -28,6 +28,19 @@ class ProcessError(RuntimeError):
     """The processes of a run can't go on together."""
 
 
+class Interrupted(BaseException):
+    """A signal asked this process to end; like KeyboardInterrupt, it is no error.
+
+    Args:
+        number: The signal.
+        what: What became of the work, and how to go on, for the user.
+    """
+
+    def __init__(self, number: int, what: str = "") -> None:
+        super().__init__(number, what)
+        self.number, self.what = number, what
+
+
 class WorkerError(RuntimeError):
     """A process of a run ended by an error that only its traceback explains, which is the text."""
 

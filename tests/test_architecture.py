@@ -8,7 +8,10 @@ import ph_l2o
 
 ROOT = Path(ph_l2o.__file__).parent
 FLOORS = {
-    0: ["errors", "checks", "checksums", "files", "keys", "params", "segments", "recipes", "lazy", "native", "ranks"],
+    0: [
+        *["errors", "interruption", "ranks", "lazy", "native"],
+        *["checks", "checksums", "files", "keys", "params", "segments", "recipes"],
+    ],
     1: ["data", "optimizers"],
     2: ["tasks", "port_hamiltonian"],
     3: ["checkpoints", "inner"],

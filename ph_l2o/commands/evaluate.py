@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
 from ph_l2o.checks import did_you_mean
-from ph_l2o.commands.folders import conf_dir, remove_if_untouched
+from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as configured."""
     folder = Path(cfg.paths.output_dir)
-    try:
-        optimizers, tasks, device = _prepare(cfg)
-    except BaseException:
-        remove_if_untouched(folder)
-        raise
+    optimizers, tasks, device = _prepare(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     config["git_revision"] = git_revision()

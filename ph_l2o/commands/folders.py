@@ -22,10 +22,11 @@ def conf_dir() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${run_dir:…}` and `${sweep_name:}` known to the configuration. Needed before it is composed."""
+    """Make `${run_dir:…}`, `${record_dir:…}` and `${sweep_name:}` known, before the configuration is composed."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("record_dir", _record_dir, replace=True)
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
 
 
@@ -48,6 +49,11 @@ def _run_dir(ckpt_path: str | None, runs: str, run_name: str) -> str:
         return runs  # nothing is written by it
     now = datetime.datetime.now()
     return os.path.join(runs, f"{now:%Y-%m-%d}", f"{now:%H-%M-%S-%f}_{run_name}")
+
+
+def _record_dir(ckpt_path: str | None) -> str | None:
+    """Hydra's own record of a start; a resumed run keeps that of its first one."""
+    return ".hydra" if ckpt_path in (None, "null", "None") else None
 
 
 def find_checkpoint(ckpt_path: str, runs: str, run_name: str) -> Path:
@@ -80,7 +86,8 @@ def remove_if_untouched(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif has_own_folder():
         shutil.rmtree(folder / ".hydra", ignore_errors=True)
-        (folder / "run.log").unlink(missing_ok=True)
+        for name in ("run.log", ".lock"):
+            (folder / name).unlink(missing_ok=True)
     for path in (folder, folder.parent, folder.parent.parent):
         if Path.cwd().is_relative_to(path.absolute()):
             return

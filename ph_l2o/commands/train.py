@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import sys
+import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +16,19 @@ from pytorch_lightning.loggers import WandbLogger
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
-from ph_l2o.commands.folders import find_checkpoint, remove_if_untouched
+from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.recording import close_log_files, finish_wandb, held, recorded, save_config
+from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
-from ph_l2o.commands.validate import check_resume, check_start, validate_training
+from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
-from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WeightsError
-from ph_l2o.files import git_revision, json_text, without_folders, write_atomically
+from ph_l2o.errors import ConfigError, Interrupted, ProcessError, WeightsError
+from ph_l2o.files import git_revision, without_folders
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
-from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
+from ph_l2o.ranks import has_own_folder, is_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -40,33 +40,36 @@ def run_training(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
     if not has_own_folder():
-        _close_log_files()
+        close_log_files()
     if not is_rank_zero():
         logging.disable(logging.WARNING)  # process 0 says the same
+    with held(folder):
+        return _run(cfg, folder, resume)
+
+
+def _run(cfg: DictConfig, folder: Path, resume: Path | None) -> float | None:
+    overrides = typed_overrides()
     try:
-        parts = _prepare(cfg, resume)
+        if resume is not None:
+            cfg, overrides = settings_of_run(cfg, resume)
+        parts = _prepare(cfg, folder, resume)
     except BaseException:
-        _finish_wandb(1)
-        if not is_worker():
-            _close_log_files()
-            remove_if_untouched(folder)
+        finish_wandb(1)
         raise
     try:
-        with _recorded(folder):
-            if starts_workers(cfg.strategy):
+        with recorded(folder):
+            if starts_workers(cfg.strategy) and not parts["is_trained"]:
                 del parts  # its memory
-                _close_log_files()
+                close_log_files()
                 where = {"num_nodes": cfg.strategy.num_nodes, "timeout": cfg.strategy.timeout}
                 return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
-            return _train(cfg, parts, folder, resume)
-    except NonFiniteError as error:
-        if not _is_multirun():
-            raise
-        log.error("error: %s", error)  # the other jobs of the sweep go on
-        return DIVERGED_SCORE
+            return _train(cfg, overrides, parts, folder, resume)
+    except (KeyboardInterrupt, Interrupted) as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(number, how_to_resume(folder)) from error
 
 
-def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
+def _prepare(cfg: DictConfig, folder: Path, resume: Path | None) -> dict[str, Any]:
     """Everything that can be wrong with the configuration is found here, before any work."""
     validate_training(cfg)
     set_up_torch(cfg.num_threads)
@@ -79,15 +82,15 @@ def _prepare(cfg: DictConfig, resume: Path | None) -> dict[str, Any]:
     ]
     parts["make_trainer"] = build(cfg.trainer, "trainer", plugins=plugins)
     check_trainer(key for key in cfg.trainer if not key.startswith("_"))
-    if cfg.weights is not None:
+    if cfg.weights is not None and resume is None:
         start_from(str(cfg.weights), parts["optimizer"])
     if cfg.trainer.precision == "64-true":
         parts["optimizer"].double()
-    if resume is not None:
-        check_resume(resume, cfg, parts["optimizer"], parts["meta"])
+    is_trained = resume is not None and check_resume(resume, cfg, parts["optimizer"], parts["meta"], folder)
+    parts["is_trained"] = is_trained
     parts["task"].prepare()
     check_start(parts["task"], cfg.seed)
-    if starts_workers(cfg.strategy):
+    if starts_workers(cfg.strategy) and not parts["is_trained"]:
         return parts
     # Last, since they may begin to write.
     nodes = {name: node for name, node in (cfg.logger or {}).items() if node}
@@ -118,14 +121,14 @@ def _resume_path(cfg: DictConfig) -> Path | None:
     return find_checkpoint(str(cfg.ckpt_path), cfg.paths.runs, cfg.run_name)
 
 
-def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
+def _train(cfg: DictConfig, overrides: list[str], parts: dict[str, Any], folder: Path, resume: Path | None) -> float:
     for noisy in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # Lightning sets INFO when it is imported
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    config["git_revision"] = git_revision()
+    config |= {"git_revision": git_revision(), "overrides": overrides}
     if is_rank_zero():
-        OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+        save_config(folder, config)
     parameters = sum(p.numel() for p in parts["optimizer"].parameters())
     log.info(
         "%s (%d meta-parameters) on %s, %d outer steps, in %s",
@@ -137,9 +140,23 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
         log.info("presets: %s", ", ".join(presets))
     if resume is not None:
         log.info("resuming from %s", resume)
-    began = time.monotonic()
     for logger in parts["loggers"]:
         logger.log_hyperparams(_plain(config))
+    if parts["is_trained"]:
+        log.info("meta-training is done; the comparison is not")
+        score = best_score(folder / LAST)
+    else:
+        score = _meta_train(cfg, config, parts, folder, resume)
+    if is_rank_zero() and cfg.compare:
+        _compare(cfg, parts, folder)
+    return score if math.isfinite(score) else DIVERGED_SCORE
+
+
+def _meta_train(
+    cfg: DictConfig, config: dict[Any, Any], parts: dict[str, Any], folder: Path, resume: Path | None
+) -> float:
+    """The best validation score."""
+    began = time.monotonic()
     learner = MetaLearner(
         parts["optimizer"],
         parts["task"],
@@ -152,11 +169,8 @@ def _train(cfg: DictConfig, parts: dict[str, Any], folder: Path, resume: Path | 
     more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
     trainer = _fit(cfg, learner, folder, resume, **more)
     log.info("meta-training took %.0f s", time.monotonic() - began)
-    if trainer.is_global_zero and cfg.compare:
-        _compare(cfg, parts, folder)
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
-    value = float(score) if score is not None else math.inf
-    return value if math.isfinite(value) else DIVERGED_SCORE
+    return float(score) if score is not None else math.inf
 
 
 def _fit(cfg: DictConfig, learner: Any, folder: Path, resume: Path | None, **more: Any) -> Any:
@@ -193,47 +207,9 @@ def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path) -> None:
             log_to_wandb(logger, comparison, folder)
 
 
-@contextlib.contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """Write how the run ended, and end the W&B run, so that jobs of a sweep don't run into each other."""
-    began, status, lost = time.time(), "error", False
-    try:
-        yield
-        status = "ok"
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
-        status = "interrupted"
-        raise
-    except Exception as error:
-        status = "diverged" if isinstance(error, NonFiniteError) else "error"
-        lost = isinstance(error, ProcessError)  # perhaps process 0
-        raise
-    finally:
-        if (is_rank_zero() or lost) and has_own_folder() and not is_worker() and folder.is_dir():
-            content = {"status": status, "seconds": round(time.time() - began, 1)}
-            write_atomically(folder / "status.json", json_text(content))
-        _finish_wandb(0 if status == "ok" else 1)
-
-
-def _finish_wandb(exit_code: int) -> None:
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
-
-
 def _plain(config: dict[Any, Any]) -> dict[str, Any]:
     """What a checkpoint keeps: plain values, nothing of this machine's folders."""
-    return without_folders({k: v for k, v in config.items() if k not in ("paths", "hydra", "logger")})
-
-
-def _is_multirun() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def _close_log_files() -> None:
-    root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        handler.close()
-        root.removeHandler(handler)
+    places = ("paths", "hydra", "logger")
+    kept = {k: v for k, v in config.items() if k not in places}
+    told = [o for o in config["overrides"] if not o.lstrip("+~").startswith(places) and "${" not in o and "=/" not in o]
+    return without_folders(kept | {"overrides": told})

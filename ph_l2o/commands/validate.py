@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from ph_l2o.checkpoints import KEY, read_checkpoint
+from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.instantiate import import_plugins
+from ph_l2o.commands.recording import status
 from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing, choice
 from ph_l2o.compilation import checked
 from ph_l2o.errors import CheckpointError, ConfigError
@@ -94,12 +97,12 @@ def _check_start(task: Task, seed: int, name: str) -> None:
             raise ConfigError(f"task={name}: the {what} at the start θ₀ is {bad}; must be finite, so mend the task")
 
 
-def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta: MetaSettings) -> None:
-    """Whether a checkpoint can be resumed with this configuration.
+def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta: MetaSettings, folder: Path) -> bool:
+    """Whether a run that is resumed has done all outer steps, and only its comparison is missing.
 
     Raises:
         CheckpointError: If the file is damaged, not one of ours, of another optimizer, or lacks what a resume needs.
-        ConfigError: If it has done all outer steps already.
+        ConfigError: If there is nothing left to do.
     """
     content = read_checkpoint(path)
     shapes = {f"optimizer.{k}": v.shape for k, v in optimizer.state_dict().items()}
@@ -110,7 +113,19 @@ def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta:
         )
     check_resumable(content, optimizer, meta, path)
     done = content[KEY]["outer_step"]
+    is_own = path.absolute() == (folder / LAST).absolute()
+    compared = (folder / "comparison.json").is_file() and status(folder).get("status") == "ok"
+    if done == cfg.meta.outer_steps and cfg.compare and is_own and not compared:
+        return True
     if done >= cfg.meta.outer_steps:
         raise ConfigError(
             f"meta.outer_steps={cfg.meta.outer_steps}: the checkpoint {path} has done {done} already; ask for more"
         )
+    return False
+
+
+def best_score(path: Path) -> float:
+    """The best validation score that a checkpoint knows of."""
+    states = read_checkpoint(path)["callbacks"].values()
+    scores = [s["best_model_score"] for s in states if isinstance(s, dict) and s.get("monitor") == "val/score"]
+    return min((float(score) for score in scores if score is not None), default=math.inf)

@@ -22,13 +22,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ph_l2o.commands.folders import LAST
-from ph_l2o.errors import ConfigError, NonFiniteError, ProcessError, WorkerError
+from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, WorkerError
+from ph_l2o.interruption import SIGNALS
 from ph_l2o.ranks import CHECKPOINT, RUN_FOLDER, has_own_folder, is_worker
 
 # Exit statuses of workers whose error is told in one line. The last one stands for all other errors.
 _STATUS = {NonFiniteError: 3, ProcessError: 4, ConfigError: 5}
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_PATIENCE = 15  # seconds in which a worker must end after a signal
+_PATIENCE = 8  # seconds in which a worker must end after a signal; it has written a checkpoint then
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
@@ -49,8 +49,7 @@ def run_workers(
         ProcessError: If one of the processes was lost, or the machines don't meet.
         ConfigError: If a worker ended by any other error that one line explains.
         WorkerError: If only a traceback explains the error.
-        KeyboardInterrupt: After Ctrl-C.
-        SystemExit: After another signal.
+        Interrupted: After a signal that asks this process to end.
     """
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -67,8 +66,7 @@ def run_workers(
         except ChildFailedError as error:
             raise _cause(error.failures, folder) from None
         except SignalException:
-            number = received[0] if received else signal.SIGINT
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number) from None
+            raise Interrupted(received[0] if received else signal.SIGINT) from None
         except (RendezvousError, DistError) as error:
             raise ProcessError(f"the machines of this run do not meet ({str(error).splitlines()[0]})") from error
 
@@ -101,7 +99,7 @@ def _launch_config(processes: int, nodes: int, timeout: float, scratch: str) -> 
 def _surroundings(folder: Path, checkpoint: Path | None, received: list[int]) -> Iterator[None]:
     """What workers inherit; and a silent agent, which hands Ctrl-C on for every signal that asks this process to end.
 
-    Lightning ends at Ctrl-C in good order, whatever the other processes do.
+    The workers agree on the outer step after which they write a checkpoint and end.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -116,7 +114,7 @@ def _surroundings(folder: Path, checkpoint: Path | None, received: list[int]) ->
     agent = logging.getLogger("torch.distributed.elastic")
     agent.propagate = False
     agent.addHandler(logging.NullHandler())
-    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    before = {number: signal.signal(number, end) for number in SIGNALS}
     os.environ.update(variables)
     try:
         yield
@@ -148,7 +146,7 @@ def _cause(failures: dict[int, Any], folder: Path) -> Exception:
 def how_to_resume(folder: Path) -> str:
     """What to do after a run ended because of one of its processes."""
     if (folder / LAST).is_file():
-        return f"resume with ckpt_path=last or ckpt_path={os.path.relpath(folder / LAST)}"
+        return f"resume with `python train.py ckpt_path={os.path.relpath(folder / LAST)}`"
     if (folder / "config.yaml").is_file():
         return "no checkpoint was written yet, so start the run anew"
     return "resume with ckpt_path=last"  # the folder of process 0 is elsewhere

@@ -6,11 +6,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO  # type: ignore[attr-defined]
 
 from ph_l2o.checkpoints import add_checksum, read_checkpoint
+from ph_l2o.errors import Interrupted
 from ph_l2o.files import write_atomically
 
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -58,3 +60,22 @@ class RunCheckpoint(ModelCheckpoint):
             kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
             paths = {name: here(state_dict[name]) for name in _PATHS}
             super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
+
+
+class SaveWhenInterrupted(pl.Callback):
+    """Writes a checkpoint when a signal ends a training.
+
+    A run that is interrupted in its last validation keeps the checkpoint before: Lightning would not make up for the
+    validation after all outer steps.
+
+    Args:
+        path: The checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the checkpoint after a signal."""
+        if isinstance(exception, Interrupted) and trainer.global_step < trainer.max_steps:
+            trainer.save_checkpoint(self.path)

@@ -19,7 +19,8 @@ from pytorch_lightning.loggers import Logger
 from ph_l2o.checkpoints import read_checkpoint
 from ph_l2o.checks import did_you_mean
 from ph_l2o.estimators import ESTIMATORS, Estimator
-from ph_l2o.meta.checkpoint_files import AtomicCheckpoints, RunCheckpoint
+from ph_l2o.interruption import Interruption
+from ph_l2o.meta.checkpoint_files import AtomicCheckpoints, RunCheckpoint, SaveWhenInterrupted
 from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.processes import ProblemSharing, lost_processes
@@ -100,6 +101,7 @@ def fit(
 
     Raises:
         ProcessError: If another process of the run is lost.
+        Interrupted: After a signal that asks the process to end; `last.ckpt` is written then.
     """
     own = [MetaProgress()] if callbacks is None else list(callbacks)
     settings: dict[str, Any] = {
@@ -124,7 +126,8 @@ def fit(
     }
     if settings.get("strategy") == "ddp":
         settings["strategy"] = ProblemSharing(average=not learner.estimator.averages_processes)
-    with warnings.catch_warnings(), lost_processes(), _quick_look_for_gpus():
+    with warnings.catch_warnings(), lost_processes(), _quick_look_for_gpus(), Interruption() as interruption:
+        learner.interruption = interruption
         for text in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", text)
         made = make_trainer(**settings)
@@ -132,11 +135,12 @@ def fit(
     return made
 
 
-def _checkpoints(folder: Path) -> list[RunCheckpoint]:
-    """`best.ckpt` and `last.ckpt`, both at the validation whose score is in them."""
+def _checkpoints(folder: Path) -> list[Callback]:
+    """`best.ckpt` and `last.ckpt`, both at the validation whose score is in them, and `last.ckpt` after a signal."""
     common: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": False}
     best = {"filename": "best", "monitor": "val/score", "mode": "min", "auto_insert_metric_name": False}
-    return [RunCheckpoint(folder, **best, **common), RunCheckpoint(folder, filename="last", **common)]
+    last = RunCheckpoint(folder, filename="last", **common)
+    return [RunCheckpoint(folder, **best, **common), last, SaveWhenInterrupted(folder / "last.ckpt")]
 
 
 @contextlib.contextmanager

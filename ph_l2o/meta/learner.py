@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ph_l2o import checkpoints
-from ph_l2o.errors import CheckpointError, NonFiniteError
+from ph_l2o.errors import CheckpointError, Interrupted, NonFiniteError
 from ph_l2o.estimators import Estimator
+from ph_l2o.interruption import Interruption
 from ph_l2o.meta.episodes import Episode, EpisodeSource
 from ph_l2o.meta.executors import ExecutorChoice
+from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.outer_step import WindowAverage
-from ph_l2o.meta.processes import check_same_weights
+from ph_l2o.meta.processes import check_same_weights, mean_over_processes
 from ph_l2o.meta.resume import check_resumable
 from ph_l2o.meta.rotation import EpisodeRotation
 from ph_l2o.meta.settings import MetaSettings
@@ -100,12 +105,25 @@ class MetaLearner(pl.LightningModule):
         self.windows_left_out = 0  # of outer steps with several windows
         self._skipped_in_a_row = 0
         self._metrics: dict[str, float] = {}  # of the outer step
+        self._in_epoch = 0  # steps that a resumed run has done since the last validation
+        self._must_stop = self._is_validating = False  # all processes together
+
+    @property
+    def interruption(self) -> Interruption:
+        """The signals that can end the training."""
+        return self._windows.interruption
+
+    @interruption.setter
+    def interruption(self, value: Interruption) -> None:
+        self._windows.interruption = value
 
     # The outer loop. An "epoch" of Lightning is what lies between two validations.
 
     def train_dataloader(self) -> range:
         """Numbers of the outer steps up to the next validation; the draws come from keys, not from a loader."""
-        return range(self.global_step, min(self.global_step + self.meta.val_every, self.meta.outer_steps))
+        every, first = self.meta.val_every, self.global_step - self._in_epoch
+        self._in_epoch = 0
+        return range(first, min((self.global_step // every + 1) * every, self.meta.outer_steps))
 
     def val_dataloader(self) -> range:
         """One item: a validation is one batched run."""
@@ -115,6 +133,19 @@ class MetaLearner(pl.LightningModule):
         """The outer optimizer with its schedule."""
         outer, schedule = self.meta.configure(self.optimizer.parameters())
         return {"optimizer": outer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let `metrics.csv` end where the training goes on."""
+        for logger in self._files():
+            logger.take_up(self.global_step)
+        if self._is_validating:  # when the run was interrupted; Lightning would leave the validation out
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.restarting = False
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
+
+    def _files(self) -> list[MetricsCSV]:
+        return [logger for logger in self.trainer.loggers if isinstance(logger, MetricsCSV)]
 
     def _where(self) -> dict[str, Any]:
         dtype = next(self.optimizer.parameters()).dtype
@@ -133,15 +164,32 @@ class MetaLearner(pl.LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> Tensor:
         """Unroll the windows of an outer step; the loss that is returned has the meta-gradient as its gradient."""
         del batch, batch_idx
+        self._rotation.remember()
         try:
-            found = self._windows.outer_step(self.global_step / self.meta.outer_steps, **self._where())
+            with self._interruptible():
+                found = self._windows.outer_step(self.global_step / self.meta.outer_steps, **self._where())
+        except Interrupted:
+            self._rotation.take_back()
+            raise
         except CheckpointError as error:
             raise CheckpointError(f"ckpt_path={self.trainer.ckpt_path}: {error}") from error
+        self._must_stop = found.stop
         if found.left_out and found.is_finite:
             self._leave_out(found.left_out)
         self._metrics = found.metrics
         factor = 1.0 if found.is_finite else math.nan
         return _Surrogate.apply(found.outer_loss, factor, found.gradient, *self.optimizer.parameters())
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Where a signal takes effect: at once, or, of several processes, where all of them know of it."""
+        if self.trainer.world_size == 1:
+            with self.interruption.here():
+                yield
+            return
+        if self._must_stop:
+            raise Interrupted(self.interruption.number or signal.SIGTERM)
+        yield
 
     def _leave_out(self, count: int) -> None:
         self.windows_left_out += count
@@ -202,10 +250,16 @@ class MetaLearner(pl.LightningModule):
         where, meta = self._where(), self.meta
         if where["world_size"] > 1 and self.estimator.averages_processes:
             check_same_weights(self.optimizer)
-        metrics = validate(
-            self.optimizer, self.task, num_problems=meta.val_problems, horizon=meta.val_horizon, seed=self.seed, **where
-        )
-        self.log_dict(metrics, sync_dist=where["world_size"] > 1, batch_size=1)
+        sizes = {"num_problems": meta.val_problems, "horizon": meta.val_horizon}
+        self._is_validating = True
+        with self._interruptible():
+            metrics = validate(self.optimizer, self.task, seed=self.seed, **sizes, **where)
+        self._is_validating = False
+        testing = self.trainer.testing
+        self.log_dict(metrics, sync_dist=where["world_size"] > 1, logger=testing, batch_size=1)
+        means = mean_over_processes(torch.stack(list(metrics.values()))).tolist()
+        for logger in [] if testing else self.trainer.loggers:  # Lightning would do so after the checkpoint is written
+            logger.log_metrics(dict(zip(metrics, means, strict=True)), step=max(self.global_step - 1, 0))
 
     def test_step(self, batch: int, batch_idx: int) -> None:
         """The same as a validation, for `trainer.test`."""
@@ -218,7 +272,9 @@ class MetaLearner(pl.LightningModule):
     # Checkpoints hold all that a resume needs.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration and the episodes, over all processes."""
+        """Add the configuration and the episodes, over all processes; what is logged comes to the disk first."""
+        for logger in self._files():
+            logger.flush()
         checkpoint[checkpoints.KEY] = {
             "config": self.config,
             "seed": self.seed,
@@ -226,6 +282,7 @@ class MetaLearner(pl.LightningModule):
             **self._rotation.state(),
             "skipped_steps": self.skipped_steps,
             "windows_left_out": self.windows_left_out,
+            "is_validating": self._is_validating,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -233,5 +290,10 @@ class MetaLearner(pl.LightningModule):
         loop = self.trainer.fit_loop.state_dict()
         check_resumable(checkpoint, self.optimizer, self.meta, self.trainer.ckpt_path, loop)
         saved = checkpoint[checkpoints.KEY]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["is_last_batch"]:
+            # Lightning would count the steps of the stretch before among those of the next, whatever its length.
+            progress.update(is_last_batch=False, current=dict.fromkeys(progress["current"], 0))
+        self._in_epoch, self._is_validating = progress["current"]["completed"], saved.get("is_validating", False)
         self._rotation.load(saved)
         self.skipped_steps, self.windows_left_out = saved["skipped_steps"], saved["windows_left_out"]

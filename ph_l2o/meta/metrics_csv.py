@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from ph_l2o.files import bring_to_disk, naming, write_atomically
 
 _STEP = "outer_step"
 
@@ -19,7 +21,7 @@ class MetricsCSV(Logger):
     Lightning's own CSVLogger deletes the file of a run that is resumed.
 
     Args:
-        folder: Folder of the run. Of a file that is there, rows from before the first step to come are kept.
+        folder: Folder of the run. Of a file that is there, rows up to the step of the checkpoint are kept.
         flush_every: Rows that are written at once.
     """
 
@@ -27,6 +29,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path, self.flush_every, self._is_new = Path(folder) / "metrics.csv", flush_every, True
         self._columns: list[str] = []
+        self._last = 0  # step of the last row in the file
         self._pending: dict[int, dict[str, Any]] = {}
 
     @property
@@ -53,17 +56,25 @@ class MetricsCSV(Logger):
         """Add metrics to the row of an outer step, counted from 1."""
         number = (step or 0) + 1
         if self._is_new:
-            self._take_up(number)
+            self.take_up(number - 1)
         row = self._pending.setdefault(number, {_STEP: number})
         row.update({k: v for k, v in metrics.items() if k != "epoch"})
         if len(self._pending) > self.flush_every:
             self._write([self._pending.pop(k) for k in sorted(self._pending) if k != number])
 
-    def _take_up(self, number: int) -> None:
+    @rank_zero_only
+    def take_up(self, done: int) -> None:
+        """Keep the rows up to the outer step `done` of a checkpoint; what a killed run wrote last can be half a row."""
         self._is_new = False
         if self.path.is_file():
-            rows = [row for row in self._read() if int(row[_STEP]) < number]
+            rows, last = list[dict[str, Any]](), 0
+            for row in self._read():
+                if not ((row[_STEP] or "").isdecimal() and last < int(row[_STEP]) <= done):
+                    break
+                last = int(row[_STEP])
+                rows.append(row)
             self._rewrite(rows)
+            self._last = last
 
     def _read(self) -> list[dict[str, Any]]:
         with self.path.open(newline="") as file:
@@ -73,30 +84,40 @@ class MetricsCSV(Logger):
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         new = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in self._columns]
-        if new:
-            # A new column changes the header, so the whole file is written again.
-            before = self._read() if self._columns else []
+        if new or rows[0][_STEP] <= self._last:
+            # A new column changes the header, and something new an old row, so the whole file is written again.
+            merged = {int(row[_STEP]): row for row in (self._read() if self._columns else [])}
+            for row in rows:
+                merged.setdefault(row[_STEP], {}).update(row)
             self._columns += new
-            self._rewrite(before + rows)
-            return
-        with self.path.open("a", newline="") as file:
+            self._rewrite(list(merged.values()))
+        else:
+            self._append(rows)
+        self._last = max(self._last, rows[-1][_STEP])
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
+        with naming(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerows(rows)
+            bring_to_disk(file)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, text.getvalue())
 
     @rank_zero_only
     def save(self) -> None:
-        """Rows are written in blocks, and all of them by `finalize`."""
+        """Rows are written in blocks, and all of them by `flush`."""
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Bring all rows to the disk, before a checkpoint that follows them."""
+        if self._pending:
+            self._write([self._pending.pop(k) for k in sorted(self._pending)])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the rest."""
-        if self._pending:
-            self._write([self._pending.pop(k) for k in sorted(self._pending)])
+        self.flush()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ph_l2o.estimators import Estimator
 from ph_l2o.estimators.objectives import EPS
 from ph_l2o.inner import Window
+from ph_l2o.interruption import Interruption
 from ph_l2o.meta.executors import ExecutorChoice
 from ph_l2o.meta.processes import mean_over_processes
 from ph_l2o.meta.rotation import EpisodeRotation
@@ -26,6 +27,7 @@ class OuterStep(NamedTuple):
         gradient: Mean over the windows, in the order of the parameters.
         is_finite: Whether it is that of windows without anything that is not finite.
         left_out: Windows that are not counted, because something in them was not finite.
+        stop: Whether a signal asked any process to end.
         metrics: Numbers to log.
     """
 
@@ -33,6 +35,7 @@ class OuterStep(NamedTuple):
     gradient: list[Tensor]
     is_finite: bool
     left_out: int
+    stop: bool
     metrics: dict[str, float]
 
 
@@ -43,6 +46,7 @@ class _Found(NamedTuple):
     gradient: list[Tensor]
     is_finite: bool  # in all processes
     diverged: float  # share of the problems
+    stop: bool  # of any process
     horizon: int
     task_steps: int
 
@@ -56,6 +60,9 @@ class WindowAverage:
         executors: What runs the inner steps.
         episodes: What the windows are of.
         settings: Of meta-training.
+
+    Attributes:
+        interruption: What this process knows of signals; the processes tell each other.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class WindowAverage:
     ):
         self._optimizer, self._estimator, self._executors = optimizer, estimator, executors
         self._episodes, self._settings = episodes, settings
+        self.interruption = Interruption()
 
     def outer_step(self, done: float, **where: Any) -> OuterStep:
         """The next outer step's windows, after the share `done` of the training; see `EpisodeRotation.take_turn`."""
@@ -82,7 +90,8 @@ class WindowAverage:
         }
         gradient = [torch.stack(parts).mean(0) for parts in zip(*(w.gradient for w in counted), strict=True)]
         outer_loss = torch.stack([w.outer_loss for w in counted]).mean()
-        return OuterStep(outer_loss, gradient, counted[0].is_finite, count - len(counted), metrics)
+        stop = any(w.stop for w in windows)
+        return OuterStep(outer_loss, gradient, counted[0].is_finite, count - len(counted), stop, metrics)
 
     def _window(self, done: float, **where: Any) -> _Found:
         optimizer, settings = self._optimizer, self._settings
@@ -99,13 +108,14 @@ class WindowAverage:
             gradient = self._clipped(gradient)
             broken = broken | ~torch.stack([torch.isfinite(g).all() for g in gradient]).all()
         # All processes must leave a window out alike, whatever they exchange for the gradient.
-        numbers = torch.stack([estimate.outer_loss, diverged.to(estimate.outer_loss).mean(), broken])
+        stop = broken.new_tensor(self.interruption.number is not None)
+        numbers = torch.stack([estimate.outer_loss, diverged.to(estimate.outer_loss).mean(), broken, stop])
         numbers = mean_over_processes(numbers)
         is_finite = numbers[2].item() == 0
         if not is_finite:
             self._episodes.restart()
-        task_steps = count * settings.num_problems
-        return _Found(numbers[0], gradient, is_finite, numbers[1].item(), episode.horizon, task_steps)
+        task_steps, stops = count * settings.num_problems, numbers[3].item() > 0
+        return _Found(numbers[0], gradient, is_finite, numbers[1].item(), stops, episode.horizon, task_steps)
 
     def _clipped(self, gradient: list[Tensor]) -> list[Tensor]:
         """The gradient of all processes; one window of several must not outweigh the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class EpisodeRotation:
         self._episodes: list[Episode | None] = [None] * count
         self._saved: list[dict[str, Any] | None] = [None] * count
         self._turn = self._next_number = self.windows = 0
+        self._before: tuple[Any, ...] = ()
 
     @property
     def current(self) -> Episode | None:
@@ -53,6 +55,15 @@ class EpisodeRotation:
         self._episodes[turn] = episode
         return episode
 
+    def remember(self) -> None:
+        """Keep how things stand, for `take_back`."""
+        episodes = [e and replace(e) for e in self._episodes]
+        self._before = episodes, list(self._saved), self._turn, self._next_number, self.windows
+
+    def take_back(self) -> None:
+        """Undo all that happened since `remember`."""
+        self._episodes, self._saved, self._turn, self._next_number, self.windows = self._before
+
     def restart(self) -> None:
         """Let a new episode take the place of the last window's."""
         self._episodes[self._turn] = None
@@ -60,7 +71,9 @@ class EpisodeRotation:
     def state(self) -> dict[str, Any]:
         """What a resume needs: plain numbers and tensors of the problems of all processes."""
         under_way = [None if e is None or e.is_over else _gathered(save(e)) for e in self._episodes]
-        return {"episodes": under_way, "windows": self.windows, "next_episode": self._next_number}
+        # What the run was resumed with stays as it is until the episode has its turn.
+        episodes = [e if s is None else s for e, s in zip(under_way, self._saved, strict=True)]
+        return {"episodes": episodes, "windows": self.windows, "next_episode": self._next_number}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned.

@@ -82,7 +82,8 @@ def test_one_run_has_one_folder_and_says_everything_once(runs):
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     hydra = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
     assert written == hydra | {
-        "config.yaml", "status.json", "run.log", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        ".lock", "config.yaml", "status.json", "run.log", "metrics.csv",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     assert json.loads((folder / "status.json").read_text())["status"] == "ok"
     assert (folder / "run.log").read_text().count("meta-training took") == 1

@@ -36,7 +36,7 @@ def test_the_others_end_and_the_run_resumes_bit_for_bit(tmp_path):
     (line,) = train_and_kill(folder).splitlines()
     stopped, path = last(folder)
     assert line.startswith("error: process 1 of this run (id ") and ") was ended by SIGKILL; " in line
-    assert line.endswith(f"; resume with ckpt_path=last or ckpt_path={os.path.relpath(path, tmp_path)}")
+    assert line.endswith(f"; resume with `python train.py ckpt_path={os.path.relpath(path, tmp_path)}`")
     assert status(path) == "error"
     assert 0 < stopped["global_step"] < OUTER_STEPS
 

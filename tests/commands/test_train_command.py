@@ -12,6 +12,7 @@ from ph_l2o.optim import save_weights
 from ph_l2o.optimizers import PortHamiltonian
 
 RESULTS = {
+    ".lock",
     "checkpoints/best.ckpt",
     "checkpoints/last.ckpt",
     "comparison.csv",

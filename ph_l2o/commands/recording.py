@@ -1,0 +1,143 @@
+"""What a run's folder says of it: who holds it, its configuration, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError
+from ph_l2o.files import json_text, write_atomically
+from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
+
+log = logging.getLogger(__name__)
+
+_CONFIG, _STATUS = "config.yaml", "status.json"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no other process continues the run while this one is at it.
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    if is_worker() or not is_rank_zero():
+        yield
+        return
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{os.path.relpath(folder)}: this run is still running; wait until it ends, or stop it"
+        ) from None
+    except NotImplementedError:
+        log.warning("%s: the file system has no locks, so see to it that nothing else continues this run", folder)
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Write that the run is running, and then how it ended; end the W&B run, so that jobs of a sweep stay apart."""
+    began, status, lost, reason = time.time(), "error", False, ""
+    owns = has_own_folder() and not is_worker()
+    if owns and is_rank_zero():
+        write_status(folder, "running")
+    try:
+        yield
+        status = "ok"
+    except (KeyboardInterrupt, Interrupted):
+        status = "interrupted"
+        raise
+    except Exception as error:
+        status = "diverged" if isinstance(error, NonFiniteError) else "error"
+        lost, reason = isinstance(error, ProcessError), str(error)  # perhaps process 0
+        raise
+    finally:
+        if owns and (is_rank_zero() or lost):
+            more = {"error": reason} if reason else {}
+            with _told():
+                write_status(folder, status, seconds=round(time.time() - began, 1), **more)
+        finish_wandb(0 if status == "ok" else 1)
+
+
+def write_status(folder: Path, status: str, **more: Any) -> None:
+    """Write `status.json`: `running`, `ok`, `diverged`, `error` or `interrupted`."""
+    write_atomically(folder / _STATUS, json_text({"status": status, **more}))
+
+
+def status(folder: Path) -> Mapping[str, Any]:
+    """What `status.json` says; empty if there is none."""
+    path = folder / _STATUS
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What ended the run is the error to tell, not that this could not be written either."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: %s", error.filename, error.strerror)
+
+
+def save_config(folder: Path, config: Mapping[Any, Any]) -> None:
+    """Write `config.yaml`; one that is there and differs is kept as `config.1.yaml`, `config.2.yaml`, …"""
+    path, text = folder / _CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    if path.is_file() and (before := path.read_text()) != text:
+        free = (folder / f"config.{k}.yaml" for k in itertools.count(1))
+        write_atomically(next(p for p in free if not p.exists()), before)
+    write_atomically(path, text)
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """What `config.yaml` of a run says; None if there is none.
+
+    Raises:
+        ConfigError: If it can't be read.
+    """
+    from yaml import YAMLError
+
+    path = folder / _CONFIG
+    if not path.is_file():
+        return None
+    try:
+        loaded = OmegaConf.load(path)
+    except (YAMLError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: can't be read ({reason}); put a good copy in its place") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: holds no configuration; put a good copy in its place")
+    return OmegaConf.to_container(loaded)  # type: ignore[return-value]
+
+
+def finish_wandb(exit_code: int) -> None:
+    """End the W&B run, if there is one."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=exit_code)
+
+
+def close_log_files() -> None:
+    """Write no `run.log` from now on."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        handler.close()
+        root.removeHandler(handler)

@@ -1,0 +1,141 @@
+"""A run that goes on: with the settings that it had, and what is typed now on top of them."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from ph_l2o.checkpoints import KEY, read_checkpoint
+from ph_l2o.commands.folders import LAST
+from ph_l2o.commands.recording import saved_config
+
+log = logging.getLogger(__name__)
+
+_OF_THIS_START = ("ckpt_path", "hparams_search", "hydra")  # what is typed for one start alone
+_FOLDER = ("paths", "output_dir")
+_EXPECTED = {_FOLDER, ("ckpt_path",)}  # to change
+_ABSENT: Any = object()
+
+
+def settings_of_run(cfg: DictConfig, checkpoint: Path) -> tuple[DictConfig, list[str]]:
+    """The configuration of the run that a checkpoint is of, changed by what is typed now.
+
+    What is typed changes what it would change in a composition of the same overrides, so that a group's option brings
+    its presets. The run's own values stay, also where `conf/` has others by now.
+
+    Args:
+        cfg: As composed from what is typed now alone.
+        checkpoint: Of the run. Its folder's `config.yaml` counts, or what the checkpoint itself says, whose plugins
+            have to be typed anew.
+
+    Returns:
+        The configuration, and all overrides from which it comes.
+
+    Raises:
+        CheckpointError: If the checkpoint is needed and can't be read.
+        HydraException: If the overrides don't compose.
+    """
+    own = saved_config(checkpoint.absolute().parents[1]) if checkpoint.parent.name == LAST.parent.name else None
+    run = read_checkpoint(checkpoint)[KEY]["config"] | {"plugins": []} if own is None else own
+    run = copy.deepcopy({k: v for k, v in run.items() if k != "git_revision"})
+    typed, before = typed_overrides(), list(run.pop("overrides", []))
+    if own is None:
+        before = [o for o in before if not o.startswith("plugins")]
+    overrides = [o for o in before if _key(o) not in map(_key, typed)] + typed
+    made = _merged(run, before, overrides, [_key(o).lstrip("+") for o in typed])
+    made = _moved(made, _get(run, _FOLDER), cfg.paths.output_dir)
+    made["ckpt_path"], made["paths"]["output_dir"] = cfg.ckpt_path, cfg.paths.output_dir
+    _tell(run, made)
+    result = DictConfig(made)
+    OmegaConf.set_struct(result, True)
+    return result, overrides
+
+
+def _tell(run: dict[str, Any], made: dict[str, Any]) -> None:
+    """A line for each value that changes; new ones belong to a change, or to a newer version."""
+    for key, value in sorted(_leaves(run).items()):
+        now = _get(made, key)
+        if value != now and key not in _EXPECTED:
+            log.info("changed: %s: %s -> %s", ".".join(key), value, "left out" if now is _ABSENT else now)
+
+
+def _merged(run: dict[str, Any], before: list[str], overrides: list[str], typed: list[str]) -> dict[str, Any]:
+    """The run's configuration with what differs between the compositions of both overrides, or was typed itself."""
+    name = HydraConfig.get().job.config_name
+    then = _plain(compose(name, before))
+    composed = compose(name, overrides, return_hydra_config=True)
+    runtime: Any = HydraConfig.get().runtime
+    with read_write(runtime), open_dict(runtime):
+        runtime.choices = composed.hydra.runtime.choices
+    with open_dict(composed):
+        del composed["hydra"]
+    now, values = _plain(composed), _plain(composed, resolve=True)
+    made = copy.deepcopy(run)
+    for key in {**_leaves(then), **_leaves(now)}:
+        differs = _get(then, key) != _get(now, key) or ".".join(key) in typed
+        if differs or _get(made, key) is _ABSENT:
+            _set(made, key, _get(values, key))
+    return made
+
+
+def _moved(node: Any, old: Any, new: str) -> Any:
+    """With another folder of the run in all values that begin with it."""
+    if isinstance(node, Mapping):
+        return {key: _moved(value, old, new) for key, value in node.items()}
+    if isinstance(node, str) and isinstance(old, str) and (node + "/").startswith(old + "/"):
+        return new + node[len(old) :]
+    return node
+
+
+def typed_overrides() -> list[str]:
+    """What was typed of a run's settings, without what is for one start alone."""
+    return [o for o in HydraConfig.get().overrides.task if _key(o).lstrip("+~").split(".")[0] not in _OF_THIS_START]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _plain(cfg: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
+
+
+Key = tuple[str, ...]
+
+
+def _leaves(node: Mapping[str, Any], above: Key = ()) -> dict[Key, Any]:
+    """The values of nested mappings, by the keys that lead to them."""
+    found: dict[Key, Any] = {}
+    for key, value in node.items():
+        found |= _leaves(value, (*above, key)) if isinstance(value, Mapping) and value else {(*above, key): value}
+    return found
+
+
+def _get(node: Any, keys: Iterable[str]) -> Any:
+    for key in keys:
+        if not isinstance(node, Mapping) or key not in node:
+            return _ABSENT
+        node = node[key]
+    return node
+
+
+def _set(node: dict[str, Any], keys: Key, value: Any) -> None:
+    """Set a value, or remove it, in nested dictionaries."""
+    *above, last = keys
+    for key in above:
+        if not isinstance(node.get(key), dict):
+            if value is _ABSENT:
+                return
+            node[key] = {}
+        node = node[key]
+    if value is _ABSENT:
+        node.pop(last, None)
+    else:
+        node[last] = value
