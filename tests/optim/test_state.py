@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint import state_dict as of_torch
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from ph_l2o.optim import Learned, PortHamiltonian
 from tests.optim.conftest import FORMS, flat, train
@@ -118,6 +120,41 @@ def test_what_wrappers_keep_is_loaded_too(make, model):
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert other.state["wrapper"] == {"scale": torch.tensor(0.5)}
     assert torch.equal(other.state[other.param_groups[0]["params"][0]]["mean"], torch.ones(8, 4))
+
+
+class Touched(TorchDispatchMode):
+    """Storages that operations read or write."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_flatten((args, kwargs, out))[0]:
+            if torch.is_tensor(x) and "view" not in str(func) and "detach" not in str(func):
+                self.found.add(x.untyped_storage().data_ptr())
+        return out
+
+
+def test_what_does_not_train_is_not_touched(make):
+    """Frozen, without gradient from the start, and resting after it has trained: in steps with other units."""
+    trained, resting, idle = (torch.randn(4, 3).requires_grad_() for _ in range(3))
+    frozen = torch.ones(1000, dtype=torch.bfloat16)
+    optimizer = make([{"params": [frozen, trained]}, {"params": [resting, idle]}])
+    takes_loss = not isinstance(optimizer, torch.optim.AdamW)
+    steps([trained, resting], optimizer, 0, 2)
+    resting.grad = None
+    kept = [x for x in optimizer.state[resting].values() if torch.is_tensor(x) and x.dim() > 1 and x.numel()]
+    others = {x.untyped_storage().data_ptr() for x in (frozen, resting, idle, *kept)}
+    assert len(kept) >= 1 and len(others) == 3 + len(kept)
+    before = [x.clone() for x in kept]
+    with Touched() as touched:
+        for scale in (1.0, 1e3, 1e-9):
+            trained.grad = scale * torch.randn(4, 3)
+            optimizer.step(**{"loss": scale} if takes_loss else {})
+    assert len(touched.found) > 1 and not others & touched.found
+    assert all(map(torch.equal, kept, before)) and set(optimizer.state) == {trained, resting}
 
 
 def test_parameters_come_and_go(make):
