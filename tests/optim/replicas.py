@@ -1,5 +1,6 @@
 """A process of a DDP training with the drop-in; `python replicas.py RANK FOLDER`, of two."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from ph_l2o.optim import PortHamiltonian, from_learned, load
+from ph_l2o.optimizers import LSTM
 from ph_l2o.optimizers import PortHamiltonian as Learned
 
 
@@ -35,6 +38,9 @@ def main(rank: int, folder: Path) -> None:
             optimizer.step(loss=None if how == "no loss" else loss)
         found[how] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.skipped)
     torch.manual_seed(1)
+    forms = (torch.optim.AdamW, PortHamiltonian, load("kronecker"), from_learned(LSTM(hidden_size=4)))
+    found["zero"] = [zero(rank, form) for form in forms]
+    torch.manual_seed(1)
     model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
     optimizer = PortHamiltonian(model.parameters(), pretrained=learned)
     with Join([model, optimizer]):
@@ -44,6 +50,9 @@ def main(rank: int, folder: Path) -> None:
             loss.backward()
             optimizer.step(loss=loss)
     found["join"] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.diagnostics()["steps"])
+    found["zero"] = [
+        zero(rank, form) for form in (PortHamiltonian, load("kronecker"), from_learned(LSTM(hidden_size=4)))
+    ]
     alone = [torch.ones(2, requires_grad=True)]
     alone[0].grad = torch.ones(2)
     mine = [dist.new_group([k]) for k in range(2)][rank]
@@ -54,6 +63,33 @@ def main(rank: int, folder: Path) -> None:
     if rank == 0:
         found["sharded"] = refuse_sharded(folder)
     torch.save(found, folder / f"{rank}.pt")
+
+
+def zero(rank: int, form) -> list[torch.Tensor]:
+    """What a run with ZeRO reaches, and one resumed from it; of several tensors, and of fewer than processes."""
+    found = []
+    for shapes in (((4, 3), (3,), (2, 2), (5,)), ((3, 2),)):
+        torch.manual_seed(3)
+        models = [nn.ParameterList([nn.Parameter(torch.randn(s)) for s in shapes])]
+        models.append(copy.deepcopy(models[0]))
+        runs = [ZeroRedundancyOptimizer(m.parameters(), form) for m in models]
+
+        def steps(n: int, first: int, models=models, runs=runs) -> None:
+            for k in range(first, first + 3):
+                for p in models[n]:
+                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(k))
+                runs[n].step(**{} if form is torch.optim.AdamW else {"loss": 1.0 + rank})
+
+        steps(0, 0)
+        runs[0].consolidate_state_dict(0)
+        state = [copy.deepcopy(runs[0].state_dict()) if rank == 0 else None]
+        dist.broadcast_object_list(state, 0)
+        models[1].load_state_dict(models[0].state_dict())
+        runs[1].load_state_dict(state[0])
+        for n in range(2):
+            steps(n, 3)
+            found.append(nn.utils.parameters_to_vector(models[n].parameters()).detach())
+    return found
 
 
 def refuse_sharded(folder: Path) -> str:

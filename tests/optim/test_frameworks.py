@@ -81,6 +81,9 @@ def test_replicas_are_equal_bit_for_bit(tmp_path):
     for how, skipped in (("loss", 1), ("no loss", 0), ("kronecker", 1)):
         assert torch.equal(one[how][0], two[how][0]) and one[how][1] == two[how][1] == skipped
     assert torch.equal(one["join"][0], two["join"][0]) and (one["join"][1], two["join"][1]) == (3, 5)
+    for ours, theirs in zip(one["zero"], two["zero"], strict=True):
+        for k in range(0, len(ours), 2):  # a run, and the one that was resumed
+            assert torch.equal(ours[k], ours[k + 1]) and torch.equal(ours[k], theirs[k]) and ours[k].isfinite().all()
     assert not torch.equal(one["own loss"][0], two["own loss"][0])  # so the test can fail
     assert "needs whole parameters, and one is sharded (FSDP or DTensor)" in one["sharded"]
     assert (one["group of one"], two["group of one"]) == (1.0, 2.0)

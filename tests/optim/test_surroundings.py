@@ -74,7 +74,7 @@ def test_making_one_draws_nothing(make):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's tracer asks the loss for it
-@pytest.mark.parametrize("form", ["PortHamiltonian", "compiled", "kronecker", "LSTM"])
+@pytest.mark.parametrize("form", ["PortHamiltonian", "LSTM"])
 def test_under_torch_compile(form):
     """The step and the whole training step; a pickled optimizer's too."""
     found = []
