@@ -33,10 +33,20 @@ def seeded(factory: Callable[[], Made], seed: int) -> Made:
     """A module from the factory under a seed of its own; torch's generator is left as it was."""
     with torch.device("cpu"), own_generator(torch.device("cpu")) as generator:
         generator.manual_seed(seed)
-        module = factory()
+        try:
+            module = factory()
+        except Exception as error:  # whatever a user's constructor raises
+            if str(error).startswith("task."):
+                raise
+            raise ValueError(f"task.model: cannot be made ({type(error).__name__}: {one_line(error)})") from error
     if not isinstance(module, nn.Module):
         raise ValueError(f"task.model: must make an nn.Module, not {type(module).__name__}")
     return module
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's text."""
+    return str(error).strip().partition("\n")[0][:300]
 
 
 @contextlib.contextmanager

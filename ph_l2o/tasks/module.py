@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.params import Params
+from ph_l2o.tasks.embeddings import PlainEmbedding
 from ph_l2o.tasks.factory import own_generator, seeded
+from ph_l2o.tasks.module_errors import NO_HOOKS, explained
 from ph_l2o.tasks.recurrent import PlainRecurrence
 from ph_l2o.tasks.task import Buffers, Problem
 
@@ -32,6 +36,9 @@ class ModuleProblem(Problem):
     depend neither on the other problems of the batch nor on their number. A module that draws random numbers other than
     by torch's layers says so with an attribute `draws_randomly = True`.
 
+    Parameters with `requires_grad=False` are constants: each problem has its own, as its module was made, and nothing
+    changes them.
+
     Args:
         keys: Keys of the B problems.
         factory: Makes one module.
@@ -39,8 +46,9 @@ class ModuleProblem(Problem):
         dtype: Floating-point type of parameters and buffers.
 
     Raises:
-        ValueError: If the factory's modules have no parameters, or differ in their tensors; on the first forward pass,
-            if torch cannot run the module for several problems at once.
+        ValueError: If the factory fails, or its modules have no parameters to optimise, complex ones, or lazy ones, or
+            differ in their tensors; on the first forward pass, if the module fails, or torch cannot run it for several
+            problems at once.
     """
 
     def __init__(
@@ -52,25 +60,29 @@ class ModuleProblem(Problem):
         dtype: torch.dtype = torch.float32,
     ):
         self.keys = keys
-        modules = [seeded(factory, keys.torch_seed(Purpose.MODULE, i)) for i in keys.indices]
+        modules = [_checked(seeded(factory, keys.torch_seed(Purpose.MODULE, i))) for i in keys.indices]
         # A skeleton for functional_call; its own values are never used.
         self._module = modules[0].to(device=device, dtype=dtype)
         self.draws_randomly = any(_draws_randomly(m) for m in self._module.modules())
         self._device, self._dtype = torch.device(device), dtype
-        self._plain_recurrence = any(isinstance(m, nn.RNNBase | nn.RNNCellBase) for m in self._module.modules())
+        self._modes = [mode for kinds, mode in _MODES if any(isinstance(m, kinds) for m in self._module.modules())]
 
         def stack(tensors: list[Tensor]) -> Tensor:
             stacked = torch.stack([t.detach().cpu() for t in tensors])
             return stacked.to(device=device, dtype=dtype if stacked.is_floating_point() else None)
 
+        def stacked(tensors: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            _check_alike(tensors)
+            return {name: stack([t[name] for t in tensors]) for name in tensors[0]}
+
         named = [dict(m.named_parameters()) for m in modules]
-        buffered = [dict(m.named_buffers()) for m in modules]
-        _check_alike(named)
-        _check_alike(buffered)
-        if not named[0]:
-            raise ValueError(f"task.model={type(self._module).__name__}: has no parameters to optimise")
-        self.params = Params.from_tensors({k: stack([n[k] for n in named]) for k in named[0]})
-        self.buffers = {k: stack([b[k] for b in buffered]) for k in buffered[0]}
+        optimised = stacked([{k: p for k, p in n.items() if p.requires_grad} for n in named])
+        if not optimised:
+            frozen = "; all have requires_grad=False" if named[0] else ""
+            raise ValueError(f"task.model={type(self._module).__name__}: has no parameters to optimise{frozen}")
+        self.params = Params.from_tensors(optimised)
+        self._frozen = stacked([{k: p for k, p in n.items() if not p.requires_grad} for n in named])
+        self.buffers = stacked([dict(m.named_buffers()) for m in modules])
 
     def scale_weights(self, scale: tuple[float, float]) -> None:
         """Multiply the initial weights, tensors with two axes or more, by a factor of each problem.
@@ -102,51 +114,69 @@ class ModuleProblem(Problem):
         Returns:
             Outputs of shape `(B, batch, …)`, and the next buffers.
         """
-        tensors = params.tensors()
-        batched = getattr(self._module, "batched_forward", None)
-        if batched is not None:
-            return batched(tensors, inputs), buffers
-        self._module.train(train)
-
-        def one(tensors: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            buffers = {name: b.clone() for name, b in buffers.items()}  # the module changes them in place
-            return functional_call(self._module, (tensors, buffers), (x,)), buffers
-
-        recurrence = PlainRecurrence() if self._plain_recurrence else contextlib.nullcontext()
+        tensors = {**params.tensors(), **self._frozen}
+        seeded = self.draws_randomly and train
+        if seeded and len(seeds) != self.num_problems:
+            raise ValueError(f"seeds: must hold one for each of {self.num_problems} problems, not {len(seeds)}")
         try:
-            with sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), recurrence:
-                if not (self.draws_randomly and train):
-                    return vmap(one)(tensors, dict(buffers), inputs)
-                if len(seeds) != self.num_problems:
-                    raise ValueError(f"seeds: must hold one for each of {self.num_problems} problems, not {len(seeds)}")
-                with own_generator(self._device) as generator:
-                    results = []
-                    for k, seed in enumerate(seeds):
-                        generator.manual_seed(seed)
-                        results.append(one(_at(tensors, k), _at(buffers, k), inputs[k]))
-                return (
-                    torch.stack([out for out, _ in results]),
-                    {name: torch.stack([b[name] for _, b in results]) for name in buffers},
-                )
-        except RuntimeError as error:
-            explained = self._explained(str(error))
-            if explained is None:
-                raise
-            raise ValueError(explained) from error
+            batched = getattr(self._module, "batched_forward", None)
+            if batched is not None:
+                return batched(tensors, inputs), buffers
+            self._module.train(train)
+            with contextlib.ExitStack() as stack:
+                for context in (sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), *(m() for m in self._modes)):
+                    stack.enter_context(context)
+                if seeded:
+                    found = self._one_by_one(tensors, buffers, inputs, seeds)
+                else:
+                    stack.enter_context(disable_saved_tensors_hooks(NO_HOOKS))
+                    found = vmap(self._one)(tensors, dict(buffers), inputs)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # a module can fail in any way
+            raise ValueError(explained(type(self._module).__name__, error, inputs)) from error
+        if torch.is_grad_enabled() and params.flat.requires_grad and not found[0].requires_grad:
+            raise ValueError(
+                f"task.model={type(self._module).__name__}: its outputs don't depend on its parameters; look for "
+                "detach() and no_grad() in its forward pass"
+            )
+        return found
 
-    def _explained(self, text: str) -> str | None:
-        name = type(self._module).__name__
-        if "randomness" in text:
-            return (
-                f"task.model={name}: draws random numbers other than by torch's layers; give it a class attribute "
-                "draws_randomly = True"
-            )
-        if text.startswith(("vmap:", "Batching rule not implemented")):
-            return (
-                f"task.model={name}: torch.vmap cannot run it for several problems at once; replace the layer, or "
-                f"give the module a batched_forward(tensors, inputs). torch says: {text.splitlines()[0]}"
-            )
-        return None
+    def _one(self, tensors: dict[str, Tensor], buffers: Buffers, x: Tensor) -> tuple[Tensor, Buffers]:
+        buffers = {name: b.clone() for name, b in buffers.items()}  # the module changes them in place
+        out = functional_call(self._module, (tensors, buffers), (x,))
+        if not isinstance(out, Tensor):
+            raise TypeError(f"it returns a {type(out).__name__}, must return one tensor")
+        return out, buffers
+
+    def _one_by_one(
+        self, tensors: dict[str, Tensor], buffers: Buffers, inputs: Tensor, seeds: Sequence[int]
+    ) -> tuple[Tensor, Buffers]:
+        results: list[tuple[Tensor, Buffers]] = []
+        with own_generator(self._device) as generator:
+            for k, seed in enumerate(seeds):
+                generator.manual_seed(seed)
+                results.append(self._one(_at(tensors, k), _at(buffers, k), inputs[k]))
+        return (
+            torch.stack([out for out, _ in results]),
+            {name: torch.stack([b[name] for _, b in results]) for name in buffers},
+        )
+
+
+_MODES = (((nn.RNNBase, nn.RNNCellBase), PlainRecurrence), ((nn.Embedding, nn.EmbeddingBag), PlainEmbedding))
+
+
+def _checked(module: nn.Module) -> nn.Module:
+    """A module whose tensors can be stacked."""
+    name = type(module).__name__
+    for key, x in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(x):
+            raise ValueError(f"task.model={name}: {key} has no shape yet; give lazy layers their sizes")
+        if x.device.type == "meta":
+            raise ValueError(f"task.model={name}: {key} is on the meta device, without numbers; make it on the CPU")
+        if x.is_complex() and isinstance(x, nn.Parameter):
+            raise ValueError(f"task.model={name}: {key} is complex; give it a last axis of two real numbers instead")
+    return module
 
 
 def _at(tensors: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:

@@ -52,6 +52,22 @@ def normalised(episode: int) -> Problem:
     return Batches(keys(episode), lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), inputs)
 
 
+class Words(nn.Module):
+    """A frozen layer, of which a graph must not keep the first problem's, and an embedding with padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(5, 3, padding_idx=1), nn.Linear(3, 2).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.embedding(x.long().abs() % 5).mean(1))
+
+
+def with_constants(episode: int) -> Problem:
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(episode))
+    return Batches(keys(episode), Words, inputs)
+
+
 def quadratics(episode: int, noise: float = 0.0) -> Problem:
     return Quadratic(3, noise=noise).sample(keys(episode), dtype=torch.float64)
 
@@ -61,6 +77,7 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
     "noisy": lambda episode: quadratics(episode, noise=0.3),
     "rescaled": lambda episode: rescaled(quadratics(episode), 0.5),
     "batch_norm": normalised,
+    "constants": with_constants,
 }
 OPTIMIZERS: dict[str, Callable[[], LearnedOptimizer]] = {
     "port_hamiltonian": small,

@@ -69,6 +69,26 @@ class Tied(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+class Words(nn.Module):
+    """An embedding, or bags of one, of the tokens 0 to 4 that inputs stand for."""
+
+    def __init__(self, embedding: nn.Module):
+        super().__init__()
+        self.embedding, self.last = embedding, nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.embedding(x.mul(3).long().abs() % 5)
+        return torch.tanh(self.last(found if found.dim() == 2 else found.mean(1)))
+
+
+def frozen() -> nn.Module:
+    """Of two layers and a norm, the first layer and the norm's gain are constants."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 2))
+    module[0].requires_grad_(False)
+    module.get_parameter("2.weight").requires_grad_(False)
+    return module
+
+
 def transformer() -> nn.Module:
     layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
     return nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 2))
@@ -107,6 +127,11 @@ PLAIN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transformer": (transformer, TOKENS),
     "scalars": (Scalars, VECTOR),
     "tied": (Tied, VECTOR),
+    "frozen": (frozen, VECTOR),
+    "padding": (lambda: Words(nn.Embedding(5, 3, padding_idx=1)), TOKENS[1:]),
+    "bag": (lambda: Words(nn.EmbeddingBag(5, 3, padding_idx=0)), TOKENS[1:]),
+    "bag of sums": (lambda: Words(nn.EmbeddingBag(5, 3, mode="sum")), TOKENS[1:]),
+    "bag of maxima": (lambda: Words(nn.EmbeddingBag(5, 3, mode="max", padding_idx=-1)), TOKENS[1:]),
 }
 NORMED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "batch norm": (conv(lambda: nn.BatchNorm2d(2)), IMAGE),

@@ -1,12 +1,27 @@
 """ModuleProblem against plain modules, run one at a time."""
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
-from example_modules import ALL, DROPPING, IMAGE, NORMED, PLAIN, SEQUENCE, TOKENS, VECTOR, Recurrent, conv, transformer
+from example_modules import (
+    ALL,
+    DROPPING,
+    IMAGE,
+    NORMED,
+    PLAIN,
+    SEQUENCE,
+    TOKENS,
+    VECTOR,
+    Recurrent,
+    Words,
+    conv,
+    transformer,
+)  # fmt: skip
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import Window, run, start, value_and_gradient
@@ -56,6 +71,10 @@ def alone(factory: Callable[[], nn.Module], index: int, keys: ProblemKeys = KEYS
     return factory().double()
 
 
+def optimised(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def flat(tensors) -> Tensor:
     return torch.cat([t.flatten() for t in tensors])
 
@@ -76,13 +95,13 @@ def test_outputs_and_gradients_are_those_of_each_module_alone(name, train):
         module = alone(factory, index).train(train)
         expected = module(inputs[row])
         torch.testing.assert_close(outputs[row], expected)
-        parts = torch.autograd.grad(objective(expected.flatten()), list(module.parameters()))
+        parts = torch.autograd.grad(objective(expected.flatten()), optimised(module))
         torch.testing.assert_close(gradient[row], flat(parts))
         for key, buffer in module.named_buffers():
             torch.testing.assert_close(buffers[key][row], buffer)
 
 
-@pytest.mark.parametrize("name", [*NORMED, "scalars", "deep gru"])
+@pytest.mark.parametrize("name", [*NORMED, "scalars", "deep gru", "frozen", "padding", "bag"])
 def test_steps_and_buffers_are_those_of_a_plain_loop(name):
     factory, shape = ALL[name]
     problem = Fit(KEYS, factory, shape)
@@ -91,14 +110,14 @@ def test_steps_and_buffers_are_those_of_a_plain_loop(name):
     carry, losses = run(exact, problem, 5)
     for row, index in enumerate(KEYS.indices):
         module = alone(factory, index)
-        sgd = torch.optim.SGD(module.parameters(), lr=0.1)
+        sgd = torch.optim.SGD(optimised(module), lr=0.1)
         for step in range(5):
             loss = objective(module(problem.inputs(step)[row]).flatten())
             torch.testing.assert_close(losses[step, row], loss)
             sgd.zero_grad()
             loss.backward()
             sgd.step()
-        torch.testing.assert_close(carry.params.flat[row], flat(module.parameters()).detach())
+        torch.testing.assert_close(carry.params.flat[row], flat(optimised(module)).detach())
         for key, buffer in module.named_buffers():
             assert carry.buffers[key].dtype == buffer.dtype
             torch.testing.assert_close(carry.buffers[key][row], buffer)
@@ -250,7 +269,7 @@ def test_torch_is_left_as_it_was():
     problem = Fit(KEYS, transformer, TOKENS)
     enabled = torch.backends.mha.get_fastpath_enabled()
     problem.outputs(problem.params, problem.buffers, problem.inputs(0), train=False)
-    with pytest.raises((RuntimeError, AssertionError)):
+    with pytest.raises(ValueError, match=r"task.model=Sequential: fails on inputs of shape"):
         problem.outputs(problem.params, problem.buffers, torch.zeros(3, BATCH, 5, dtype=F64))
     assert torch.backends.mha.get_fastpath_enabled() == enabled
     assert torch.backends.cuda.flash_sdp_enabled()
@@ -300,6 +319,24 @@ def test_a_module_that_says_it_draws():
     assert torch.equal(first, again) and not torch.equal(first[0], first[1])
 
 
+class Doing(nn.Module):
+    """A linear layer, and what a function makes of its outputs and inputs."""
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 2), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x), x)
+
+
+class Shrinking(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.mul_(0.9)
+        return super().forward(input)
+
+
 class Fixed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -323,14 +360,59 @@ CANNOT = "torch.vmap cannot run it for several problems at once"
         (conv(lambda: nn.BatchNorm2d(2, momentum=None)), IMAGE, f"task.model=Sequential: {CANNOT}; replace the layer"),
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.RReLU()), VECTOR, f"task.model=Sequential: {CANNOT}"),
         (lambda: Recurrent(nn.LSTM(2, 3, proj_size=2)), SEQUENCE, "task.model: an LSTM with proj_size cannot"),
+        (
+            lambda: nn.Linear(3, 2).requires_grad_(False),
+            VECTOR,
+            "task.model=Linear: has no parameters to optimise; a",
+        ),
+        (lambda: nn.Linear(5, 2), VECTOR, "task.model=Linear: fails on inputs of shape (4, 3), torch.float64; mend it"),
+        (lambda: nn.Bilinear(3, 3, 2), VECTOR, "task.model=Bilinear: fails on inputs of shape (4, 3), torch.float64"),
+        (lambda: nn.LSTM(2, 3, batch_first=True), SEQUENCE, "task.model=LSTM: fails on .* it returns a tuple, must re"),
+        (lambda: nn.LazyLinear(2), VECTOR, "task.model=LazyLinear: weight has no shape yet; give lazy layers their"),
+        (lambda: nn.Linear(3, 2, dtype=torch.cfloat), VECTOR, "task.model=Linear: weight is complex; give it a last"),
+        (lambda: nn.Linear(3, 2, device="meta"), VECTOR, "task.model=Linear: weight is on the meta device"),
+        (lambda: nn.Linear("x", 2), VECTOR, "task.model: cannot be made (TypeError: "),
+        (lambda: Words(nn.Embedding(5, 3, max_norm=1.0)), VECTOR, "task.model: an embedding with max_norm changes"),
+        (lambda: Words(nn.EmbeddingBag(5, 3, max_norm=1.0)), VECTOR, "task.model: an embedding with max_norm changes"),
+        (lambda: Words(nn.Embedding(5, 3, scale_grad_by_freq=True)), VECTOR, "task.model: an embedding with scale_"),
+        (lambda: nn.Embedding(5, 3), VECTOR, "task.model: an embedding's inputs must be whole numbers, not torch.fl"),
+        (
+            lambda: Doing(lambda y, x: y.detach()),
+            VECTOR,
+            "task.model=Doing: its outputs don't depend",
+        ),
+        (
+            lambda: Doing(lambda y, x: y + torch.from_numpy(x.numpy())[:, :2]),
+            VECTOR,
+            "task.model=Doing: takes a",
+        ),
+        (lambda: Shrinking(3, 2), VECTOR, "task.model=Shrinking: changes a parameter or an input in place"),
+        (
+            lambda: Doing(lambda y, x: checkpoint(torch.tanh, y, use_reentrant=True)),
+            VECTOR,
+            "task.model=Doing: uses an",
+        ),
+        (
+            lambda: Doing(lambda y, x: checkpoint(torch.tanh, y, use_reentrant=False)),
+            VECTOR,
+            "task.model=Doing: uses t",
+        ),
+        (
+            lambda: Doing(lambda y, x: None),
+            VECTOR,
+            "task.model=Doing: fails on .* it returns a NoneType, must",
+        ),
+        (lambda: Doing(lambda y, x: {}["a"]), VECTOR, "task.model=Doing: fails on .*(KeyError: 'a')"),
+        (lambda: torch.nn.DataParallel(nn.Linear(3, 2)), VECTOR, "task.model=DataParallel: fails on inputs of"),
     ],
-    ids=["no parameters", "differing", "no module", "random", "item", "no rule", "projection"],
 )
 def test_modules_that_cannot_be_optimised(factory, shape, message):
     with pytest.raises(ValueError) as error:
         problem = Fit(KEYS, factory, shape)
         value_and_gradient(problem, problem.params, problem.buffers, (problem.inputs(0), 0))
-    assert str(error.value).startswith(message)
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    assert re.match(pattern, str(error.value)), error.value
+    assert "\n" not in str(error.value)
 
 
 def test_packed_sequences_are_refused():
@@ -348,10 +430,12 @@ def test_packed_sequences_are_refused():
         problem.outputs(problem.params, {}, problem.inputs(0))
 
 
-def test_an_error_of_the_module_itself_passes():
-    problem = Fit(KEYS, lambda: nn.Linear(3, 2), VECTOR)
-    with pytest.raises(RuntimeError, match="size"):
-        problem.outputs(problem.params, {}, torch.zeros(3, BATCH, 5, dtype=F64))
+def test_a_sparse_embedding_has_the_gradient_of_a_dense_one():
+    gradients = []
+    for sparse in (True, False):
+        problem = Fit(KEYS, lambda sparse=sparse: Words(nn.Embedding(5, 3, sparse=sparse)), VECTOR)
+        gradients.append(value_and_gradient(problem, problem.params, {}, (problem.inputs(0), 0))[1].flat)
+    assert gradients[0].abs().sum() > 0 and torch.equal(*gradients)
 
 
 def test_a_problem_can_be_copied():
