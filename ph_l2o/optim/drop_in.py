@@ -102,7 +102,7 @@ class DropIn(torch.optim.Optimizer):
                     raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
                 loss, given = result, returned_loss(result)
         entries = [entry for entry in self.named() if entry[1].numel()]
-        with settings_of_our_own({"cpu", *(p.device.type for _, p, _ in entries)}):
+        with settings_of_our_own(*(p.device.type for _, p, _ in entries[:1])):
             value = self._shared(given)
             for name, p, _ in entries:
                 if (grad := p.grad) is not None and (grad.shape != p.shape or grad.layout != torch.strided):

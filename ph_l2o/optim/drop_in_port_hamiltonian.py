@@ -243,9 +243,10 @@ class _Flats:
         """
         now = [memory[key] for key in BUFFERS]
         _, before, views = self._views.get(id(p), (None, (), ()))
-        known = before and not any(map(operator.is_not, before, now))
-        if known and now[0].dtype is dtype and now[0].shape == p.shape and now[0].device == p.device:
-            return views
+        if before and not any(map(operator.is_not, before, now)):
+            x = now[0]
+            if x.dtype is dtype and x.shape == p.shape and x.device == p.device:
+                return views
         for key, shape in memory_shapes(p, bases).items():
             x = memory.get(key)
             if not isinstance(x, Tensor):

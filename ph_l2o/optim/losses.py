@@ -49,12 +49,22 @@ def as_number(loss: Any) -> Tensor:
 
 
 def mean_over_processes(loss: Tensor | None, group: Any, device: torch.device) -> float | None:
-    """Mean of the losses of those that have one; None if none has. All processes of the group must call it."""
+    """Mean of the losses of those that have one; None if none has. All processes of the group must call it.
+
+    Raises:
+        RuntimeError: If the others do something else meanwhile.
+    """
     sums = torch.zeros(2, dtype=torch.float64)
     if loss is not None:
         sums[0], sums[1] = loss, 1.0
     if dist.get_backend(group) == "nccl":
         sums = sums.to(device)
-    dist.all_reduce(sums, group=group)
+    try:
+        dist.all_reduce(sums, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the loss cannot be averaged over processes: in each step all must give one, or none; where they have "
+            "different numbers of batches, use Join([model, optimizer]), not model.join()"
+        ) from error
     total, count = sums.tolist()
     return total / count if count else None

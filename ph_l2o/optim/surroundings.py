@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,11 +11,11 @@ _UNTRACED = set[type]()
 
 
 @contextmanager
-def settings_of_our_own(devices: Iterable[str] = ("cpu",)) -> Iterator[None]:
-    """No gradients, no autocast on these kinds of devices; float32 and the CPU as defaults."""
+def settings_of_our_own(*devices: str) -> Iterator[None]:
+    """No gradients, no autocast on the CPU and these kinds of devices; float32 and the CPU as defaults."""
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        for kind in devices:
+        for kind in {"cpu", *devices}:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
