@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from ph_l2o.optim.adamw_options import INSTEAD, refuse_options
@@ -101,11 +101,19 @@ class DropIn(torch.optim.Optimizer):
                 if loss is not None:
                     raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
                 loss, given = result, returned_loss(result)
-        entries = [entry for entry in self.named() if entry[1].numel()]
+        # Others cost nothing, and may not even have a shape yet.
+        entries = [
+            entry
+            for entry in self.named()
+            if (entry[1].grad is not None or self.state.get(entry[1])) and entry[1].numel()
+        ]
         with settings_of_our_own(*(p.device.type for _, p, _ in entries[:1])):
             value = self._shared(given)
             for name, p, _ in entries:
-                if (grad := p.grad) is not None and (grad.shape != p.shape or grad.layout != torch.strided):
+                grad = p.grad
+                if grad is not None and not (
+                    grad.shape == p.shape and grad.layout == torch.strided and _has_numbers(p)
+                ):
                     raise _bad_gradient(name, p, grad)
             self._take_step(entries, value)
         return loss
@@ -173,12 +181,18 @@ def asks_for_a_state(gradients: Iterable[tuple[Tensor | None, Any]]) -> bool:
     return all(grad is None or (float(lr) == 0 and not grad.any()) for grad, lr in gradients)
 
 
+def _has_numbers(p: Tensor) -> bool:
+    return p.is_floating_point() and not p.is_meta
+
+
 def _bad_gradient(name: str, p: Tensor, grad: Tensor) -> Exception:
     if grad.layout != torch.strided:
         return TypeError(
             f"the gradient of parameter {name}, of shape {tuple(p.shape)}, is {grad.layout}, and must be dense: set "
             "sparse=False where it comes from"
         )
+    if not _has_numbers(p):
+        return TypeError(f"parameter {name} is of {p.dtype} on {p.device}: only real numbers can be optimized")
     return ValueError(
         f"parameter {name} has shape {tuple(p.shape)}, and its gradient {tuple(grad.shape)}: call zero_grad() when its "
         "data is replaced"
@@ -186,6 +200,8 @@ def _bad_gradient(name: str, p: Tensor, grad: Tensor) -> Exception:
 
 
 def _check_param(p: Tensor, name: str) -> None:
+    if nn.parameter.is_lazy(p):  # its shape is to come
+        return
     if p.layout != torch.strided:
         raise TypeError(f"{name} needs dense parameters, and one of shape {tuple(p.shape)} is {p.layout}")
     if any(stride == 0 and size > 1 for stride, size in zip(p.stride(), p.shape, strict=True)):

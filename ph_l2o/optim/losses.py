@@ -40,12 +40,12 @@ def as_number(loss: Any) -> Tensor:
         TypeError: If it is no number at all.
     """
     try:
-        given = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss)
+        given = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(loss, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"loss of type {type(loss).__name__}: must be one real number") from error
     if given.numel() != 1 or given.is_complex():
         raise ValueError(f"loss of shape {tuple(given.shape)}, {given.dtype}: must be one real number")
-    return torch.tensor(float(loss) if not isinstance(loss, Tensor) else given.item(), dtype=torch.float64)
+    return torch.tensor(given.item(), dtype=torch.float64)
 
 
 def mean_over_processes(loss: Tensor | None, group: Any, device: torch.device) -> float | None:

@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,3 +124,41 @@ def test_memory_that_was_put_there(form, model):
 def test_parameters_that_overlap_themselves_are_refused():
     with pytest.raises(ValueError, match="overlaps"):
         FORMS["PortHamiltonian"]([nn.Parameter(torch.ones(1).expand(3))])
+
+
+def test_parameters_whose_shape_is_to_come(make):
+    """A lazy module's; and what never gets a gradient may have no data at all."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 1))
+    never = nn.Parameter(torch.empty(2, device="meta")), nn.Parameter(torch.ones(2, dtype=torch.int64), False)
+    optimizer = make([*net.parameters(), nn.LazyLinear(1).weight, *never])
+    optimizer.step()
+    before = None
+    for _ in range(2):
+        loss = net(torch.randn(5, 4)).square().mean()
+        before = flat(net) if before is None else before
+        loss.backward()
+        optimizer.step(lambda loss=loss: loss)
+    assert flat(net).isfinite().all() and not torch.equal(flat(net), before)
+
+
+@pytest.mark.parametrize("form", OURS)
+def test_what_is_no_real_number_is_refused(form):
+    first = nn.Parameter(torch.ones(2))
+    for p in (torch.ones(2, dtype=torch.int64), torch.ones(2, device="meta")):
+        optimizer = FORMS[form]([first, p])
+        first.grad, p.grad = torch.ones(2), torch.ones_like(p)
+        with pytest.raises(TypeError, match=f"parameter 1 is of {p.dtype} on {p.device}: only real numbers"):
+            optimizer.step(lambda: 1.0)
+        assert first.tolist() == [1, 1] and not optimizer.state
+
+
+def test_losses_of_all_kinds(form="PortHamiltonian"):
+    p = nn.Parameter(torch.ones(2))
+    found = []
+    for loss in (2, 2.0, np.float32(2), np.array([2.0]), torch.tensor([[2.0]]), torch.tensor(2, dtype=torch.int32)):
+        p.data.fill_(1.0)
+        p.grad = torch.tensor([1.0, -2.0])
+        FORMS[form]([p]).step(loss=loss)
+        found.append(p.tolist())
+    assert all(x == found[0] for x in found) and found[0] != [1, 1]
