@@ -38,33 +38,54 @@ def _evaluate(cfg: Any) -> None:
     resolve("ph_l2o.commands.evaluate:run_evaluation")(cfg)
 
 
-def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
-    import hydra
+class _Job:
+    """What Hydra runs with a configuration, here or in a process of a parallel launcher."""
 
-    def stop(error: Exception) -> NoReturn:
-        message = None if os.environ.get("PH_L2O_TRACEBACK") else explain(error, config_name)
-        if is_worker():
-            hand_over(error, message)
-        if isinstance(error, WorkerError):
-            sys.exit(str(error).rstrip())
-        if message is None:
-            raise error
-        sys.exit(f"error: {message}")
+    def __init__(self, config_name: str, work: Callable[[Any], float | None]):
+        self.config_name, self.work = config_name, work
 
-    def job(cfg: Any) -> float | None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        register()
+
+    def __call__(self, cfg: Any) -> float | None:
         try:
-            return work(cfg)
+            return self.work(cfg)
         except BaseException as error:
+            folder = Path(cfg.paths.output_dir)
+            if isinstance(error, Exception) and resolve("ph_l2o.commands.multirun:is_multirun")():
+                record_failure = resolve("ph_l2o.commands.multirun:record_failure")
+                return record_failure(error, _message(error, self.config_name), folder)
             if not is_worker():
                 close_log_files()
-                remove_if_untouched(Path(cfg.paths.output_dir))
+                remove_if_untouched(folder)
             if isinstance(error, Exception):
-                stop(error)
+                _stop(error, self.config_name)
             raise
+
+
+def _message(error: Exception, config_name: str) -> str | None:
+    return None if os.environ.get("PH_L2O_TRACEBACK") else explain(error, config_name)
+
+
+def _stop(error: Exception, config_name: str) -> NoReturn:
+    message = _message(error, config_name)
+    if is_worker():
+        hand_over(error, message)
+    if isinstance(error, WorkerError):
+        sys.exit(str(error).rstrip())
+    if message is None:
+        raise error
+    sys.exit(f"error: {message}")
+
+
+def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
+    import hydra
 
     register()
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
+    job = _Job(config_name, work)
     try:
         with raised_at_once():
             hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
@@ -74,4 +95,4 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
             print(f"interrupted by {signal.Signals(number).name}" + (f"; {what}" if what else ""), file=sys.stderr)
         sys.exit(128 + number)
     except Exception as error:
-        stop(error)
+        _stop(error, config_name)

@@ -16,6 +16,7 @@ from ph_l2o.checks import did_you_mean
 from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.recording import recorded, save_config
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.strategies import check_one_process
@@ -34,8 +35,12 @@ def run_evaluation(cfg: DictConfig) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     config["git_revision"] = git_revision()
-    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    save_config(folder, config)
+    with recorded(folder):
+        _evaluate(cfg, folder, optimizers, tasks, device)
 
+
+def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: Any, device: str) -> None:
     settings = {
         "num_problems": cfg.num_problems,
         "tuning_problems": cfg.tuning_problems,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from ph_l2o.checks import did_you_mean
@@ -20,6 +21,8 @@ from ph_l2o.errors import (
 _OWN = (
     CheckpointError, CompileError, CompilerError, ConfigError, DataError, NonFiniteError, ProcessError, WeightsError,
 )  # fmt: skip
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _MOVED = {"estimator.truncation": "meta.truncation"}
 
@@ -74,10 +77,16 @@ def _explain_hydra(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
         return "this option needs an extra package; install it with `pip install hydra-optuna-sweeper`"
     if isinstance(error, OSError):
-        return f"{error.filename or ''}: {error.strerror or error}; choose another folder with paths.runs=…"
+        return _explain_file(error)
     if isinstance(error, OmegaConfBaseException | HydraException):
         return str(error).splitlines()[0]
     return None
+
+
+def _explain_file(error: OSError) -> str:
+    what = error.filename or "a file can't be read or written"
+    hint = "make room, or choose" if error.errno in _FULL else "choose"
+    return f"{what}: {error.strerror or error}; {hint} another folder with paths.runs=…"
 
 
 def _names_a_key(text: str) -> bool:

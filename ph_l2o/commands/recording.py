@@ -21,6 +21,7 @@ from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
 
+DIVERGED_SCORE = 1e6  # what a sweep sees of a run whose validation score is not finite
 _CONFIG, _STATUS = "config.yaml", "status.json"
 
 
@@ -83,7 +84,7 @@ def write_status(folder: Path, status: str, **more: Any) -> None:
     write_atomically(folder / _STATUS, json_text({"status": status, **more}))
 
 
-def status(folder: Path) -> Mapping[str, Any]:
+def read_status(folder: Path) -> Mapping[str, Any]:
     """What `status.json` says; empty if there is none."""
     path = folder / _STATUS
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -135,9 +136,23 @@ def finish_wandb(exit_code: int) -> None:
         wandb.finish(exit_code=exit_code)
 
 
+class RunLog(logging.FileHandler):
+    """`run.log`; that it cannot be written is said once, in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say so, and write nothing more."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        print(f"{self.baseFilename}: {error.strerror}; it ends here", file=sys.stderr)
+        self.setLevel(logging.CRITICAL + 1)
+
+
 def close_log_files() -> None:
     """Write no `run.log` from now on."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
-        handler.close()
+        with contextlib.suppress(OSError):  # of a full disk
+            handler.close()
         root.removeHandler(handler)

@@ -19,7 +19,7 @@ from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.commands.recording import close_log_files, finish_wandb, held, recorded, save_config
+from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
@@ -31,8 +31,6 @@ from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
 from ph_l2o.ranks import has_own_folder, is_rank_zero
 
 log = logging.getLogger(__name__)
-
-DIVERGED_SCORE = 1e6  # what a sweep sees of a run whose validation score is not finite
 
 
 def run_training(cfg: DictConfig) -> float | None:

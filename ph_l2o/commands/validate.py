@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.instantiate import import_plugins
-from ph_l2o.commands.recording import status
+from ph_l2o.commands.recording import read_status
 from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing, choice
 from ph_l2o.compilation import checked
 from ph_l2o.errors import CheckpointError, ConfigError
@@ -114,7 +114,7 @@ def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta:
     check_resumable(content, optimizer, meta, path)
     done = content[KEY]["outer_step"]
     is_own = path.absolute() == (folder / LAST).absolute()
-    compared = (folder / "comparison.json").is_file() and status(folder).get("status") == "ok"
+    compared = (folder / "comparison.json").is_file() and read_status(folder).get("status") == "ok"
     if done == cfg.meta.outer_steps and cfg.compare and is_own and not compared:
         return True
     if done >= cfg.meta.outer_steps:

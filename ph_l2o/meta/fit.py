@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger
 
 from ph_l2o.checkpoints import read_checkpoint
 from ph_l2o.checks import did_you_mean
+from ph_l2o.errors import NonFiniteError
 from ph_l2o.estimators import ESTIMATORS, Estimator
 from ph_l2o.interruption import Interruption
 from ph_l2o.meta.checkpoint_files import AtomicCheckpoints, RunCheckpoint, SaveWhenInterrupted
@@ -101,6 +102,7 @@ def fit(
 
     Raises:
         ProcessError: If another process of the run is lost.
+        NonFiniteError: If all outer steps were skipped.
         Interrupted: After a signal that asks the process to end; `last.ckpt` is written then.
     """
     own = [MetaProgress()] if callbacks is None else list(callbacks)
@@ -132,6 +134,11 @@ def fit(
             warnings.filterwarnings("ignore", text)
         made = make_trainer(**settings)
         made.fit(learner, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    if learner.skipped_steps >= learner.meta.outer_steps:
+        raise NonFiniteError(
+            f"none of {learner.meta.outer_steps} outer steps had a finite meta-gradient, so nothing was learned: "
+            "lower meta.horizons or meta.truncation, or look into the task's loss"
+        )
     return made
 
 
