@@ -67,9 +67,12 @@ class SweepSummary(Callback):
         shown = frame.drop(columns="error", errors="ignore")
         log.info("%s", shown.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-"))
         log.info("summary.csv is in %s", folder)
-        failed = frame.job[frame.status == "error"]
+        failed = frame[frame.status == "error"]
         if len(failed) and _TOLERANCE not in config.hydra.sweeper:
-            sys.exit(f"error: {len(failed)} of {len(frame)} jobs failed: {', '.join(failed)}; summary.csv says why")
+            reasons = set(failed.get("error", [])) or {None}
+            why = reasons.pop() if len(reasons) == 1 else None
+            names = f"{len(failed)} of {len(frame)} jobs failed: {', '.join(failed.job)}"
+            sys.exit(f"error: {names}: {why}" if why else f"error: {names}; summary.csv says why")
 
 
 def _summary(folder: Path) -> Any:

@@ -12,14 +12,14 @@ from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.instantiate import import_plugins
 from ph_l2o.commands.recording import read_status
-from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing, choice
+from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing
 from ph_l2o.compilation import checked
-from ph_l2o.errors import CheckpointError, ConfigError
+from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import unknown
 from ph_l2o.inner import value_and_gradient
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.meta import MetaSettings
-from ph_l2o.meta.resume import check_resumable
+from ph_l2o.meta.resume import check_left, check_optimizer, check_resumable
 from ph_l2o.optimizers import LearnedOptimizer
 from ph_l2o.tasks import Task
 
@@ -102,25 +102,16 @@ def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta:
 
     Raises:
         CheckpointError: If the file is damaged, not one of ours, of another optimizer, or lacks what a resume needs.
-        ConfigError: If there is nothing left to do.
+        ValueError: If there is nothing left to do.
     """
     content = read_checkpoint(path)
-    shapes = {f"optimizer.{k}": v.shape for k, v in optimizer.state_dict().items()}
-    if {k: getattr(v, "shape", None) for k, v in content["state_dict"].items()} != shapes:
-        raise CheckpointError(
-            f"ckpt_path={path}: holds another optimizer than optimizer={choice('optimizer')} with these settings; "
-            "resume with the settings of the run, which are in its config.yaml"
-        )
+    check_optimizer(content, optimizer, path)
     check_resumable(content, optimizer, meta, path)
-    done = content[KEY]["outer_step"]
     is_own = path.absolute() == (folder / LAST).absolute()
     compared = (folder / "comparison.json").is_file() and read_status(folder).get("status") == "ok"
-    if done == cfg.meta.outer_steps and cfg.compare and is_own and not compared:
+    if content[KEY]["outer_step"] == meta.outer_steps and cfg.compare and is_own and not compared:
         return True
-    if done >= cfg.meta.outer_steps:
-        raise ConfigError(
-            f"meta.outer_steps={cfg.meta.outer_steps}: the checkpoint {path} has done {done} already; ask for more"
-        )
+    check_left(content, meta, path)
     return False
 
 

@@ -78,4 +78,4 @@ class SaveWhenInterrupted(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the checkpoint after a signal."""
         if isinstance(exception, Interrupted) and trainer.global_step < trainer.max_steps:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +20,7 @@ from pytorch_lightning.loggers import Logger
 
 from ph_l2o.checkpoints import read_checkpoint
 from ph_l2o.checks import did_you_mean
-from ph_l2o.errors import NonFiniteError
+from ph_l2o.errors import Interrupted, NonFiniteError
 from ph_l2o.estimators import ESTIMATORS, Estimator
 from ph_l2o.interruption import Interruption
 from ph_l2o.meta.checkpoint_files import AtomicCheckpoints, RunCheckpoint, SaveWhenInterrupted
@@ -26,6 +28,7 @@ from ph_l2o.meta.learner import MetaLearner
 from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.processes import ProblemSharing, lost_processes
 from ph_l2o.meta.progress import MetaProgress
+from ph_l2o.meta.resume import check_left, check_optimizer
 from ph_l2o.meta.settings import MetaSettings
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks import Task
@@ -178,9 +181,12 @@ def meta_train(
     output_dir: str | Path | None = None,
     device: str = "cpu",
     compile: str | bool = "auto",
+    ckpt_path: str | Path | None = None,
     **settings: Any,
 ) -> LearnedOptimizer:
     """Train an optimizer on a task; the same loop as `train.py`, for notebooks.
+
+    Ctrl-C, or a notebook's Stop, ends the training after the outer step before it: what is best so far is returned.
 
     Args:
         optimizer: Where training starts; it is left as it is.
@@ -192,13 +198,17 @@ def meta_train(
         output_dir: Where metrics and checkpoints are kept; the default keeps none.
         device: `cpu` or `gpu`.
         compile: `auto`, `update`, `step` or False; see `MetaLearner`.
+        ckpt_path: A checkpoint to go on from, such as `checkpoints/last.ckpt` in an earlier `output_dir`, with the same
+            other arguments; in the same `output_dir`, it goes on as if it had not stopped.
         settings: Further fields of `MetaSettings`, such as `num_problems=16`.
 
     Returns:
-        A trained copy, with the weights that were best on the validation split.
+        A trained copy, with the weights that were best on the validation split; with the last ones, if the training was
+        stopped before the first validation.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the checkpoint has done all outer steps.
+        CheckpointError: If the checkpoint is damaged, or of another optimizer.
 
     Example:
         >>> from ph_l2o.optimizers import PortHamiltonian
@@ -216,7 +226,18 @@ def meta_train(
     learner = MetaLearner(copy.deepcopy(optimizer), task, estimator, made, seed=seed, compile=compile)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if output_dir is None else output_dir)
-        fit(learner, folder, accelerator=device)
-        best = read_checkpoint(folder / "checkpoints" / "best.ckpt")
-    learner.load_state_dict(best["state_dict"])
+        if ckpt_path is not None:
+            content = read_checkpoint(ckpt_path)
+            check_optimizer(content, optimizer, ckpt_path)
+            check_left(content, made, ckpt_path)
+        try:
+            fit(learner, folder, accelerator=device, ckpt_path=ckpt_path)
+        except Interrupted as error:
+            if error.number != signal.SIGINT:
+                raise
+            last = "" if output_dir is None else f"; ckpt_path={folder / 'checkpoints' / 'last.ckpt'} goes on"
+            print(f"stopped: returns the best weights so far{last}", file=sys.stderr)
+        best = folder / "checkpoints" / "best.ckpt"
+        if best.is_file():
+            learner.load_state_dict(read_checkpoint(best)["state_dict"])
     return learner.optimizer.cpu().eval()

@@ -1,8 +1,9 @@
-"""Progress of meta-training: a bar in a terminal, plain lines elsewhere."""
+"""Progress of meta-training: a bar in a terminal, a line in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -19,6 +20,8 @@ from rich.progress import (
 
 log = logging.getLogger(__name__)
 
+_NOTEBOOK_EVERY = 1.0  # seconds
+
 
 class MetaProgress(pl.Callback):
     """Shows outer step, meta-loss, speed in task-steps/s and time left.
@@ -34,14 +37,16 @@ class MetaProgress(pl.Callback):
         self._bar: Progress | None = None
         self._began = self._last_line = 0.0
         self._first_step = 0
+        self._console = Console(stderr=True)
+        self._shown: Any = None  # of a notebook
         self._loss = self._speed = float("nan")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock and the bar."""
         self._began = self._last_line = time.monotonic()
         self._first_step = trainer.global_step
-        console = Console(stderr=True)
-        if trainer.is_global_zero and console.is_terminal:
+        self._console, self._shown = Console(stderr=True), None
+        if trainer.is_global_zero and self._console.is_terminal and not self._console.is_jupyter:
             self._bar = Progress(
                 TextColumn("outer step"),
                 BarColumn(),
@@ -50,7 +55,7 @@ class MetaProgress(pl.Callback):
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                console=console,
+                console=self._console,
             )
             self._bar.start()
             self._bar.add_task("train", total=trainer.max_steps, completed=trainer.global_step, status="")
@@ -66,11 +71,15 @@ class MetaProgress(pl.Callback):
         status = f"meta-loss {self._loss:.3f}, {self._speed:,.0f} task-steps/s"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=trainer.global_step, status=status)
-        elif trainer.is_global_zero and time.monotonic() - self._last_line >= self.line_every:
+        elif trainer.is_global_zero and time.monotonic() - self._last_line >= self._every():
             self._last_line = time.monotonic()
             done = trainer.global_step - self._first_step
             left = (self._last_line - self._began) / max(done, 1) * (trainer.max_steps - trainer.global_step)
-            log.info("outer step %d/%d, %s, %.0f s left", trainer.global_step, trainer.max_steps, status, left)
+            step = f"outer step {trainer.global_step}/{trainer.max_steps}"
+            self._say(f"{step}, {status}, {left:.0f} s left", in_place=True)
+
+    def _every(self) -> float:
+        return _NOTEBOOK_EVERY if self._console.is_jupyter else self.line_every
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what the validation found."""
@@ -83,10 +92,26 @@ class MetaProgress(pl.Callback):
         else:  # losses of a mixture's members can't be compared
             what = f"score {found['val/score']:.4f}, mean log loss relative to the start, of {len(final)} tasks"
         text = f"outer step {trainer.global_step}: validation {what}"
+        self._say(text)
+
+    def _say(self, text: str, *, in_place: bool = False) -> None:
+        """To the terminal, the log or, where nobody reads that, to stderr; a notebook keeps one line up to date."""
         if self._bar is not None:
             self._bar.console.print(text)
-        else:
+        elif log.isEnabledFor(logging.INFO):
             log.info(text)
+        elif in_place and self._console.is_jupyter:
+            self._show_in_notebook(text)
+        else:
+            print(text, file=sys.stderr)
+
+    def _show_in_notebook(self, text: str) -> None:
+        from IPython.display import Pretty, display  # type: ignore[import-not-found]
+
+        if self._shown is None:
+            self._shown = display(Pretty(text), display_id=True)
+        else:
+            self._shown.update(Pretty(text))
 
     def _stop(self) -> None:
         if self._bar is not None:

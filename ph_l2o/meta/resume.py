@@ -19,6 +19,25 @@ _COUNTS = ("outer_step", "windows", "next_episode", "skipped_steps", "windows_le
 _PROGRESS = ("fit_loop", "epoch_loop.automatic_optimization.optim_progress", "optimizer", "step", "total", "completed")
 
 
+def check_optimizer(checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, path: Any) -> None:
+    """Raise CheckpointError for a checkpoint of another optimizer."""
+    shapes = {f"optimizer.{k}": v.shape for k, v in optimizer.state_dict().items()}
+    if {k: getattr(v, "shape", None) for k, v in checkpoint["state_dict"].items()} != shapes:
+        raise CheckpointError(
+            f"ckpt_path={path}: holds another optimizer than {type(optimizer).__name__} with these settings; "
+            "resume with the settings of the run, which are in its config.yaml"
+        )
+
+
+def check_left(checkpoint: Mapping[str, Any], settings: MetaSettings, path: Any) -> None:
+    """Raise ValueError for a checkpoint that has done all outer steps."""
+    done = checkpoint[KEY].get("outer_step")
+    if isinstance(done, int) and done >= settings.outer_steps:
+        raise ValueError(
+            f"meta.outer_steps={settings.outer_steps}: the checkpoint {path} has done {done} already; ask for more"
+        )
+
+
 def check_resumable(
     checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, settings: MetaSettings, path: Any, loop: Any = None
 ) -> None:

@@ -4,6 +4,9 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
+
+from ph_l2o.meta import wandb_run
 
 TINY = ("debug=default", "logger=wandb")
 
@@ -46,6 +49,28 @@ def test_without_a_key_it_is_offline_and_says_so_in_one_line(command, run_folder
         b"git_revision",
     ):
         assert name in written, name
+
+
+@pytest.fixture
+def own_service():
+    """W&B reads its environment once, and a try that failed stays with its process."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_with_a_key_but_without_a_route_it_is_offline_and_says_so(command, run_folder, monkeypatch, own_service):
+    """As on a cluster's node."""
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(wandb_run, "_PATIENCE", 1.0)
+    outcome = command("train", *TINY, "compare=false")
+    assert outcome.code == 0, outcome.err
+    (line,) = [line for line in outcome.out.splitlines() if "W&B" in line]
+    assert line.startswith("W&B: offline (no answer from http://127.0.0.1:9); upload with `wandb sync ")
+    assert len([run for run in offline_runs(run_folder()) if "offline" in run.parts[-2]]) == 1 and not outcome.err
+    error = command("train", *TINY, "logger.wandb.offline=false").error
+    assert error.startswith("logger.wandb.offline=False: no answer from http://127.0.0.1:9 (") and "; try true" in error
 
 
 def test_jobs_of_a_sweep_are_runs_of_their_own_in_one_group(command, tmp_path):
