@@ -69,10 +69,9 @@ class SweepSummary(Callback):
         log.info("summary.csv is in %s", folder)
         failed = frame[frame.status == "error"]
         if len(failed) and _TOLERANCE not in config.hydra.sweeper:
-            reasons = set(failed.get("error", [])) or {None}
-            why = reasons.pop() if len(reasons) == 1 else None
-            names = f"{len(failed)} of {len(frame)} jobs failed: {', '.join(failed.job)}"
-            sys.exit(f"error: {names}: {why}" if why else f"error: {names}; summary.csv says why")
+            reasons = set(failed.reindex(columns=["error"]).error)
+            why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
+            sys.exit(f"error: {len(failed)} of {len(frame)} jobs failed: {', '.join(failed.job)}{why}")
 
 
 def _summary(folder: Path) -> Any:
