@@ -9,7 +9,7 @@ import importlib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 TARGET = "_target_"
@@ -59,6 +59,18 @@ def _nested(value: Any) -> dict[str, Any]:
     if not getattr(value, "recipe", None):
         raise TypeError(f"{type(value).__name__} is no plain value")
     return value.recipe
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Classes in a configuration, without their arguments: these can be folders of the machine."""
+    if isinstance(node, dict):
+        if TARGET in node:
+            yield str(node[TARGET])
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
 
 
 def construct(made: Mapping[str, Any], *, plugins: Iterable[str] = ()) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.recording import saved_config
+from ph_l2o.errors import CheckpointError
+from ph_l2o.recipes import targets
 
 log = logging.getLogger(__name__)
 
 _OF_THIS_START = ("ckpt_path", "hparams_search", "hydra")  # what is typed for one start alone
 _FOLDER = ("paths", "output_dir")
+_NOT_FROM_FILES = ("paths", "hydra", "logger", "callbacks", "plugins", "weights")
+_CLASSES_OF_FILES = ("ph_l2o.", "torch.nn.", "torch.optim.", "pytorch_lightning.Trainer")
 _EXPECTED = {_FOLDER, ("ckpt_path",)}  # to change
 _ABSENT: Any = object()
 
@@ -43,11 +48,9 @@ def settings_of_run(cfg: DictConfig, checkpoint: Path) -> tuple[DictConfig, list
         HydraException: If the overrides don't compose.
     """
     own = saved_config(checkpoint.absolute().parents[1]) if checkpoint.parent.name == LAST.parent.name else None
-    run = read_checkpoint(checkpoint)[KEY]["config"] | {"plugins": []} if own is None else own
+    run = _of_file(checkpoint, cfg.plugins) if own is None else own
     run = copy.deepcopy({k: v for k, v in run.items() if k != "git_revision"})
     typed, before = typed_overrides(), list(run.pop("overrides", []))
-    if own is None:
-        before = [o for o in before if not o.startswith("plugins")]
     overrides = [o for o in before if _key(o) not in map(_key, typed)] + typed
     made = _merged(run, before, overrides, [_key(o).lstrip("+") for o in typed])
     made = _moved(made, _get(run, _FOLDER), cfg.paths.output_dir)
@@ -56,6 +59,29 @@ def settings_of_run(cfg: DictConfig, checkpoint: Path) -> tuple[DictConfig, list
     result = DictConfig(made)
     OmegaConf.set_struct(result, True)
     return result, overrides
+
+
+def _of_file(checkpoint: Path, plugins: Iterable[str]) -> dict[str, Any]:
+    """The configuration in a checkpoint, which may be anybody's: what is trained and how, nothing that writes.
+
+    Raises:
+        CheckpointError: If it names other classes than this package, torch's networks and optimizers, and the modules
+            that the user typed have.
+    """
+    config = read_checkpoint(checkpoint)[KEY]["config"]
+    run = {k: v for k, v in config.items() if k not in _NOT_FROM_FILES}
+    allowed = (*_CLASSES_OF_FILES, *(f"{plugin}." for plugin in plugins))
+    for target in targets(run):
+        if not target.startswith(allowed):
+            raise CheckpointError(
+                f"{checkpoint}: its configuration names {ascii(target)[1:-1][:100]}, which is not taken from a file; resume "
+                "in the folder of the run, which has its config.yaml, or type plugins=[…] if the module is yours"
+            )
+    for target in targets(config.get("callbacks")):
+        if target != "ph_l2o.meta.MetaProgress":
+            log.warning("the callback %s is not taken from a file; type it to have it again", ascii(target)[1:-1][:100])
+    overrides = [o for o in map(str, run.get("overrides") or []) if _root(o) not in _NOT_FROM_FILES]
+    return run | {"overrides": overrides, "plugins": []}
 
 
 def _tell(run: dict[str, Any], made: dict[str, Any]) -> None:
@@ -96,7 +122,12 @@ def _moved(node: Any, old: Any, new: str) -> Any:
 
 def typed_overrides() -> list[str]:
     """What was typed of a run's settings, without what is for one start alone."""
-    return [o for o in HydraConfig.get().overrides.task if _key(o).lstrip("+~").split(".")[0] not in _OF_THIS_START]
+    return [o for o in HydraConfig.get().overrides.task if _root(o) not in _OF_THIS_START]
+
+
+def _root(override: str) -> str:
+    """The first part of an override's key, or the group that it chooses an option of."""
+    return re.split(r"[.@/]", _key(override).lstrip("+~"))[0]
 
 
 def _key(override: str) -> str:

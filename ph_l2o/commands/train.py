@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -209,5 +210,6 @@ def _plain(config: dict[Any, Any]) -> dict[str, Any]:
     """What a checkpoint keeps: plain values, nothing of this machine's folders."""
     places = ("paths", "hydra", "logger")
     kept = {k: v for k, v in config.items() if k not in places}
-    told = [o for o in config["overrides"] if not o.lstrip("+~").startswith(places) and "${" not in o and "=/" not in o]
+    has_place = re.compile(r"\$\{|[=\s\[{,:'\"]/").search
+    told = [o for o in config["overrides"] if not (o.lstrip("+~").startswith(places) or has_place(o))]
     return without_folders(kept | {"overrides": told})

@@ -41,6 +41,7 @@ _IGNORED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*litlogger.*",
     ".*dataloader is not resumable.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # said, or left out by the user
     ".*GPU available but not used.*",
     ".*isinstance.treespec, LeafSpec.*",  # of Lightning, on current torch
 )

@@ -16,7 +16,7 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ph_l2o.checkpoints import FOLDER, SHIPPED, describe, load_checkpoint, load_
 from ph_l2o.errors import CheckpointError, WeightsError
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.recipes import targets
 
 _SETTINGS = ("outer_steps", "horizons", "num_problems", "learning_rate", "rescale", "hide_loss")
 
@@ -59,8 +60,8 @@ def _source(source: str) -> tuple[LearnedOptimizer, Any]:
     optimizer, config = load_checkpoint(source)
     meta = config.get("meta") or {}
     trained_on = {
-        "tasks": sorted(set(_targets(config.get("task")))),
-        "estimator": next(_targets(config.get("estimator")), None),
+        "tasks": sorted(set(targets(config.get("task")))),
+        "estimator": next(targets(config.get("estimator")), None),
         "seed": config.get("seed"),
         **{name: meta[name] for name in _SETTINGS if name in meta},
     }
@@ -86,18 +87,6 @@ def _changed(optimizer: LearnedOptimizer, changes: Sequence[str]) -> LearnedOpti
         raise ValueError(f"--set {' '.join(changes)}: {error}") from error
     changed.load_state_dict(optimizer.state_dict())
     return changed
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Classes in a configuration, without their arguments: these can be folders of the machine."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Nothing that comes from a file is executed; what a user types makes what its place asks for, and nothing else."""
 
+import copy
 import importlib
 import json
 import re
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from ph_l2o import recipes
-from ph_l2o.checkpoints import load_checkpoint, load_weights
+from ph_l2o.checkpoints import add_checksum, load_checkpoint, load_weights, read_checkpoint
 from ph_l2o.commands.evaluate import _entry
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.train import start_from
@@ -229,3 +230,54 @@ def test_functions_of_the_users_modules_are_taken(tmp_path, monkeypatch):
             build({"_target_": f"mine.{name}"}, "task", plugins=["mine"])
     monkeypatch.delitem(sys.modules, "mine")
     importlib.invalidate_caches()
+
+
+FOREIGN = [
+    {"task": {"_target_": "torch.utils.collect_env.run", "command": "touch {marker}"}},
+    {"task": {"_target_": "innocent.attack.Attack"}, "plugins": ["innocent.attack"]},
+    {"task": {"_target_": "ph_l2o.tasks.Mixture", "tasks": [{"_target_": "os.mkdir", "path": "{marker}"}]}},
+    {"task": {"_target_": "ph_l2o.files.write_atomically", "path": "{marker}", "content": ""}},
+    {"trainer": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "{marker}"}},
+    {"meta": {"_target_": "ph_l2o.meta.MetaSettings", "outer_optimizer": {"_target_": "os.mkdir", "_partial_": True}}},
+    {"overrides": ["+task.x=${oc.env:PH_L2O_SECRET}"]},
+]
+
+
+def trained(command, run_folder) -> dict[str, Any]:
+    """The content of a checkpoint."""
+    if "trained" not in KEPT:
+        assert command("train", "debug=default", "optimizer=adam", "compare=false").code == 0
+        KEPT["trained"] = read_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
+    return copy.deepcopy(KEPT["trained"])
+
+
+KEPT: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("part", FOREIGN, ids=range(len(FOREIGN)))
+def test_somebody_elses_checkpoint_that_is_resumed_executes_nothing(
+    command, run_folder, tmp_path, attacking, part, left_behind
+):
+    path = tmp_path / "foreign.ckpt"
+    content = trained(command, run_folder)
+    content["ph_l2o"]["config"] |= filled(part, attacking)
+    add_checksum(content)
+    torch.save(content, path)
+    before = left_behind()
+    outcome = command("train", f"ckpt_path={path}", "meta.outer_steps=6")
+    assert re.match(f"({path}|task._target_=).*: ", outcome.error), outcome.error
+    assert not attacking.exists() and left_behind() == before
+
+
+def test_what_writes_is_not_taken_from_a_checkpoint(command, run_folder, tmp_path, attacking):
+    content = trained(command, run_folder)
+    writer = {"_target_": "pytorch_lightning.callbacks.ModelCheckpoint", "dirpath": str(attacking)}
+    folders = {"runs": str(attacking), "data": str(attacking), "output_dir": str(attacking)}
+    content["ph_l2o"]["config"] |= {"callbacks": {"x": writer}, "logger": {"x": writer}, "paths": folders}
+    content["ph_l2o"]["config"]["overrides"] += [f"paths.runs={attacking}", "hydra.run.dir=x", "+hydra/launcher=joblib"]
+    add_checksum(content)
+    torch.save(content, tmp_path / "foreign.ckpt")
+    outcome = command("train", f"ckpt_path={tmp_path / 'foreign.ckpt'}", "meta.outer_steps=6", "run_name=on")
+    assert outcome.code == 0, outcome.err
+    (last,) = tmp_path.glob("runs/20*/*_on/checkpoints/last.ckpt")
+    assert read_checkpoint(last)["global_step"] == 6 and not attacking.exists()

@@ -117,6 +117,7 @@ def test_what_is_typed_comes_on_top_and_earlier_settings_are_kept(command, run_f
     copy.write_bytes(last(folder).read_bytes())
     outcome = command("train", f"ckpt_path={copy}", "meta.outer_steps=10")
     assert outcome.code == 0, outcome.err
+    assert "the callback pytorch_lightning.callbacks.Timer is not taken from a file" in outcome.out + outcome.err
     (other,) = [p.parent for p in Path("runs").glob("*/*/config.yaml") if p.parent.name != folder.name]
     again = OmegaConf.load(other / "config.yaml")
     assert (again.seed, again.meta.outer_steps, again.meta.learning_rate) == (3, 10, 0.02)
