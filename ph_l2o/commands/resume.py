@@ -74,8 +74,8 @@ def _of_file(checkpoint: Path, plugins: Iterable[str]) -> dict[str, Any]:
     for target in targets(run):
         if not target.startswith(allowed):
             raise CheckpointError(
-                f"{checkpoint}: its configuration names {ascii(target)[1:-1][:100]}, which is not taken from a file; resume "
-                "in the folder of the run, which has its config.yaml, or type plugins=[…] if the module is yours"
+                f"{checkpoint}: its configuration names {ascii(target)[1:-1][:100]}, which is not taken from a file; "
+                "resume in the folder of the run, which has its config.yaml, or type plugins=[…] if the module is yours"
             )
     for target in targets(config.get("callbacks")):
         if target != "ph_l2o.meta.MetaProgress":
