@@ -126,7 +126,10 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path}: can't be read ({reason}); put a good copy in its place") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: holds no configuration; put a good copy in its place")
-    return OmegaConf.to_container(loaded)  # type: ignore[return-value]
+    found: Any = OmegaConf.to_container(loaded)
+    if "${" in json.dumps({k: v for k, v in found.items() if k != "overrides"}, default=str):
+        raise ConfigError(f"{path}: has interpolations, which are not resolved from a file; write their values there")
+    return found
 
 
 def finish_wandb(exit_code: int) -> None:

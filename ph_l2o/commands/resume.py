@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.recording import saved_config
-from ph_l2o.errors import CheckpointError
+from ph_l2o.errors import CheckpointError, ConfigError
 from ph_l2o.recipes import targets
 
 log = logging.getLogger(__name__)
@@ -45,10 +45,16 @@ def settings_of_run(cfg: DictConfig, checkpoint: Path) -> tuple[DictConfig, list
 
     Raises:
         CheckpointError: If the checkpoint is needed and can't be read.
+        ConfigError: If the run's configuration can't be read, or has plugins that are not typed.
         HydraException: If the overrides don't compose.
     """
     own = saved_config(checkpoint.absolute().parents[1]) if checkpoint.parent.name == LAST.parent.name else None
     run = _of_file(checkpoint, cfg.plugins) if own is None else own
+    if new := [p for p in run.get("plugins") or [] if p not in cfg.plugins]:
+        names = ", ".join(ascii(name)[1:-1][:100] for name in map(str, new))
+        raise ConfigError(
+            f"{checkpoint}: its run had plugins=[{names}]; type them, so that you have named what is imported"
+        )
     run = copy.deepcopy({k: v for k, v in run.items() if k != "git_revision"})
     typed, before = typed_overrides(), list(run.pop("overrides", []))
     overrides = [o for o in before if _key(o) not in map(_key, typed)] + typed

@@ -271,6 +271,22 @@ class MetaLearner(pl.LightningModule):
 
     # Checkpoints hold all that a resume needs.
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> MetaLearner:
+        """The learner with these arguments of the constructor, and the weights in a checkpoint.
+
+        Lightning's own would call a function that the file names.
+
+        Raises:
+            CheckpointError: If the file is damaged, or of another optimizer.
+        """
+        content = checkpoints.read_checkpoint(checkpoint_path)
+        learner = cls(*args, **kwargs)
+        if problem := checkpoints.problem_of_weights(content["state_dict"], learner.state_dict()):
+            raise CheckpointError(f"{checkpoint_path}: its {problem}; give the optimizer that it is of")
+        learner.load_state_dict(content["state_dict"])
+        return learner
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration and the episodes, over all processes; what is logged comes to the disk first."""
         for logger in self._files():

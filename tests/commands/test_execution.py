@@ -19,9 +19,12 @@ from ph_l2o.commands.evaluate import _entry
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.train import start_from
 from ph_l2o.errors import CheckpointError, ConfigError, WeightsError
+from ph_l2o.estimators import Truncated
+from ph_l2o.meta import MetaLearner, MetaSettings
 from ph_l2o.optim import PortHamiltonian as DropIn
 from ph_l2o.optim import export, load
 from ph_l2o.optimizers import PortHamiltonian
+from ph_l2o.tasks import Quadratic
 
 GOOD = PortHamiltonian(hidden_size=2)
 OURS = "ph_l2o.optimizers.PortHamiltonian"
@@ -281,3 +284,34 @@ def test_what_writes_is_not_taken_from_a_checkpoint(command, run_folder, tmp_pat
     assert outcome.code == 0, outcome.err
     (last,) = tmp_path.glob("runs/20*/*_on/checkpoints/last.ckpt")
     assert read_checkpoint(last)["global_step"] == 6 and not attacking.exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("plugins: []", "plugins: [attacking_module]", r"its run had plugins=\[attacking_module\]; type them"),
+        ("seed: 0", "seed: ${oc.env:PH_L2O_SECRET}", "has interpolations, which are not resolved from a file"),
+        ("_target_: ph_l2o.tasks.Quadratic", "_target_: torch.os.system", "task._target_=torch.os.system: there is no"),
+    ],
+)
+def test_a_folder_of_a_run_that_somebody_else_made(command, run_folder, attacking, before, after, message):
+    assert command("train", "debug=default", "optimizer=adam", "compare=false").code == 0
+    folder = run_folder()
+    path = folder / "config.yaml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    assert re.search(message, command("train", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}").error)
+    assert not attacking.exists() and "attacking_module" not in sys.modules
+
+
+def test_lightnings_way_to_load_calls_nothing(tmp_path, attacking):
+    path = checkpoint(tmp_path / "attack.ckpt", GOOD.recipe)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"hyper_parameters": {"_instantiator": "attacking_module.Attack"}}, path)
+    arguments = (Quadratic(3), Truncated(), MetaSettings())
+    found = MetaLearner.load_from_checkpoint(path, PortHamiltonian(hidden_size=2), *arguments)
+    assert all(torch.equal(x, GOOD.state_dict()[name]) for name, x in found.optimizer.state_dict().items())
+    assert not attacking.exists()
+    with pytest.raises(CheckpointError, match=r"attack.ckpt: its weights don't fit.*; give the optimizer"):
+        MetaLearner.load_from_checkpoint(path, PortHamiltonian(hidden_size=3), *arguments)
