@@ -22,8 +22,17 @@ from typing import Any
 
 import torch
 
-from ph_l2o.checkpoints import FOLDER, SHIPPED, describe, load_checkpoint, load_weights, save_weights
+from ph_l2o.checkpoints import (
+    FOLDER,
+    SHIPPED,
+    describe,
+    load_checkpoint,
+    load_weights,
+    problem_of_weights,
+    save_weights,
+)  # fmt: skip
 from ph_l2o.errors import CheckpointError, WeightsError
+from ph_l2o.files import without_folders
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.recipes import targets
@@ -38,9 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", help="the file to write, *.safetensors")
     what = "an argument of the optimizer, and its new value"
     parser.add_argument("--set", help=what, metavar="NAME=VALUE", action="append", default=[])
+    what = "a module of yours that is imported, for an optimizer of its"
+    parser.add_argument("--plugin", help=what, metavar="MODULE", action="append", default=[])
     arguments = parser.parse_args(argv)
     try:
-        optimizer, trained_on = _source(arguments.source)
+        optimizer, trained_on = _source(arguments.source, arguments.plugin)
         optimizer = _changed(optimizer, arguments.set)
         path = save_weights(optimizer, arguments.target, trained_on=trained_on)
     except (OSError, ValueError, CheckpointError, WeightsError) as error:
@@ -50,22 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _source(source: str) -> tuple[LearnedOptimizer, Any]:
+def _source(source: str, plugins: Sequence[str]) -> tuple[LearnedOptimizer, Any]:
     if source == "untrained":
         torch.manual_seed(0)
         return PortHamiltonian(), "nothing"
     if source in SHIPPED.values() or source.endswith(".safetensors"):
         path = FOLDER / f"{source}.safetensors" if source in SHIPPED.values() else Path(source)
-        return load_weights(source), describe(path)["trained_on"]
-    optimizer, config = load_checkpoint(source)
-    meta = config.get("meta") or {}
+        return load_weights(source, plugins=plugins), describe(path)["trained_on"]
+    optimizer, config = load_checkpoint(source, plugins=plugins)
+    meta = config.get("meta")
     trained_on = {
         "tasks": sorted(set(targets(config.get("task")))),
         "estimator": next(targets(config.get("estimator")), None),
         "seed": config.get("seed"),
-        **{name: meta[name] for name in _SETTINGS if name in meta},
+        **{name: meta[name] for name in _SETTINGS if isinstance(meta, dict) and name in meta},
     }
-    return optimizer, trained_on
+    return optimizer, without_folders(trained_on)
 
 
 def _changed(optimizer: LearnedOptimizer, changes: Sequence[str]) -> LearnedOptimizer:
@@ -85,6 +96,8 @@ def _changed(optimizer: LearnedOptimizer, changes: Sequence[str]) -> LearnedOpti
         changed = type(optimizer)(**arguments)
     except TypeError as error:
         raise ValueError(f"--set {' '.join(changes)}: {error}") from error
+    if problem := problem_of_weights(optimizer.state_dict(), changed.state_dict()):
+        raise ValueError(f"--set {' '.join(changes)}: with it the {problem}; leave out what changes their sizes")
     changed.load_state_dict(optimizer.state_dict())
     return changed
 

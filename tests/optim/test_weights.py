@@ -85,6 +85,10 @@ def test_export_with_other_arguments(tmp_path, capsys):
         ("--set=pace=[1]", "optimizer.pace=[1]: must be two finite numbers"),
         ("--set=pace=1", "--set pace=1"),
         ("--set=radius", "--set radius: must be NAME=VALUE with one of hidden_size"),
+        (
+            "--set=hidden_size=5",
+            "--set hidden_size=5: with it the weights don't fit, controller.0.weight has shape (4, 27)",
+        ),
         ("--set=budget=-1", "optimizer.budget=-1: must be > 0"),
         ("--set=budget=much", "--set budget=much"),
     ):
@@ -174,6 +178,11 @@ def test_an_optimizer_from_outside(tmp_path, monkeypatch):
     expected = p.detach() - 0.25 * p.grad
     load(path, plugins=["outside"])([p]).step()
     assert torch.equal(p, expected)
+    monkeypatch.delitem(sys.modules, "outside")
+    known = {place: cls for place, cls in before.items() if not place.startswith("outside")}
+    monkeypatch.setattr(recipes, "_CLASSES", known)
+    assert export.main([str(path), str(tmp_path / "again.safetensors")]) == 1
+    assert export.main([str(path), str(tmp_path / "again.safetensors"), "--plugin", "outside"]) == 0
     with pytest.raises(WeightsError, match="holds Scaled, not PortHamiltonian"):
         DropIn(one(), pretrained=path)
 
