@@ -10,6 +10,7 @@ README's rows stand between the lines `<!-- results -->` and `<!-- /results -->`
 from __future__ import annotations
 
 import argparse
+import collections
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -147,6 +148,23 @@ def damages(files: Files) -> list[str]:
     ]
 
 
+def kills(files: Files) -> list[str]:
+    """Runs that were killed."""
+    if "killed_runs" not in files:
+        return []
+    content = files["killed_runs"]
+    moments = collections.Counter((run["signal"], moment) for run in content["runs"] for moment in run["moments"])
+    bad = sum(bool(run["differs"]) for run in content["runs"])
+    return [
+        "Runs that are ended at random moments and resumed, some of them twice. Right is: the `metrics.csv` (without "
+        "the speed), the comparison (without seconds), and all that the checkpoints hold, bit for bit as in a run that "
+        "nobody ended.",
+        made([content], "python benchmarks/killed_runs.py --json docs/results/killed_runs.json"),
+        _measure.table(["signal", "moment", "times"], [[*key, str(n)] for key, n in sorted(moments.items())]),
+        f"{len(content['runs'])} runs, {bad} of them not as the one that nobody ended.",
+    ]
+
+
 def processes(files: Files) -> list[str]:
     """What several processes cost."""
     if "scaling" not in files:
@@ -200,6 +218,7 @@ SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "Bias and variance of the estimators": bias,
     "The guarantee, attacked": attacks,
     "Damaged files": damages,
+    "Killed runs": kills,
     "Processes": processes,
     "Time and memory": speed,
 }

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+_HALF = ".half_written"
+
 
 def write_atomically(path: str | Path, content: str | bytes) -> Path:
     """Write a temporary file in the same folder, bring it to the disk, then put it in place of `path`.
@@ -23,7 +25,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
     data = content.encode() if isinstance(content, str) else content
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(_HALF, f".{path.name}.", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -44,6 +46,12 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_folders(v) for v in value]
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed process left beside the files that it was about to replace; nobody else may write there."""
+    for path in folder.rglob(f".*{_HALF}"):
+        path.unlink(missing_ok=True)
 
 
 def bring_to_disk(file: IO[Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError
-from ph_l2o.files import json_text, write_atomically
+from ph_l2o.files import json_text, remove_half_written, write_atomically
 from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     try:
+        remove_half_written(folder)
         yield
     finally:
         lock.release()
