@@ -50,8 +50,9 @@ def without_folders(value: Any) -> Any:
 
 def remove_half_written(folder: Path) -> None:
     """Remove what a killed process left beside the files that it was about to replace; nobody else may write there."""
-    for path in folder.rglob(f".*{_HALF}"):
-        path.unlink(missing_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        for path in place.glob(f".*{_HALF}"):
+            path.unlink(missing_ok=True)
 
 
 def bring_to_disk(file: IO[Any]) -> None:

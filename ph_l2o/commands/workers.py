@@ -28,7 +28,7 @@ from ph_l2o.ranks import CHECKPOINT, RUN_FOLDER, has_own_folder, is_worker
 
 # Exit statuses of workers whose error is told in one line. The last one stands for all other errors.
 _STATUS = {NonFiniteError: 3, ProcessError: 4, ConfigError: 5}
-_PATIENCE = 8  # seconds in which a worker must end after a signal; it has written a checkpoint then
+_PATIENCE = 6  # seconds in which a worker must end after a signal; it has written a checkpoint then
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 

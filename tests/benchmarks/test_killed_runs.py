@@ -45,7 +45,7 @@ def in_metrics() -> None:
 
 def in_comparison() -> None:
     """When its table is written, but not its JSON file."""
-    run_comparison.Comparison.to_json = die
+    run_comparison.Comparison.to_json = die  # type: ignore[assignment]
 
 
 def child(folder, moment) -> None:

@@ -1,8 +1,11 @@
 """`meta_train` in a notebook: Stop returns what there is, `ckpt_path` goes on, and progress is shown."""
 
 import logging
+import os
 import signal
 import sys
+import threading
+import time
 import types
 from typing import Any
 
@@ -80,6 +83,25 @@ def test_another_signal_goes_on_to_whoever_sent_the_training(stop_at):
     with pytest.raises(Interrupted) as error:
         train()
     assert error.value.number == signal.SIGTERM
+
+
+def test_a_compilation_is_interrupted(monkeypatch, tmp_path):
+    """It takes half a minute here when nobody interrupts it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    sent = []
+
+    def send() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(1.5, send)
+    timer.start()
+    with pytest.raises(Interrupted):
+        train(tmp_path, compile="step", outer_steps=10**6)
+    timer.join()
+    assert time.monotonic() - sent[0] < 10
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 0, "the first step was being compiled"
 
 
 def test_what_is_ignored_stays_ignored():
