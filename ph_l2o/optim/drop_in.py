@@ -126,8 +126,15 @@ class DropIn(torch.optim.Optimizer):
         """The loss as a number, averaged over processes."""
         number, joins = None if loss is None else as_number(loss), self._join_config is not None
         if self.reduce_loss and (number is not None or joins) and dist.is_available() and dist.is_initialized():
-            return mean_over_processes(number, self.process_group, self.join_device)
+            if joins:
+                from torch.distributed.algorithms.join import Join  # only there where torch has been built so
+
+                Join.notify_join_context(self)  # type: ignore[arg-type]
+            return self._mean(number)
         return None if number is None else number.item()
+
+    def _mean(self, loss: Tensor | None) -> float | None:
+        return mean_over_processes(loss, self.process_group, self.join_device)
 
     # What torch.distributed.algorithms.Join asks for, in which processes have different numbers of steps.
     _join_config: Any = None
@@ -145,7 +152,7 @@ class DropIn(torch.optim.Optimizer):
     def join_hook(self, **options: Any) -> Any:
         """What a process does that has no more steps: it takes part in the others' averages of the loss."""
         del options
-        return SimpleNamespace(main_hook=lambda: self._shared(None), post_hook=lambda is_last_joiner: None)
+        return SimpleNamespace(main_hook=lambda: self._mean(None), post_hook=lambda is_last_joiner: None)
 
     def named(self) -> Iterable[Entry]:
         """Name, parameter and group of each tensor, in order, each once."""

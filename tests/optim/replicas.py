@@ -49,6 +49,11 @@ def main(rank: int, folder: Path) -> None:
             loss = (model(data := torch.full((2, 3), 1.0 + k)) - data.sum(1, keepdim=True)).square().mean()
             loss.backward()
             optimizer.step(loss=loss)
+    lone = PortHamiltonian([torch.ones(2, requires_grad=True)], pretrained=learned)
+    with Join([lone]):  # without a model that is told of it
+        for _ in range(2 - rank):
+            lone.param_groups[0]["params"][0].grad = torch.ones(2)
+            lone.step(loss=1.0)
     found["join"] = (nn.utils.parameters_to_vector(model.parameters()).detach(), optimizer.diagnostics()["steps"])
     found["zero"] = [
         zero(rank, form) for form in (PortHamiltonian, load("kronecker"), from_learned(LSTM(hidden_size=4)))

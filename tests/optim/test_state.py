@@ -1,6 +1,7 @@
 """What lies in `optimizer.state` belongs to parameters, and goes with them: files, wrappers, parameters that change."""
 
 import copy
+import itertools
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ph_l2o.optim import Learned, PortHamiltonian
+from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 from tests.optim.conftest import FORMS, flat, train
 
 
@@ -66,10 +68,18 @@ HOWS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("how", HOWS)
-def test_a_saved_state_continues_bit_for_bit(make, model, how, dtype, alone, tmp_path):
-    model, models = model.to(dtype), []
+@pytest.mark.parametrize(
+    ("form", "dtype", "how"),
+    [
+        *itertools.product(
+            ("PortHamiltonian", "kronecker", "LSTM"), (torch.bfloat16, torch.float32, torch.float64), HOWS
+        ),
+        *itertools.product(("AdamW", "Muon"), (torch.float32,), HOWS),
+    ],
+    ids=str,
+)
+def test_a_saved_state_continues_bit_for_bit(form, dtype, how, model, alone, tmp_path):
+    make, model, models = FORMS[form], model.to(dtype), []
     for other in (model, copy.deepcopy(model)):
         if how == "zero":
             models.append((other, ZeroRedundancyOptimizer(other.parameters(), make)))
@@ -206,3 +216,46 @@ def test_replaced_parameters_are_freed(make, keeps):
     assert len(dead) >= 4 and not any(x() is not None for x in dead)
     steps(params, optimizer, 9, 1)
     assert all(p.isfinite().all() for p in params)
+
+
+def test_a_large_parameter_that_is_appended_stays_where_it_is(make):
+    if "rest_radius" not in PortHamiltonianState._fields and make([nn.Parameter(torch.ones(1))]).defaults.keys() > {
+        "lr"
+    }:
+        return
+    p, q = torch.randn(5, 4).requires_grad_(), torch.full((6,), 1e6).requires_grad_()
+    optimizer = make([p])
+    steps([p], optimizer, 0, 3)
+    optimizer.param_groups[0]["params"].append(q)
+    before = q.detach().clone()
+    steps([p, q], optimizer, 3, 20)
+    assert (q - before).norm() < 0.1 * before.norm() and p.norm() < 1e3
+
+
+@pytest.mark.parametrize("form", ["PortHamiltonian", "compiled", "kronecker"])
+def test_a_parameter_that_comes_with_the_state_of_another_training(form):
+    """Its energies join the account, which stays one; what is known of it goes on in the units of its new optimizer."""
+    torch.manual_seed(0)
+    p, q = torch.randn(5, 4).requires_grad_(), torch.randn(3, 2).requires_grad_()
+    one, two = FORMS[form]([p]), FORMS[form]([q])
+    for k in range(6):
+        p.grad, q.grad = torch.randn_like(p), 1e8 * torch.randn_like(q)
+        one.step(loss=2.0 + k)
+        if k < 4:
+            two.step(loss=1e-3)
+    energy, kinetic = (sum(o.diagnostics()[name] for o in (one, two)) for name in ("energy", "kinetic"))
+    two.param_groups[0]["params"].append(p)
+    two.state[p] = copy.deepcopy(one.state[p])
+    p.grad = None
+    before = p.detach().clone()
+    two.step(loss=1e-3)
+    assert torch.equal(p, before) and two.diagnostics()["steps"] == 7  # the account of the longer training
+    assert two.state[p]["account"] is two.state[q]["account"]
+    found = two.diagnostics()
+    assert found["kinetic"] <= found["energy"] <= energy + kinetic
+    for _ in range(5):
+        p.grad, q.grad = torch.randn_like(p), 1e8 * torch.randn_like(q)
+        two.step(loss=1e-3)
+        assert two.diagnostics()["energy"] <= found["energy"]
+    assert p.isfinite().all() and q.isfinite().all() and two.skipped == 0
+    assert torch.cat([p.flatten(), q.flatten()]).norm() <= two.radius()
