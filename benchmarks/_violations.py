@@ -26,6 +26,8 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _kind(name: str) -> str:
+    if name.startswith("drop-in, "):
+        return name
     form = "Kronecker-factored" if name.startswith("kronecker, ") else "plain"
     what, *dtype = name.removeprefix("kronecker, ").split(", ")
     kind = "attack" if what == "attack" else "landscapes" if dtype else "tasks"

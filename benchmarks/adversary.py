@@ -7,10 +7,12 @@ For weight vectors as they are drawn, and randomly perturbed with standard devia
 - `landscapes`: 1,000 weight vectors on a quadratic, a saddle and Rosenbrock's function, 10,000 steps;
 - `tasks`: 32 weight vectors on each member of `task=pretrain`, 1,000 steps;
 - `kronecker`: the same two for `port_hamiltonian_kronecker`, 2,000 steps and 100 steps;
-- `attack`: a million steps of gradients and losses chosen anew in each step, out of eight, for the largest ‖θ‖ or
-  ‖π‖, or at random with some that are not finite; in balls of three sizes.
+- `attack`: a million steps of gradients and losses chosen anew in each step, out of ten, for the largest ‖θ‖ or
+  ‖π‖, or at random with some that are not finite; in balls of three sizes. Gradients that are 0, of all or of one
+  tensor, and losses that end are among them;
+- `drop_in`: the forms of `ph_l2o.optim.PortHamiltonian` in loops that change everything between steps (`_loops.py`).
 
-After each step, in float64 from the tensors themselves: the account must not have increased; r² + ½‖π‖² + ½κ‖θ‖² must
+After each step, in float64 from the tensors themselves: the account must not have increased; r² + ½‖π‖² + V(θ) must
 not exceed E₀ (1 + tolerance), nor the account by more than that; ‖θ‖ not the radius of its ball; all parameters must be
 finite. With a JSON file the run goes on where it was stopped. `--quick` takes seconds, and shows that the script works.
 """
@@ -25,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _loops
 import _measure
 import torch
 from _violations import problem_steps, table, violations
@@ -46,9 +49,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 MOST_STD = 3.0  # of what is added to the weights
 WINDOW = 50  # steps whose mini-batches are drawn at once
 CHUNK = 1000  # steps of an attack between two looks
-CHOICES = 8  # gradients and losses among which an attack chooses
+CHOICES = 10  # gradients and losses among which an attack chooses
 LAYOUT = Layout(("w", "b"), ((3, 2), (2,)))
-BALLS = ((100.0, 1000.0), (100.0, 0.1), (1.0, 1.0))  # budget and radius
+ONE_TENSOR = torch.tensor([[1.0, 0.0]])
+BALLS = ((100.0, 1000.0), (100.0, 2.0), (1.0, 2.0))  # budget and radius
 LANDSCAPES: dict[str, Task] = {
     "quadratic": Quadratic(dim=10),
     "saddle": Landscape("saddle", 10),
@@ -75,7 +79,7 @@ class Controllers(nn.Module):
         ]
         powers = torch.stack([n.powers.detach() for n in networks])  # (W, 2)
         self.powers = powers.repeat_interleave(repeats, 0).T[..., None]
-        self.pace = torch.stack([n.pace for n in networks]).repeat_interleave(repeats, 0)
+        self.clock = None
 
     def forward(self, rows: Tensor) -> Tensor:
         """From features to ports."""
@@ -95,7 +99,7 @@ def many(
         network = PortHamiltonian().controller
         if i % 2:
             with torch.no_grad():
-                for p in (*network.parameters(), network.pace):
+                for p in network.parameters():
                     p += MOST_STD * (i + 1) / count * torch.randn_like(p)
         networks.append(network.to(dtype))
     optimizer = kind()
@@ -130,7 +134,8 @@ def looked(
     phi = (loss.double() / state.loss_unit.double()).clamp_min(1e-4)
     r_squared = state.trust.double().square() * torch.where(state.uses_loss > 0, phi, 1.0)
     square = theta.square().sum(1)
-    above = (r_squared + 0.5 * momentum.square().sum(1) + 0.5 * kappa * square - state.energy.double()) / seen.energy
+    spring = 0.5 * kappa * (square.sqrt() - state.rest_radius.double()).clamp_min(0).square()
+    above = (r_squared + 0.5 * momentum.square().sum(1) + spring - state.energy.double()) / seen.energy
     above = torch.where(state.skipped > old.skipped, -1.0, above)  # φ is not that of r
     far = square.sqrt() / seen.radius
     return Watch(
@@ -207,6 +212,7 @@ def new_attack(weights: int, dtype: torch.dtype) -> Attack:
         state = state._replace(
             energy=torch.where(chosen, other.energy, state.energy),
             stiffness=torch.where(chosen, other.stiffness, state.stiffness),
+            rest_radius=torch.where(chosen, other.rest_radius, state.rest_radius),
         )
     state = PortHamiltonian().hide_loss(state, number % 4 == 3)
     return Attack(Carry(params, state, {}), torch.ones(weights, dtype=dtype), params.flat, watch(state))
@@ -229,14 +235,16 @@ def attacked(optimizer: PortHamiltonian, attack: Attack, normal: Tensor, uniform
     grads = torch.stack(
         [
             -theta, -momentum, -attack.grad, normal[:, 0], normal[:, 1] * random[:, 0, None], -1e30 * one_only,
-            -1e-30 * theta, 0.1 * normal[:, 0] - theta,
+            -1e-30 * theta, 0.1 * normal[:, 0] - theta, 0 * theta, -theta * (LAYOUT.expand(ONE_TENSOR.to(dtype)) > 0),
         ],
         1,
     )  # fmt: skip
     falling = torch.where(loss > 1e-30, 0.7 * loss, 1e30)
     rising = torch.where(loss < 1e30, 1.5 * loss, 1e-30)
     ones = torch.ones_like(loss)
-    losses = torch.stack([falling, falling, rising, ones, random[:, 1], random[:, 2], 0 * ones, loss], 1)
+    ending = torch.where(uniform[:, 3] < 1e-5, -ones, falling)  # a negative loss is not used any more, as if missing
+    losses = [falling, falling, rising, ones, random[:, 1], random[:, 2], 0 * ones, loss, loss, ending]
+    losses = torch.stack(losses, 1)
     turned = uniform[:, 4 + CHOICES - 1] > 0.5  # which loss comes with which gradient
     losses = torch.where(turned[:, None], losses.flip(1), losses)
     broken = (goal == 2) & (uniform[:, 3] < 0.01)
@@ -351,6 +359,9 @@ def parts(
             file = None if kept is None else kept.with_suffix(f".{_short(dtype)}.pt")
             run = functools.partial(by_attack, 24, 200 if quick else 1_000_000, dtype, file, not quick)
             yield f"attack, {_short(dtype)}", run
+    if "drop_in" in kinds:
+        for form in _loops.FORMS:
+            yield f"drop-in, {form}, float32", functools.partial(_loops.run, form, *((2, 50) if quick else (40, 2000)))
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -361,7 +372,7 @@ def main() -> int:
     """Run what is missing, and say whether anything was violated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--parts", default="landscapes,attack,tasks,kronecker", help="default: all")
+    parser.add_argument("--parts", default="landscapes,attack,tasks,kronecker,drop_in", help="default: all")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--json", type=Path, help="goes on with what is there")
     arguments = parser.parse_args()

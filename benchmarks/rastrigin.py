@@ -29,13 +29,13 @@ from ph_l2o.tasks import Landscape
 
 STEPS, STARTS = 1000, 512
 RATES = (0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0)  # of Adam
-EFFECTIVE_LR, LOGIT_KEEP, PACE = 8.0, -3.0, (0.0, -1.5)
+EFFECTIVE_LR, LOGIT_KEEP, DECAY = 8.0, -3.0, (50.0, 1.5)
 
 
 def untrained() -> PortHamiltonian:
     """Strong damping, no average of the gradient, and steps that go down as (1 + k/50)^-1.5 from larger than a wave."""
     torch.manual_seed(0)
-    optimizer = PortHamiltonian(pace=PACE)
+    optimizer = PortHamiltonian(decay=DECAY)
     log_lr = math.log(EFFECTIVE_LR * (1 + math.exp(-LOGIT_KEEP)))
     with torch.no_grad():
         optimizer.controller.powers.zero_()

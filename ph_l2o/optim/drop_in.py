@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ph_l2o.optim.adamw_options import INSTEAD, refuse_options
+from ph_l2o.optim.group_options import check_options, warn_of_small_rates
 from ph_l2o.optim.losses import Loss, as_number, mean_over_processes, returned_loss
 from ph_l2o.optim.surroundings import leave_untraced, settings_of_our_own
 
@@ -32,10 +32,13 @@ class DropIn(torch.optim.Optimizer):
         ValueError: If an option is out of range, a parameter overlaps itself, and as `torch.optim.Optimizer` does.
     """
 
+    _next_loss: Loss = None
+
     def __init__(self, params: Any, defaults: dict[str, Any], *, reduce_loss: bool, process_group: Any):
         self.reduce_loss, self.process_group = reduce_loss, process_group
         super().__init__(params, defaults)
         leave_untraced(type(self))
+        warn_of_small_rates(type(self).__name__, self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.add_param_group`."""
@@ -43,8 +46,7 @@ class DropIn(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             refuse_options(type(self), {key: x for key, x in group.items() if key in INSTEAD})
-            for name in ("lr", "weight_decay"):
-                check_option(name, group.get(name, 0.0))
+            check_options(group)
             for p in group["params"]:
                 _check_param(p, type(self).__name__)
         except BaseException:
@@ -84,15 +86,19 @@ class DropIn(torch.optim.Optimizer):
         Args:
             closure: Computes the loss and its gradients anew; it runs once. It returns the loss, or a dict that has it
                 as `loss`, or a tuple with it in front, or None.
-            loss: The loss at the current parameters, one number; the step only looks at it.
+            loss: The loss at the current parameters, one number; the step only looks at it. Without one it is
+                `self.loss`, if that has been set since the last step.
 
         Returns:
             What the closure has returned, or the loss, as it came.
 
         Raises:
             TypeError: If there are two losses, or what should be one is none, or a gradient is sparse.
-            ValueError: If the loss is not one real number, or a gradient has another shape than its parameter.
+            ValueError: If the loss is not one real number, a gradient has another shape than its parameter, or a
+                group's option is out of range.
         """
+        for group in self.param_groups:
+            check_options(group)
         given = loss
         if closure is not None:
             with torch.enable_grad():
@@ -101,6 +107,8 @@ class DropIn(torch.optim.Optimizer):
                 if loss is not None:
                     raise TypeError("step(closure, loss=…): give one of them; what the closure returns is the loss")
                 loss, given = result, returned_loss(result)
+        if self.loss is not None:
+            given, self.loss = self.loss if given is None else given, None
         # Others cost nothing, and may not even have a shape yet.
         entries = [
             entry
@@ -117,6 +125,15 @@ class DropIn(torch.optim.Optimizer):
                     raise _bad_gradient(name, p, grad)
             self._take_step(entries, value)
         return loss
+
+    @property
+    def loss(self) -> Loss:
+        """The loss for the next step, for loops that call `step()` without one; None once it has been used."""
+        return self._next_loss
+
+    @loss.setter
+    def loss(self, value: Loss) -> None:
+        self._next_loss = value
 
     def _take_step(self, entries: list[Entry], loss: float | None) -> None:
         """Change the parameters that have a gradient, of these, none of which is empty."""
@@ -166,14 +183,6 @@ class DropIn(torch.optim.Optimizer):
                 found.setdefault(id(p), (name, p, group))
             number += len(params)
         return found.values()
-
-
-def check_option(name: str, value: Any) -> None:
-    """Raise ValueError unless it is a finite number >= 0."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} of shape {tuple(value.shape)}: must be one number")
-    if not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name}={value}: must be >= 0 and finite")
 
 
 def flat(x: Tensor, dtype: torch.dtype) -> Tensor:

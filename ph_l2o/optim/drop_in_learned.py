@@ -12,6 +12,7 @@ from torch import Tensor
 from ph_l2o.optim.adamw_options import refuse_options
 from ph_l2o.optim.cut_state import CutState
 from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
+from ph_l2o.optim.group_options import rate
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
 from ph_l2o.optim.surroundings import settings_of_our_own
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -83,8 +84,8 @@ class Learned(DropIn):
             before = self._cut.joined(params, known)
             new, state = learned.update(params, params.like(torch.cat(grads)[None]), value, before)
             for (_, p, group), x in zip(entries, new.tensors().values(), strict=True):
-                rate = float(group["lr"])
-                p.copy_(x[0] if rate == 1 else torch.lerp(p.to(x.dtype), x[0], rate))
+                lr = rate(group)
+                p.copy_(x[0] if lr == 1 else torch.lerp(p.to(x.dtype), x[0], lr))
         for (_, p, _), memory in zip(entries, self._cut.parts(params.layout, state, known.values()), strict=True):
             self.state[p].update(memory)
 

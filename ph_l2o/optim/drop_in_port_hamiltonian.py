@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,13 +17,14 @@ from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
 from ph_l2o.optim.adamw_options import refuse_options
 from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
+from ph_l2o.optim.group_options import rate
 from ph_l2o.optim.loaded_state import check_memory, copied, saved_memories
 from ph_l2o.optim.surroundings import construction
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import PortHamiltonian as PurePortHamiltonian
-from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place
+from ph_l2o.port_hamiltonian import PortHamiltonianKronecker, in_place, schedule
 from ph_l2o.port_hamiltonian.bases import bases_of
 from ph_l2o.port_hamiltonian.blocks import (
     BUFFERS,
@@ -42,14 +44,15 @@ from ph_l2o.port_hamiltonian.kernels import Plain
 class PortHamiltonian(DropIn):
     """A learned optimizer with an energy that cannot grow; there is no learning rate to tune.
 
-    It goes where `torch.optim.AdamW` goes. `step()` needs no loss; with `step(loss=loss)` or `step(closure)` it is
-    usually faster. Once a loss is missing or negative, losses are not used any more. A step with a gradient or loss
-    that is not finite is skipped and counted, `optimizer.skipped`.
+    It goes where `torch.optim.AdamW` goes. Give it `total_steps` where the length of the run is known: it then warms
+    up over 5 % of it and ends with a cosine, which long runs need. `step()` needs no loss; with `step(loss=loss)`,
+    `step(closure)` or, before a loop that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a
+    loss is missing or negative, losses are not used any more. A step with a gradient or loss that is not finite is
+    skipped and counted, `optimizer.skipped`.
 
-    ‖θ‖ over all parameters that have had a gradient never exceeds `optimizer.radius()`, whatever the gradients are. A
-    parameter without gradient takes no part in a step, and costs nothing; its energy stays in the account. A parameter
-    that gets its first gradient later begins at rest. The energy of its springs is added to the account, as is that of
-    springs which a larger `weight_decay` makes stiffer, and the radius grows by it.
+    ‖θ‖ over all parameters that take part never exceeds `optimizer.radius()`, whatever the gradients are; within half
+    of it nothing pulls at them. A parameter whose gradient is None or 0 stays as it is. What is changed otherwise, as
+    by loading weights, is not taken back: the radius grows where it has to, as it does for parameters that are added.
 
     Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter; with
     `kronecker` four numbers more for each entry of the factors, of a matrix of m × n 2 m² + 2 n².
@@ -57,13 +60,17 @@ class PortHamiltonian(DropIn):
 
     Args:
         params: Parameters, named parameters or groups of either; a group can have its own `lr` and `weight_decay`.
-        lr: Factor of the squared step scale, >= 0; for schedules, 1 is what was trained. At 0 no parameter moves.
-        weight_decay: Stiffness of a spring that ties the parameters to 0, in units of the loss, >= 0: the energy
-            ½ · weight_decay · ‖θ‖² beside a loss of 1.
+        lr: Factor of the learned learning rates, >= 0; 1 is what was trained. At 0 no parameter moves. Schedulers of
+            torch.optim set it.
+        weight_decay: As AdamW's at its default learning rate, >= 0: each step takes the share lr · weight_decay / 1000
+            of a parameter that has a gradient.
         pretrained: `default` or `kronecker`, weights in this package, or the path of a `.ckpt` of a training or of a
             `.safetensors`, or an optimizer of `ph_l2o.optimizers`. `kronecker` steps in the eigenbases of matrices
             (`PortHamiltonianKronecker`): better where weights are matrices, and dearer.
         compile: Whether to compile the loops over coordinates, with the C++ compiler that this needs; on the CPU.
+        total_steps: Steps of the run, >= 1: the learning rates rise over the first 5 % and fall by half a cosine to 0
+            with the last; later steps change nothing, and the first of them warns. None: they fall as
+            (1 + k/200)^(-1/2), for runs of any length, or as a scheduler of torch.optim says.
         reduce_loss: Whether to average the loss over processes where torch.distributed is initialised, so that all
             take the same step. All must then give one. False where each trains parameters of its own.
         process_group: The processes that share the parameters; None for all.
@@ -92,6 +99,7 @@ class PortHamiltonian(DropIn):
         pretrained: str | Path | LearnedOptimizer = "default",
         compile: bool = False,
         *,
+        total_steps: int | None = None,
         reduce_loss: bool = True,
         process_group: Any = None,
         **options: Any,
@@ -108,11 +116,11 @@ class PortHamiltonian(DropIn):
         if isinstance(learned, PortHamiltonianKronecker):
             self._rotation = learned.max_preconditioner_dim, learned.precondition_frequency
         self._network = FrozenController(learned.controller)
-        self._budget = (learned.budget, learned.radius)
+        self._ball, self._decay = (learned.budget, learned.radius), learned.decay
         self._compile, self._kernels = compile, _kernels(compile)
         self._report: in_place.Report | None = None
         self._flats = _Flats()
-        defaults = {"lr": lr, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "weight_decay": weight_decay, "total_steps": total_steps}
         super().__init__(params, defaults, reduce_loss=reduce_loss, process_group=process_group)
 
     @property
@@ -141,7 +149,7 @@ class PortHamiltonian(DropIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
-        names = ("_network", "_budget", "_rotation", "_compile", "reduce_loss", "process_group")
+        names = ("_network", "_ball", "_decay", "_rotation", "_compile", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -178,33 +186,48 @@ class PortHamiltonian(DropIn):
         if not taking_part:
             return
         account = self._account(entries)
+        self._warn_after_the_end(account)
         resting = [
-            Resting(memory, float(group["weight_decay"]))
-            for _, p, group in entries
+            Resting(memory)
+            for _, p, _ in entries
             if p.grad is None and (memory := self.state.get(p, {})).get("step") and in_place.ACCOUNT in memory
         ]
         account = in_place.new_account() if account is None else account
         active = [self._block(name, p, group, account) for name, p, group in entries if p.grad is not None]
         self._flats.keep(taking_part)
         state = in_place.state_of(account)
-        if loss is None and not state.step and asks_for_a_state((block.grad, block.lr) for block in active):
+        if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
         kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
-        before = in_place.with_new_springs(state, active, resting, *self._budget)
-        after, report = in_place.step(self._network, active, resting, loss, before, kernels)
+        after, report = in_place.step(self._network, active, resting, loss, state, kernels, self._ball)
         if report is None:
             in_place.write(account, state._replace(skipped=after.skipped))
             return
         in_place.write(account, after)
         self._report = report
-        for tensor in (*active, *resting):
-            tensor.memory["decay"] = tensor.weight_decay
         for p, block in zip(taking_part, active, strict=True):
             theta = block.finish(after.gradient_unit)
             if theta.data_ptr() != p.data_ptr():
                 p.copy_(theta.view(p.shape))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
+
+    def _factor(self, group: dict[str, Any], step: float) -> float:
+        """The schedule's, of a group; torch's schedulers are known by what they put into it."""
+        anytime = None if "initial_lr" in group else self._decay
+        return schedule.factor(step, group["total_steps"], anytime)
+
+    def _warn_after_the_end(self, account: Tensor | None) -> None:
+        """Once, where the schedule of all groups is over."""
+        totals = [group["total_steps"] for group in self.param_groups]
+        if account is None or self._is_over or None in totals:
+            return
+        if in_place.state_of(account).step >= max(totals):
+            self._is_over = True
+            text = f"PortHamiltonian: total_steps={max(totals)} steps are done, further ones change nothing"
+            warnings.warn(text, stacklevel=5)
+
+    _is_over = False
 
     def _block(self, name: str, p: Tensor, group: dict[str, Any], account: Tensor) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
@@ -215,8 +238,9 @@ class PortHamiltonian(DropIn):
             memory[in_place.ACCOUNT] = account
         flats = self._flats.of(name, p, dtype, bases, memory)
         wake(memory)
-        lr, decay = float(group["lr"]), float(group["weight_decay"])
-        block = Block(name, tuple(p.shape), flat(p, dtype), flat(p.grad, dtype), memory, flats, lr, decay)
+        lr = rate(group) * self._factor(group, in_place.state_of(account).step + 1)
+        theta, grad = flat(p, dtype), flat(p.grad, dtype)
+        block = Block(name, tuple(p.shape), theta, grad, memory, flats, lr, float(group["weight_decay"]))
         return block if bases is None or self._rotation is None else RotatedBlock(block, bases, self._rotation[1])
 
     def _bases(self, p: Tensor) -> Eigenbases | None:

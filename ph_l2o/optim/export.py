@@ -1,11 +1,12 @@
-"""Write the weights of a checkpoint as `.safetensors`.
+r"""Write the weights of a checkpoint as `.safetensors`.
 
 python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt mine.safetensors
 
 The weights in this package are written from last.ckpt of the runs of experiment=pretrain and pretrain_kronecker:
 
-python -m ph_l2o.optim.export … default.safetensors --set pace=[0.2,0.6]
-python -m ph_l2o.optim.export … kronecker.safetensors --set pace=[-0.4,0.8] --set max_preconditioner_dim=1024
+python -m ph_l2o.optim.export … default.safetensors --set clock=50 --set decay=[200,0.5]
+python -m ph_l2o.optim.export … kronecker.safetensors --set clock=50 --set decay=[200,0.5] \
+    --set max_preconditioner_dim=1024
 
 python -m ph_l2o.optim.export untrained ph_l2o/weights/default.safetensors    # as meta-training starts, seed 0
 """

@@ -73,7 +73,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "maximum": (torch.maximum, max),
     "at_most": (torch.clamp_max, min),
     "lerp": (torch.lerp, lambda start, end, weight: start + weight * (end - start)),
-    "log1p": (torch.log1p, math.log1p),
+    "cos": (torch.cos, math.cos),
     "tanh": (torch.tanh, math.tanh),
     "isfinite": (torch.isfinite, math.isfinite),
     "zeros_like": (torch.zeros_like, lambda x: 0.0),

@@ -13,12 +13,19 @@ from ph_l2o.port_hamiltonian.energy import LEAST, averaging_weight
 
 _DECAY = 0.95  # of L and R
 _LONGEST_VECTOR = 128  # that is rotated
+_MOST = 1e30  # of a gradient's entries, so that sums of them do not overflow
 _EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
 
 
 def bases_of(layout: Layout, longest: int) -> Eigenbases:
     """The bases of matrices, with sides of up to `longest` rotated, and of short vectors."""
     return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest))
+
+
+def within_range(grad: Tensor) -> Tensor:
+    """Gradients `(B, N)`, those beyond the range of what can be rotated scaled down to it."""
+    largest = grad.detach().abs().amax(1, keepdim=True)
+    return torch.where(largest > _MOST, grad * (_MOST / largest), grad)
 
 
 def renewed(

@@ -2,16 +2,18 @@
 
 The memory of a tensor is a dictionary that lies in torch.optim's `state`: `fast` and `slow`, averages of the gradient,
 `second`, v, and `momentum`, π, of the parameter's shape; `step`, the number of steps in it; `second_sum`, Σ v,
-`momentum_square`, ‖π‖², and `theta_square`, ‖θ‖², after the last of them; `decay`, the stiffness of the spring whose
-energy is in the account. Of a rotated one all that lies in the coordinates of its bases; beside it `gram`, L and R,
-`basis`, Q_L and Q_R, and `gram_unit`, the gradient's unit in which L and R are.
+`momentum_square`, ‖π‖², and `theta_square`, ‖θ‖², after the last of them (NEW before the first). Of a rotated one all
+that lies in the coordinates of its bases; beside it `gram`, L and R, `basis`, Q_L and Q_R, and `gram_unit`, the
+gradient's unit in which L and R are.
 
-While a tensor takes no part, its buffers are not touched: units change by two numbers, `momentum_factor` of π and
-`gradient_factor` of `fast` and `slow` (of `second` its square), which go into the buffers when it takes part again.
+While a tensor takes no part, its buffers are not touched. π stays as it is, with its energy; the gradient's unit
+changes by a number, `gradient_factor` of `fast` and `slow` (of `second` its square), which goes into them when the
+tensor takes part again.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ph_l2o.optimizers.eigenbases import Eigenbases
-from ph_l2o.port_hamiltonian.bases import in_new_bases, renewed
+from ph_l2o.port_hamiltonian.bases import in_new_bases, renewed, within_range
 from ph_l2o.port_hamiltonian.energy import DECAYS, SECOND_DECAY, averaging_weight
+from ph_l2o.port_hamiltonian.state import MOMENTUM, SECOND, THETA
 
 Array = NDArray[np.float64]
 BUFFERS = ("fast", "slow", "second", "momentum")
-_FACTORS = ("momentum_factor", "gradient_factor")
-_SUMS = ("second_sum", "momentum_square", "theta_square", "decay")
+_SUMS = ("second_sum", "momentum_square")
+NEW = -1.0
+_DECAY_UNIT = 1e-3  # learning rate of AdamW with which a weight decay means the same
 
 
 @dataclass(slots=True)
@@ -42,8 +46,8 @@ class Block:
         grad: Gradient, flat, of the same type.
         memory: See the module's text.
         flats: The four tensors of the memory, flat.
-        lr: Factor of the squared step scale.
-        weight_decay: Stiffness of its spring beside the common one.
+        rate: Factor of the gain in this step.
+        weight_decay: The share rate · weight_decay / 1000 of θ goes in each step.
     """
 
     name: str
@@ -52,7 +56,7 @@ class Block:
     grad: Tensor
     memory: dict[str, Any]
     flats: tuple[Tensor, ...]
-    lr: float
+    rate: float
     weight_decay: float
 
     def finish(self, gradient_unit: float) -> Tensor:
@@ -67,11 +71,9 @@ class Resting:
 
     Attributes:
         memory: See the module's text.
-        weight_decay: As of a block.
     """
 
     memory: dict[str, Any]
-    weight_decay: float
 
 
 class RotatedBlock(Block):
@@ -84,10 +86,11 @@ class RotatedBlock(Block):
     """
 
     def __init__(self, plain: Block, bases: Eigenbases, frequency: int):
-        self._plain, self._plain_grad, self._bases, self._frequency = plain, plain.grad[None], bases, frequency
+        self._plain, self._bases, self._frequency = plain, bases, frequency
+        self._plain_grad = within_range(plain.grad[None])
         self._start = bases.rotated(plain.theta[None], plain.memory["basis"])
         grad = bases.rotated(self._plain_grad, plain.memory["basis"])[0]
-        rest = (plain.memory, plain.flats, plain.lr, plain.weight_decay)
+        rest = (plain.memory, plain.flats, plain.rate, plain.weight_decay)
         super().__init__(plain.name, plain.shape, self._start[0].clone(), grad, *rest)
 
     def finish(self, gradient_unit: float) -> Tensor:
@@ -117,7 +120,7 @@ def dtype_of(param: Tensor) -> torch.dtype:
 
 def memory_shapes(param: Tensor, bases: Eigenbases | None) -> dict[str, tuple[int, ...] | None]:
     """Keys of a parameter's memory, with the shapes of its tensors."""
-    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(("step", *_SUMS, *_FACTORS))
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(("step", *_SUMS, "theta_square", "gradient_factor"))
     shapes |= dict.fromkeys(BUFFERS, tuple(param.shape))
     if bases is not None:
         shapes |= dict.fromkeys(("basis", "gram"), (1, sum(bases.sizes))) | {"gram_unit": None}
@@ -127,17 +130,12 @@ def memory_shapes(param: Tensor, bases: Eigenbases | None) -> dict[str, tuple[in
 def new_memory(param: Tensor, bases: Eigenbases | None) -> dict[str, Any]:
     """Nothing seen yet."""
     like = torch.empty(param.shape, dtype=dtype_of(param), device=param.device)
-    memory: dict[str, Any] = {"step": 0, **dict.fromkeys(_SUMS, 0.0), **dict.fromkeys(_FACTORS, 1.0)}
+    memory: dict[str, Any] = {"step": 0, **dict.fromkeys(_SUMS, 0.0), "theta_square": NEW, "gradient_factor": 1.0}
     memory |= {name: torch.zeros_like(like) for name in BUFFERS}
     if bases is not None:
         basis = bases.identity(like.view(1, -1))
         memory |= {"basis": basis, "gram": torch.zeros_like(basis), "gram_unit": 0.0}
     return memory
-
-
-def square(theta: Tensor) -> float:
-    """‖θ‖² of a flat tensor."""
-    return torch.dot(theta, theta).item()
 
 
 def averaging_weights(active: Sequence[Block]) -> Array:
@@ -152,26 +150,26 @@ def averaging_weights(active: Sequence[Block]) -> Array:
 
 
 def all_sums(active: Sequence[Block], sums: Array, weights: Array) -> Array:
-    """Sums of a pass in the controller's order, with those that need no pass: ‖π‖² and Σ v; `(9, T)`."""
+    """Sums of a pass in the controller's order, with those that need no pass: ‖π‖² and Σ v; `(9, T)`.
+
+    Of a θ that is not finite the squares count as 0.
+    """
     second = np.array([block.memory["second_sum"] for block in active])
     second += weights * (sums[:, 0] - second)
     for block, value in zip(active, second.tolist(), strict=True):
         block.memory["second_sum"] = value
     found = np.empty((9, len(active)))
     found[:3], found[4], found[6:] = sums[:, :3].T, sums[:, 3], sums[:, 4:].T
-    found[3], found[5] = [block.memory["momentum_square"] for block in active], second
+    found[MOMENTUM], found[SECOND] = [block.memory["momentum_square"] for block in active], second
+    found[THETA, ~np.isfinite(found[THETA])] = 0.0
     return found
 
 
 def wake(memory: dict[str, Any]) -> None:
-    """Put into the buffers of a tensor that has rested by how much units have changed meanwhile."""
-    of_momentum, of_gradient = memory["momentum_factor"], memory["gradient_factor"]
-    if of_momentum != 1:
-        memory["momentum"].mul_(of_momentum)
-    if of_gradient != 1:
-        _change_unit(memory, of_gradient)
-    if not of_momentum == of_gradient == 1:
-        memory |= dict.fromkeys(_FACTORS, 1.0)
+    """Put into the buffers of a tensor that has rested by how much the gradient's unit has changed meanwhile."""
+    if memory["gradient_factor"] != 1:
+        _change_unit(memory, memory["gradient_factor"])
+        memory["gradient_factor"] = 1.0
 
 
 def change_unit(active: Sequence[Block], resting: Sequence[Resting], change: float) -> None:
@@ -197,17 +195,28 @@ def shrink(active: Sequence[Block], factor: float) -> None:
             block.theta.mul_(factor)
 
 
-def pull_at_rest(resting: Sequence[Resting], stiffness: float) -> float:
-    """Spring energy of the tensors that take no part."""
-    return sum(0.5 * (stiffness + tensor.weight_decay) * tensor.memory["theta_square"] for tensor in resting)
+def decay(active: Sequence[Block]) -> Array:
+    """Take weight decay's share of each tensor; what is left of 1, `(T,)`."""
+    left = np.ones(len(active))
+    for k, block in enumerate(active):
+        if block.weight_decay and block.rate:
+            left[k] = max(1 - _DECAY_UNIT * block.rate * block.weight_decay, 0.0)
+            block.theta.mul_(left[k])
+    return left
 
 
-def kinetic_at_rest(resting: Sequence[Resting], rescale: float) -> float:
-    """Express the momenta of the tensors that take no part in the loss's new unit; their kinetic energy."""
-    for tensor in resting:
-        tensor.memory["momentum_factor"] *= rescale
-        tensor.memory["momentum_square"] *= rescale * rescale
-    return kinetic_energy(resting)
+def remember(active: Sequence[Block], momentum_squares: Array | None, theta_squares: Array) -> None:
+    """Keep ‖π‖² and ‖θ‖², each `(T,)`."""
+    for block, theta in zip(active, theta_squares.tolist(), strict=True):
+        block.memory["theta_square"] = theta if math.isfinite(theta) else 0.0
+    if momentum_squares is not None:
+        for block, momentum in zip(active, momentum_squares.tolist(), strict=True):
+            block.memory["momentum_square"] = momentum
+
+
+def theta_square(tensors: Iterable[Block | Resting]) -> float:
+    """‖θ‖² over tensors, as it is remembered."""
+    return sum(max(tensor.memory["theta_square"], 0.0) for tensor in tensors)
 
 
 def kinetic_energy(tensors: Iterable[Block | Resting]) -> float:

@@ -6,7 +6,6 @@ All features are free of the units of loss and gradient: both can be multiplied 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,14 @@ from ph_l2o.port_hamiltonian.state import MOMENTUM, SECOND, THETA, PortHamiltoni
 
 NUM_FEATURES = 27
 NUM_PORTS = 5
-_PACE, _MOST_PACE = 50.0, 2000.0  # steps, see `Controller.pace`
 _LOG_GAIN_RANGE = (-30.0, 8.0)
 _TIME_SCALES = (20.0, 100.0, 1000.0)
 _MOST_RHO = 0.999
 _TINY = 1e-20  # beside squares of gradients in their unit
+_LEAST_RATIO = 1e-10  # of a tensor's squared gradient to that of all coordinates; less counts as noise
+# Logs of squares, of an average of the gradient and of the gradient itself, over their average v, and of v over the
+# past: less is hardly met in training, and what the network makes of it has no meaning. It sees these in its place.
+_LEAST_AVERAGE, _LEAST_GRADIENT, _LEAST_GROWTH = -6.0, -2.0, -12.0
 _LEAST_LOSS = 1e-36
 _LEAST_SHARE = 1e-4
 _LEAST_THETA = 0.05  # of the size of a tensor's entries: biases start at 0
@@ -36,24 +38,18 @@ class Controller(nn.Sequential):
     Args:
         hidden_size: Width of the hidden layers, >= 1.
         init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
-        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k <= 2,000, the same afterwards. Not learned
-            by gradients, whose windows are too short for it: they teach to take ever smaller steps.
-            `benchmarks/pace.py` finds what is best over long horizons.
+        clock: The number of a step, >= 1, that it sees in place of all numbers of steps; None: it sees these.
 
     Attributes:
         powers: lr is proportional to these powers of U / (N √v̄), where there is a loss, and of the size of θ's entries.
-        pace: The argument, `(2,)`, or `(B, 2)` with numbers for each problem; no part of the weights.
     """
 
-    pace: Tensor
-
-    def __init__(self, hidden_size: int, init_lr: float, pace: Sequence[float] = (0.0, 0.0)):
+    def __init__(self, hidden_size: int, init_lr: float, clock: int | None = None):
         last = nn.Linear(hidden_size, NUM_PORTS)
         super().__init__(
             nn.Linear(NUM_FEATURES, hidden_size), nn.Tanh(), nn.Linear(hidden_size, hidden_size), nn.Tanh(), last
         )
-        self.powers = nn.Parameter(torch.tensor([0.25, 0.5]))
-        self.register_buffer("pace", torch.tensor(pace, dtype=torch.get_default_dtype()), persistent=False)
+        self.powers, self.clock = nn.Parameter(torch.tensor([0.25, 0.5])), clock
         # A small last layer: meta-training starts at a sane static optimizer.
         with torch.no_grad():
             last.weight.mul_(0.05)
@@ -76,7 +72,7 @@ class FrozenController:
     def __init__(self, network: Controller):
         values = {name: x.detach().double().cpu().numpy() for name, x in network.state_dict().items()}
         self.layers = [(values[f"{k}.weight"].T, values[f"{k}.bias"]) for k in (0, 2, 4)]
-        self.powers, self.pace = values["powers"].tolist(), network.pace.double().cpu().numpy()
+        self.powers, self.clock = values["powers"].tolist(), network.clock
 
     def __call__(self, x: Any) -> Any:
         """The network's part."""
@@ -103,10 +99,10 @@ class Ports(NamedTuple):
     rho: PerTensor
     lean: PerTensor
 
-    def scale(self, mean_squares: PerTensor) -> tuple[PerTensor, PerTensor]:
-        """The gain, and (1 - ρ) v̄, of s² = gain / √(ρ v + (1 - ρ) v̄), for v̄."""
-        xp = arithmetic(self.rho)
-        return xp.exp(xp.clip(self.log_gain, *_LOG_GAIN_RANGE)), (1 - self.rho) * (mean_squares + _TINY)
+    def scale(self, mean_squares: PerTensor, of_all: PerTensor) -> tuple[PerTensor, PerTensor]:
+        """The gain, and ε² v̄ₐ + (1 - ρ) v̄, of s² = gain / √(ε² v̄ₐ + ρ v + (1 - ρ) v̄), for v̄ and v̄ₐ."""
+        floor = (1 - self.rho) * (mean_squares + _TINY) + _LEAST_RATIO * of_all
+        return arithmetic(self.rho).exp(arithmetic(self.rho).clip(self.log_gain, *_LOG_GAIN_RANGE)), floor
 
     def by_name(self, gain: PerTensor) -> dict[str, PerTensor]:
         """For diagnostics, with the gain that was taken."""
@@ -137,21 +133,19 @@ def ports(
     """
     xp = arithmetic(second_mean)
     log_mean = xp.log(second_mean + _TINY)
-    log_growth = log_mean - xp.log(reference + _TINY)
+    log_growth = xp.at_least(log_mean - xp.log(reference + _TINY), _LEAST_GROWTH)
     log_size = xp.log(xp.total(sizes))
     length = _natural_length(log_mean, log_size, seen)
     means = (sums / sizes).swapaxes(-1, -2)
     features = xp.columns(
         _of_tensors(means, log_mean, log_size),
-        _of_problem(length, log_growth, log_size, seen, state),
+        _of_problem(length, log_growth, log_size, network.clock, seen, state),
         xp.table(layout, static_features, second_mean),
     )
     out = xp.by_rows(network, features)
     log_lr, (mix, keep, lean, rho) = out[..., 0], xp.unstack(xp.sigmoid(out[..., 1:]))
     log_theta = xp.at_least(0.5 * xp.log(means[..., THETA] + _TINY), math.log(_LEAST_THETA))
-    start, power = xp.unstack(network.pace)
-    pace = start + power * xp.log1p(xp.at_most(seen.step, _MOST_PACE) / _PACE)
-    log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta + xp.per_tensor(pace)
+    log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta
     return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 
 
@@ -162,9 +156,9 @@ def _of_tensors(means: Any, log_mean: Number, log_size: Number) -> list[Any]:
     grad, averages, momentum, theta, second = xp.split(logs, (1, MOMENTUM - 1, 1, 1, 1))
     cosines = means[..., SECOND + 1 :] * xp.exp(-0.5 * (grad + logs[..., 1:THETA]))
     return [
-        0.25 * (averages - second),
-        0.5 * (grad - second),
-        0.2 * (second - xp.per_tensor(xp.per_tensor(log_mean))),
+        0.25 * xp.at_least(averages - second, _LEAST_AVERAGE),
+        0.5 * xp.at_least(grad - second, _LEAST_GRADIENT),
+        0.2 * xp.at_least(second - xp.per_tensor(xp.per_tensor(log_mean)), math.log(_LEAST_RATIO)),
         0.2 * xp.at_least(momentum + log_size, -20),
         0.3 * xp.at_least(theta, -20),
         cosines,
@@ -180,10 +174,11 @@ def _natural_length(log_mean: Number, log_size: Number, seen: Seen) -> Number:
 
 
 def _of_problem(
-    length: Number, log_growth: Number, log_size: Number, seen: Seen, state: PortHamiltonianState
+    length: Number, log_growth: Number, log_size: Number, clock: int | None, seen: Seen, state: PortHamiltonianState
 ) -> list[Number]:
     """13 numbers: how gradient and loss develop, the natural length, what the last step was like, time."""
     xp = arithmetic(length)
+    step = seen.step if clock is None else 0 * seen.step + clock
     losses = (seen.loss, seen.loss_fast, seen.loss_slow, seen.loss_start)
     loss, fast, slow, start = xp.each(lambda x: xp.log(xp.at_least(x, _LEAST_LOSS)), *losses)
     used = seen.uses_loss
@@ -196,9 +191,9 @@ def _of_problem(
         0.3 * length,
         state.trust,
         0.3 * xp.log(state.share + _LEAST_SHARE),
-        0.3 * xp.log(xp.at_least(seen.step, 1)),
+        0.3 * xp.log(xp.at_least(step, 1)),
         0.2 * xp.like(log_size, loss),
-        *xp.for_each(_TIME_SCALES, lambda scale, step: xp.tanh(step / scale - 1), seen.step),
+        *xp.for_each(_TIME_SCALES, lambda scale, step: xp.tanh(step / scale - 1), step),
     ]
 
 

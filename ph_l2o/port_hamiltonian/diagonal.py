@@ -10,22 +10,23 @@ Symbols (code ↔ mathematics):
 - `loss_unit` ↔ U > 0, the unit of energy, an average of the loss; `length` ↔ L = U / G; `phi` ↔ φ = f / U
 - `push` ↔ h = s ĝ with ĝ = (1 - mix) g + mix m; the port of r is c = h / (2 √(φ L))
 - `keep` ↔ 1 / (1 + D), D ≥ 0, so that R = diag(D) is positive semidefinite
-- `stiffness` ↔ κ > 0 of the spring that ties θ to 0; a = 1 + D + κ L s²_max ≥ 1 + D + κ L s²
+- `stiffness` ↔ κ > 0, `rest_radius` ↔ R₀ of the spring V(θ) = ½κ (‖θ‖ - R₀)₊², which is felt outside of R₀ only;
+  a = 1 + D + ½κ L s²_max ≥ 1 + D + ½κ L s²
 
 One step, with r shared by all coordinates of a problem:
 
-    b  = π - κ √L s θ
+    b  = π - √L s ∇V(θ)
     r⁺ = [r + Σ c b / a] / [1 + Σ 2c² / a]
     π⁺ = (b - 2 c r⁺) / a
     θ⁺ = θ + √L s π⁺
 
-It satisfies Δ(r² + ½‖π‖² + ½κ‖θ‖²) ≤ -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s > 0, D ≥ 0 and κ ≥ 0: J is
+It satisfies Δ(r² + ½‖π‖² + V(θ)) ≤ -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s ≥ 0, D ≥ 0 and κ ≥ 0: J is
 skew-symmetric (c and s enter with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
 
 All energies are numbers without units. Before a step π is expressed in the new unit U, and r² is set to min(φ, 1), both
 as far as the account `energy` pays (an energy tank: Duindam and Stramigioli 2004; Franken et al. 2011). Of what a
-step releases the share 1/k leaves the account for good. So the account never increases, r² + ½‖π‖² + ½κ‖θ‖² never
-exceeds it, and ‖θ‖ ≤ √(2 E₀ / κ) for ever.
+step releases the share 1/k leaves the account for good. So the account never increases, r² + ½‖π‖² + V(θ) never
+exceeds it, and ‖θ‖ ≤ R₀ + √(2 E₀ / κ) for ever. A tensor whose gradient is 0 has s = 0: it stays as it is.
 
 The scalar auxiliary variable is due to Shen, Xu and Yang 2018 ("The scalar auxiliary variable (SAV) approach for
 gradient flows") and, for optimisation, to Liu and Tian 2020 ("AEGD: adaptive gradient descent with energy").
@@ -41,10 +42,11 @@ import torch
 from torch import Tensor
 
 from ph_l2o import segments
+from ph_l2o.checks import at_least
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Layout, Params
-from ph_l2o.port_hamiltonian import controller, energy
-from ph_l2o.port_hamiltonian.state import SECOND, THETA, Energies, PortHamiltonianState, Seen
+from ph_l2o.port_hamiltonian import controller, energy, schedule
+from ph_l2o.port_hamiltonian.state import GRADIENT, SECOND, THETA, Energies, PortHamiltonianState, Seen
 
 
 class _Look(NamedTuple):
@@ -76,8 +78,12 @@ class PortHamiltonian(LearnedOptimizer):
         hidden_size: Width of the controller's two hidden layers, >= 1.
         init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
         budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
-        radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N) · √(1 + 1 / radius²), > 0.
-        pace: Two numbers p of a factor exp(p₀) (1 + k/50)^p₁ of lr in step k, see `Controller`.
+        radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N), >= 2.
+        clock: The number of a step, >= 1, that the controller sees in place of all numbers of steps, so that what it
+            does depends on what it meets and not on the time; None: it sees these, for horizons as in training.
+        total_steps: Steps of a run, >= 1, over which gain first rises, then falls to 0, see `schedule.py`; None: it
+            does not.
+        decay: Two numbers (K, p), > 0: without `total_steps` gain falls as (1 + k/K)^-p; None: it does not.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -92,31 +98,38 @@ class PortHamiltonian(LearnedOptimizer):
         init_lr: float = 0.05,
         budget: float = 100.0,
         radius: float = 1000.0,
-        pace: Sequence[float] = (0.0, 0.0),
+        clock: int | None = None,
+        total_steps: int | None = None,
+        decay: Sequence[float] | None = None,
     ):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"optimizer.hidden_size={hidden_size}: must be >= 1 (width of the controller)")
-        for name, value in (("init_lr", init_lr), ("budget", budget), ("radius", radius)):
+        for name, value in (("init_lr", init_lr), ("budget", budget)):
             if not 0 < value < math.inf:
                 raise ValueError(f"optimizer.{name}={value}: must be > 0 and finite")
-        if len(pace) != 2 or not all(map(math.isfinite, pace)):
-            raise ValueError(f"optimizer.pace={list(pace)}: must be two finite numbers")
-        self.budget, self.radius = budget, radius
-        self.controller = controller.Controller(hidden_size, init_lr, pace)
+        if not 2 <= radius < math.inf:
+            raise ValueError(f"optimizer.radius={radius}: must be >= 2 and finite; half of it is free of the spring")
+        for name, count in (("clock", clock), ("total_steps", total_steps)):
+            if count is not None:
+                at_least(f"optimizer.{name}", count, 1, "steps, or null")
+        if decay is not None and not (len(decay) == 2 and all(0 < x < math.inf for x in decay)):
+            raise ValueError(f"optimizer.decay={list(decay)}: must be two finite numbers > 0, steps and power, or null")
+        self.budget, self.radius, self.total_steps = budget, radius, total_steps
+        self.decay = None if decay is None else (float(decay[0]), float(decay[1]))
+        self.controller = controller.Controller(hidden_size, init_lr, clock)
 
     def init(self, params: Params) -> PortHamiltonianState:
         """Nothing seen yet; see `LearnedOptimizer.init`."""
         flat = params.flat
         zero, none = torch.zeros_like(flat), torch.zeros_like(flat[:, 0])
         size = params.layout.table(controller.tensor_sizes, flat).sum()
-        account, stiffness = energy.at_the_start(_dot(flat, flat), size, self.budget, self.radius)
+        account, stiffness, rest = energy.at_the_start(_dot(flat, flat), size, self.budget, self.radius)
         averages = zero[:, None].repeat(1, len(energy.DECAYS), 1)
         numbers = dict.fromkeys(PortHamiltonianState._fields, none)
         tensors = {"averages": averages, "second": zero, "momentum": zero}
-        return PortHamiltonianState(
-            **numbers | tensors | {"energy": account, "stiffness": stiffness, "uses_loss": none + 1}
-        )
+        springs = {"energy": account, "stiffness": stiffness, "rest_radius": rest}
+        return PortHamiltonianState(**numbers | tensors | springs | {"uses_loss": none + 1})
 
     def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """`energies_before` of the account, which a variant of the energy may replace."""
@@ -141,7 +154,7 @@ class PortHamiltonian(LearnedOptimizer):
     ) -> dict[str, Tensor]:
         """See `LearnedOptimizer.diagnose`: the account and what is in use of it; the ports of each tensor."""
         look = self._look(params, grads, loss, state)
-        spring = 0.5 * state.stiffness * _dot(params.flat, params.flat)
+        spring = energy.spring_energy(_dot(params.flat, params.flat), state)
         return {
             "energy": state.energy,
             "kinetic": state.kinetic,
@@ -149,7 +162,7 @@ class PortHamiltonian(LearnedOptimizer):
             "tank": state.energy - state.kinetic - spring,
             "trust": state.trust,
             "skipped": state.skipped,
-            **look.ports.by_name(look.ports.scale(look.sums[:, SECOND] / look.sizes)[0]),
+            **look.ports.by_name(look.ports.scale(look.sums[:, SECOND] / look.sizes, look.second_mean[:, None])[0]),
         }
 
     def update(
@@ -161,16 +174,20 @@ class PortHamiltonian(LearnedOptimizer):
         seen, grad, averages, second, sums, sizes, second_mean, reference, ports = look
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
-        gain, floor = ports.scale(sums[:, SECOND] / sizes)
-        root, base, rho, mix = layout.expand(torch.stack([gain.sqrt(), floor, ports.rho, ports.mix], 1)).unbind(1)
+        gain, floor = ports.scale(sums[:, SECOND] / sizes, second_mean[:, None])
+        rate = (sums[:, GRADIENT].detach() > 0).to(gain)
+        if self.total_steps or self.decay:
+            rate = rate * schedule.factor(seen.step.clamp_min(1), self.total_steps, self.decay)[:, None]
+        root = gain.sqrt() * rate.sqrt()  # the rate may be 0, where a root of the product has no derivative
+        root, base, rho, mix = layout.expand(torch.stack([root, floor, ports.rho, ports.mix], 1)).unbind(1)
         scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
         push = scale * torch.lerp(grad, averages[:, 0], mix)
 
         squares = layout.dot(push, push)
         before = self.energies_before(squares.sum(1), sums[:, THETA].sum(1), seen, state)
         root_length = before.length.sqrt()
-        keep = energy.inverse_inertia(ports.keep, gain * floor.rsqrt(), before, seen, state)
-        spring = torch.where(seen.finite, state.stiffness * root_length, 0.0)[:, None]
+        keep = energy.inverse_inertia(ports.keep, gain * rate * floor.rsqrt(), before, seen, state)
+        spring = torch.where(seen.finite, before.spring * root_length, 0.0)[:, None]
         shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
         products = layout.dot(push, shifted)
         trust, share = energy.solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
@@ -181,7 +198,7 @@ class PortHamiltonian(LearnedOptimizer):
         new = torch.addcmul(flat * before.shrink[:, None], scale * momentum, move)
 
         kinetic = 0.5 * _dot(momentum, momentum)
-        account = energy.energy_after(trust, kinetic, 0.5 * state.stiffness * _dot(new, new), before, seen, state)
+        account = energy.energy_after(trust, kinetic, energy.spring_energy(_dot(new, new), state), before, seen, state)
         after = energy.remember(state, seen, before, second_mean, reference, account, kinetic, trust, share)
         return params.like(new), after._replace(averages=averages, second=second, momentum=momentum)
 

@@ -21,10 +21,23 @@ _MEMORY = 1000.0  # steps over which the reference of the gradient is averaged
 _MOST_REFERENCE = 1e22  # with which the gradient's unit still falls; it bounds what the averages become in that unit
 
 
-def at_the_start(square: Number, size: Number, budget: float, radius: float) -> tuple[Number, Number]:
-    """E₀ and κ for ‖θ₀‖² and the number of coordinates."""
-    stiffness = 2 * budget / (radius**2 * arithmetic(square).maximum(square, size))
-    return budget + 0.5 * stiffness * square, stiffness
+def at_the_start(square: Number, size: Number, budget: float, radius: float) -> tuple[Number, Number, Number]:
+    """E₀, κ and R₀ for ‖θ₀‖² and the number of coordinates."""
+    rest_radius = rest_radius_for(square, size, radius)
+    return rest_radius * 0 + budget, 2 * budget / (rest_radius * rest_radius), rest_radius
+
+
+def rest_radius_for(square: Number, size: Number, radius: float) -> Number:
+    """R₀, half of the ball's radius, for ‖θ‖² and the number of coordinates."""
+    xp = arithmetic(square)
+    return 0.5 * radius * xp.sqrt(xp.maximum(square, size))
+
+
+def spring_energy(square: Number, state: PortHamiltonianState) -> Number:
+    """V(θ) = ½κ (‖θ‖ - R₀)₊², for ‖θ‖²."""
+    xp = arithmetic(square)
+    beyond = xp.at_least(_root(square, LEAST) - state.rest_radius, 0.0)
+    return 0.5 * state.stiffness * beyond * beyond
 
 
 def averaging_weight(decay: Number, step: Number, finite: Number = True) -> Number:
@@ -43,9 +56,10 @@ def observe(largest: Number, loss: Number | None, state: PortHamiltonianState) -
     uses_loss = xp.where(finite, uses_loss, state.uses_loss)
     loss, largest = xp.where(finite & (uses_loss > 0), loss, 0.0), xp.where(finite, largest, 0.0)
     first = state.step == 0
+    unseen = state.second_mean == 0  # of the gradient nothing but zeros
     step = state.step + finite
     # The unit moves where the gradient leaves [unit / 1000, unit], but not so far that old squares overflow.
-    old = xp.at_least(xp.where(first, largest, state.gradient_unit), LEAST)
+    old = xp.at_least(xp.where(unseen, largest, state.gradient_unit), LEAST)
     small = (state.second_mean < 1) & (state.reference < _MOST_REFERENCE)
     lower = (largest > 0) & (largest * _JUMP < old) & small
     unit = xp.where(largest > old, xp.minimum(largest, old * _JUMP), xp.where(lower, old / _JUMP, old))
@@ -70,19 +84,27 @@ def compare_gradients(
     return mean, xp.lerp(state.reference * seen.change * seen.change, mean, weight)
 
 
-def energies_before(spent: Number, square: Number, seen: Seen, state: PortHamiltonianState) -> Energies:
-    """Units and energies before a step, for Σ h² and ‖θ‖² of each problem."""
+def energies_before(
+    spent: Number, square: Number, seen: Seen, state: PortHamiltonianState, at_rest: Number | float = 0.0
+) -> Energies:
+    """Units and energies before a step, for Σ h² and ‖θ‖² of each problem.
+
+    What is `at_rest` is kinetic energy of tensors that take no part, which the account has to cover besides.
+    """
     xp = arithmetic(spent)
     uses = seen.uses_loss > 0
-    now = xp.where(uses, seen.loss, spent * seen.gradient_unit)
+    now = xp.where(uses, seen.loss, xp.where(spent > 0, spent * seen.gradient_unit, state.loss_unit))
     unit = xp.clip(xp.lerp(state.loss_unit, now, seen.weights[3]), LEAST, _MOST)
     length = xp.exp(xp.clip(xp.log(unit) - xp.log(seen.gradient_unit), -_LOG_LENGTH, _LOG_LENGTH))
     phi = xp.where(uses, xp.at_least(seen.loss / unit, _LEAST_PHI), 1.0)
-    pull = 0.5 * state.stiffness * square
+    size = _root(square, LEAST)
+    beyond = xp.at_least(size - state.rest_radius, 0.0)
+    pull = 0.5 * state.stiffness * beyond * beyond
     outside = seen.finite & (pull > state.energy)
-    shrink = xp.detach(xp.where(outside, xp.sqrt(state.energy / xp.at_least(pull, LEAST)), 1.0))
+    shrink = xp.detach(xp.where(outside, state.radius() / xp.at_least(size, LEAST), 1.0))
+    spring = state.stiffness * xp.minimum(beyond, state.radius() - state.rest_radius) / xp.at_least(size, LEAST)
     pull = xp.minimum(pull, state.energy)
-    room = state.energy - pull
+    room = xp.at_least(state.energy - pull - at_rest, 0.0)
     # π in the new unit, as far as the account pays.
     rescale = xp.where(state.step > 0, state.loss_unit / unit, 1.0)
     rescale = xp.minimum(rescale, room / xp.at_least(state.kinetic, _LEAST_R))
@@ -90,7 +112,7 @@ def energies_before(spent: Number, square: Number, seen: Seen, state: PortHamilt
     kinetic = state.kinetic * rescale
     r_squared = xp.minimum(xp.at_most(phi, 1), room - kinetic)
     r_squared = xp.where(r_squared > _LEAST_R, r_squared, 0.0)
-    return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, r_squared, shrink)
+    return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, spring, r_squared, shrink)
 
 
 def inverse_inertia(
@@ -98,7 +120,7 @@ def inverse_inertia(
 ) -> PerTensor:
     """1 / a for each tensor, where s² ≤ `bound`."""
     xp = arithmetic(before.length)
-    stiffness = xp.per_tensor(state.stiffness * before.length)
+    stiffness = xp.per_tensor(0.5 * state.stiffness * before.length)
     return xp.where(xp.per_tensor(seen.finite), keep / (1 + keep * stiffness * bound), 1.0)
 
 

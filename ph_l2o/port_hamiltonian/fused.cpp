@@ -99,6 +99,7 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
   T* __restrict momentum = static_cast<T*>(p[Part::kMomentum]);
   const T factor = T(unit), floor = T(number[0]), mix = T(number[1]);
   const T keep = T(number[2]), force = T(number[3]), spring = T(number[4]), rate = T(number[5]);
+  const bool pulls = spring != T(0);
   for (int64_t first = 0; first < size; first += kBlock) {
     const int64_t end = first + kBlock < size ? first + kBlock : size;
     T pp = 0, tt = 0;
@@ -107,7 +108,8 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
       const T q = scale_of(second[i], floor);
       const T g = factor * grad[i];
       const T push = g + mix * (fast[i] - g);
-      const T pi = keep * momentum[i] - (force * q) * push - (spring * q) * theta[i];
+      const T pull = pulls ? (spring * q) * theta[i] : T(0);  // theta need not be finite where there is no spring
+      const T pi = keep * momentum[i] - (force * q) * push - pull;
       const T th = theta[i] + (rate * q) * pi;
       momentum[i] = pi;
       theta[i] = th;

@@ -22,14 +22,15 @@ from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian import blocks as memory
 from ph_l2o.port_hamiltonian import controller, energy
 from ph_l2o.port_hamiltonian.arithmetic import Numbers
-from ph_l2o.port_hamiltonian.blocks import Array, Block, Resting, square
+from ph_l2o.port_hamiltonian.blocks import Array, Block, Resting
 from ph_l2o.port_hamiltonian.fused import Fused
 from ph_l2o.port_hamiltonian.kernels import Plain
-from ph_l2o.port_hamiltonian.state import SECOND, THETA, PortHamiltonianState, Seen
+from ph_l2o.port_hamiltonian.state import GRADIENT, SECOND, THETA, PortHamiltonianState, Seen
 
 _LEAST_RHO = 1e-20
 _USUAL = (1e-6, 1e6)  # gradients' units for which S is 1
 _ROUNDING = 1e-12
+_SET = 1e-3  # more growth of ‖θ‖² than this between steps is no rounding
 _POWERS = np.array([2, 2, 2, 0, 0, 2, 2, 2, 1])[:, None]  # of the gradient, in the sums
 _BY_PARAMETER = {"averages": None, "second": None, "momentum": None}
 _NOTHING_SEEN = PortHamiltonianState(
@@ -65,6 +66,7 @@ def step(
     loss: float | None,
     state: PortHamiltonianState,
     kernels: type[Plain] | type[Fused],
+    ball: tuple[float, float],
 ) -> tuple[PortHamiltonianState, Report | None]:
     """One step; θ and what the blocks remember change in place.
 
@@ -75,6 +77,7 @@ def step(
         loss: The loss at θ, or None.
         state: Numbers before the step.
         kernels: The passes.
+        ball: Budget and radius, see the pure optimizer.
 
     Returns:
         Numbers after the step, and what was done; None if the step was skipped.
@@ -93,8 +96,8 @@ def step(
     means = energy.compare_gradients(Numbers.total(sums[SECOND]), Numbers.total(sizes), seen, state)
     ports = controller.ports(network, sums, sizes, *means, seen, state, layout)
     ports = ports._replace(rho=np.maximum(ports.rho, _LEAST_RHO))
-    gain, floor = ports.scale(sums[SECOND] / sizes)
-    gain = gain * [block.lr for block in active]
+    gain, floor = ports.scale(sums[SECOND] / sizes, means[0])
+    gain = gain * [block.rate for block in active] * (sums[GRADIENT] > 0)
     root_squared = gain / np.sqrt(ports.rho)
     of_push, of_scale = np.sqrt(root_squared / u), np.sqrt(root_squared * u)  # h = of_push · q ĝ, s = of_scale · q
 
@@ -102,29 +105,29 @@ def step(
     predicted = np.array([floor / ports.rho * u**2, ports.mix]).T
     squares, with_momentum, with_theta = passes.predict(factor, predicted).T
     squares = root_squared / u * squares
-    # Each tensor's stiffness is `stiff` times that of the account.
-    stiff = 1 + np.array([block.weight_decay for block in active]) / state.stiffness
-    rest = memory.pull_at_rest(resting, state.stiffness)
-    theta_square = float(stiff @ sums[THETA]) + 2 * rest / state.stiffness
-    before = energy.energies_before(Numbers.total(squares), theta_square, seen, state)
+    state, theta_square = _in_ball(state, active, resting, sums[THETA], ball)
+    at_rest = memory.kinetic_energy(resting)
+    moving = state._replace(kinetic=memory.kinetic_energy(active))
+    before = energy.energies_before(Numbers.total(squares), theta_square, seen, moving, at_rest)
     root_length = math.sqrt(before.length)
-    keep = energy.inverse_inertia(ports.keep, gain / np.sqrt(floor) * stiff, before, seen, state)
-    spring = state.stiffness * root_length * stiff
-    products = before.rescale * of_push * with_momentum - spring * root_squared * with_theta
+    keep = energy.inverse_inertia(ports.keep, gain / np.sqrt(floor), before, seen, state)
+    spring = before.spring * root_length
+    products = before.rescale * of_push * with_momentum
+    if spring:
+        products -= spring * root_squared * with_theta
     trust, share = energy.solve_for_r(float(keep @ products), float(keep @ squares), before)
 
     # Third pass: π and θ.
     memory.shrink(active, before.shrink)
-    spring = spring / before.shrink if before.shrink else 0 * spring  # it acts on what θ was
+    spring = keep * of_scale * (spring / before.shrink)  # it acts on what θ was
     force = keep * of_push * (trust / root_length)
-    moves = np.array([keep * before.rescale, force, keep * of_scale * spring, of_scale * root_length]).T
+    moves = np.array([keep * before.rescale, force, spring, of_scale * root_length]).T
     momentum_square, moved_square = passes.move(factor, predicted, moves).T
-    for block, *values in zip(active, momentum_square.tolist(), moved_square.tolist(), strict=True):
-        block.memory["momentum_square"], block.memory["theta_square"] = values
-    kinetic = 0.5 * Numbers.total(momentum_square) + memory.kinetic_at_rest(resting, before.rescale)
-    pull = 0.5 * state.stiffness * float(stiff @ moved_square) + rest
+    memory.remember(active, momentum_square, moved_square * memory.decay(active) ** 2)
+    kinetic = 0.5 * Numbers.total(momentum_square)
+    pull = energy.spring_energy(memory.theta_square((*active, *resting)), state)
     account = energy.energy_after(trust, kinetic, pull, before, seen, state)
-    after = energy.remember(state, seen, before, *means, account, kinetic, trust, share)
+    after = energy.remember(state, seen, before, *means, account, kinetic + at_rest, trust, share)
     return after, Report(layout.names, ports, gain, pull, trust * trust * before.phi)
 
 
@@ -177,30 +180,40 @@ def account_of(memories: Sequence[dict[str, Any]]) -> Tensor | None:
         other = states[id(known.get(ACCOUNT, found[most]))]
         if other != states[most]:
             change = _stored_unit(other.gradient_unit) / _stored_unit(state.gradient_unit)
-            memory.change_unit((), (Resting(known, known["decay"]),), change)
-            joining = (state.stiffness + known["decay"]) * known["theta_square"] + known["momentum_square"]
-            state = state._replace(energy=state.energy + 0.5 * joining)
+            memory.change_unit((), (Resting(known),), change)
+            state = state._replace(energy=state.energy + 0.5 * known["momentum_square"])
+            known["theta_square"] = memory.NEW  # to this ball
         known[ACCOUNT] = account
     write(account, state)
     return account
 
 
-def with_new_springs(
-    state: PortHamiltonianState, active: Sequence[Block], resting: Sequence[Resting], budget: float, radius: float
-) -> PortHamiltonianState:
-    """The numbers before a step of these tensors, with the energy of springs that are new or have become stiffer."""
-    known = [tensor for tensor in (*active, *resting) if tensor.memory["step"]]
-    new = [(block, square(block.theta)) for block in active if not block.memory["step"]]
-    squares = sum(theta_square for _, theta_square in new)
-    if state.step:
-        account, stiffness = state.energy + 0.5 * state.stiffness * squares, state.stiffness
-    else:
-        account, stiffness = energy.at_the_start(squares, sum(x.theta.numel() for x, _ in new), budget, radius)
-    account += sum(0.5 * block.weight_decay * theta_square for block, theta_square in new)
-    for tensor in known:
-        stiffer = max(tensor.weight_decay - tensor.memory["decay"], 0.0)
-        account += 0.5 * stiffer * tensor.memory["theta_square"]
-    return state._replace(energy=account, stiffness=stiffness, kinetic=memory.kinetic_energy(known))
+def _in_ball(
+    state: PortHamiltonianState,
+    active: Sequence[Block],
+    resting: Sequence[Resting],
+    squares: Array,
+    ball: tuple[float, float],
+) -> tuple[PortHamiltonianState, float]:
+    """The ball as it has to be for these tensors, and their ‖θ‖².
+
+    R₀ grows where a tensor is new, and where one is larger than the last step has left it: then something else has set
+    it, and that is not taken back.
+    """
+    budget, radius = ball
+    before = [block.memory["theta_square"] for block in active]
+    memory.remember(active, None, squares)
+    tensors = (*active, *resting)
+    square, size = memory.theta_square(tensors), sum(tensor.memory["momentum"].numel() for tensor in tensors)
+    if not state.stiffness:
+        account, stiffness, rest_radius = energy.at_the_start(square, float(size), budget, radius)
+        return state._replace(energy=account, stiffness=stiffness, rest_radius=rest_radius), square
+    wanted = 0.0
+    if memory.NEW in before:
+        wanted = energy.rest_radius_for(square, float(size), radius)
+    elif any(now > old * (1 + _SET) for now, old in zip(squares.tolist(), before, strict=True)):
+        wanted = math.sqrt(square)
+    return state._replace(rest_radius=max(state.rest_radius, wanted)), square
 
 
 def _tensor(state: PortHamiltonianState) -> Tensor:

@@ -116,7 +116,8 @@ class Plain:
             pushes = batch.pushes(factor, mix)
             foreach._foreach_mul_(batch.momentum, batch.of(keep))
             foreach._foreach_addcmul_(batch.momentum, batch.scales, pushes, batch.of(force))
-            foreach._foreach_addcmul_(batch.momentum, batch.scales, batch.theta, batch.of(spring))
+            if any(pull := batch.of(spring)):  # θ need not be finite elsewhere
+                foreach._foreach_addcmul_(batch.momentum, batch.scales, batch.theta, pull)
             foreach._foreach_addcmul_(batch.theta, batch.scales, batch.momentum, batch.of(rate))
             for pi, theta in zip(batch.momentum, batch.theta, strict=True):
                 found += [dot(pi, pi), dot(theta, theta)]

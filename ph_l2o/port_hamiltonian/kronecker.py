@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ph_l2o.optimizers.eigenbases import check_settings, where_rows
 from ph_l2o.params import Params
-from ph_l2o.port_hamiltonian.bases import bases_of, in_new_bases, renewed
+from ph_l2o.port_hamiltonian.bases import bases_of, in_new_bases, renewed, within_range
 from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 
@@ -62,7 +62,9 @@ class PortHamiltonianKronecker(PortHamiltonian):
         init_lr: See `PortHamiltonian`.
         budget: See `PortHamiltonian`.
         radius: See `PortHamiltonian`.
-        pace: See `PortHamiltonian`.
+        clock: See `PortHamiltonian`.
+        total_steps: See `PortHamiltonian`.
+        decay: See `PortHamiltonian`.
         precondition_frequency: Steps between power iterations, >= 1.
         max_preconditioner_dim: Longest side of a tensor that is rotated, >= 0.
 
@@ -82,11 +84,21 @@ class PortHamiltonianKronecker(PortHamiltonian):
         init_lr: float = 0.05,
         budget: float = 100.0,
         radius: float = 1000.0,
-        pace: Sequence[float] = (0.0, 0.0),
+        clock: int | None = None,
+        total_steps: int | None = None,
+        decay: Sequence[float] | None = None,
         precondition_frequency: int = 10,
         max_preconditioner_dim: int = 1024,
     ):
-        super().__init__(hidden_size=hidden_size, init_lr=init_lr, budget=budget, radius=radius, pace=pace)
+        super().__init__(
+            hidden_size=hidden_size,
+            init_lr=init_lr,
+            budget=budget,
+            radius=radius,
+            clock=clock,
+            total_steps=total_steps,
+            decay=decay,
+        )
         check_settings(precondition_frequency, max_preconditioner_dim)
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
 
@@ -116,6 +128,8 @@ class PortHamiltonianKronecker(PortHamiltonian):
             state.dynamics,
             state.basis.detach(),
         )
+        if bases.sizes:
+            grads = grads.like(within_range(grads.flat))
         inside = params.like(bases.rotated(params.flat, basis))
         new, after = super().update(inside, grads.like(bases.rotated(grads.flat, basis)), loss, before)
         if not bases.sizes:

@@ -32,6 +32,7 @@ class PortHamiltonianState(NamedTuple):
         energy: The account; it never increases.
         kinetic: ½‖π‖².
         stiffness: κ.
+        rest_radius: R₀; where ‖θ‖ is less, the spring is at rest.
         trust: r⁺ / √φ of the last step.
         share: Decrease of the loss that the last step's force predicts, over 2 f.
         skipped: Steps skipped, because the loss or the gradient was not finite.
@@ -52,13 +53,14 @@ class PortHamiltonianState(NamedTuple):
     energy: Number
     kinetic: Number
     stiffness: Number
+    rest_radius: Number
     trust: Number
     share: Number
     skipped: Number
 
     def radius(self) -> Number:
-        """√(2 E / κ), which ‖θ‖ will never exceed from now on."""
-        return arithmetic(self.energy).sqrt(2 * self.energy / self.stiffness)
+        """R₀ + √(2 E / κ), which ‖θ‖ will never exceed from now on."""
+        return self.rest_radius + arithmetic(self.energy).sqrt(2 * self.energy / self.stiffness)
 
 
 class Seen(NamedTuple):
@@ -85,6 +87,7 @@ class Energies(NamedTuple):
     phi: Number
     rescale: Number  # of π
     kinetic: Number
-    pull: Number  # ½κ‖θ‖²
+    pull: Number  # V(θ) = ½κ (‖θ‖ - R₀)₊²
+    spring: Number  # ∇V(θ) over θ
     r_squared: Number
     shrink: Number  # of θ: 1, or less where rounding has put it outside of the ball

@@ -18,9 +18,9 @@ def test_quick_finds_nothing_and_goes_on(tmp_path, monkeypatch, capsys, mnist_ro
     monkeypatch.setattr(adversary, "set_up_torch", lambda threads: None)
     assert adversary.main() == 0
     content = json.loads(path.read_text())
-    assert len(content["parts"]) == 18
+    assert len(content["parts"]) == 22
     assert all(row[key] == 0 for row in content["parts"].values() for key in VIOLATIONS)
-    assert content["parts"]["attack, float32"]["farthest"] > 0.9
+    assert content["parts"]["attack, float32"]["farthest"] > 0.5  # where the spring begins
     assert " 0 violations" in capsys.readouterr().out
     # What is there is not run again.
     content["parts"]["quadratic, float64"]["not_finite"] = 3

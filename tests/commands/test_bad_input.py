@@ -75,7 +75,7 @@ BAD = [
         ["weights=default", "optimizer.hidden_size=7"],
         r"weights=default: has other .*than PortHamiltonian",
     ),
-    (["optimizer.pace=[1]"], r"optimizer.pace=\[1\]: must be two finite numbers"),
+    (["optimizer.decay=[1]"], r"optimizer.decay=\[1\]: must be two finite numbers > 0"),
     (["ckpt_path=last"], r"ckpt_path=last: no run of quadratic_port_hamiltonian"),
     (["ckpt_path=nowhere.ckpt"], r"ckpt_path=nowhere.ckpt: no such file"),
     (["optimizer._target_=os.system"], r"optimizer._target_=os.system: must be in one of ph_l2o, torch"),

@@ -84,7 +84,7 @@ def test_resume_last_continues_in_the_same_folder(command, run_folder):
 
 
 def test_weights_are_where_a_training_starts(command, run_folder, tmp_path):
-    optimizer = PortHamiltonian(hidden_size=8, pace=(0.3, 0.1))
+    optimizer = PortHamiltonian(hidden_size=8, decay=(100, 0.5))
     path = save_weights(optimizer, tmp_path / "start.safetensors")
     settings = ("debug=default", "compare=false", "optimizer=port_hamiltonian_kronecker", "optimizer.hidden_size=8")
     outcome = command("train", *settings, f"weights={path}", "meta.learning_rate=1e-12")
@@ -92,7 +92,7 @@ def test_weights_are_where_a_training_starts(command, run_folder, tmp_path):
     trained, _ = load_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
     for name, value in optimizer.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, rtol=0, atol=1e-9)
-    assert trained.controller.pace.tolist() == [0.0, 0.0]  # an argument, no part of the weights
+    assert trained.decay is None  # an argument, no part of the weights
 
 
 def test_evaluation_of_the_checkpoint_gives_the_number_of_the_training(command, run_folder, tmp_path):

@@ -35,7 +35,7 @@ def learned(request) -> Learned:
     torch.manual_seed(7)
     made = getattr(request, "param", Learned)(hidden_size=8)
     with torch.no_grad():
-        for p in (*made.parameters(), made.controller.pace):
+        for p in made.parameters():
             p += 0.3 * torch.randn_like(p)
     return made
 

@@ -140,7 +140,7 @@ def test_a_state_of_the_other_kind_of_weights_is_refused(model, kinds):
 def test_the_keys_of_a_saved_state_stay(model):
     """What is saved today has to be loaded by later versions."""
     buffers = {"fast", "slow", "second", "momentum", "account"}
-    buffers |= {"step", "second_sum", "momentum_square", "theta_square", "decay", "momentum_factor", "gradient_factor"}
+    buffers |= {"step", "second_sum", "momentum_square", "theta_square", "gradient_factor"}
     for kind, more in (("default", set()), ("kronecker", {"basis", "gram", "gram_unit"})):
         optimizer = ours(kind, model.parameters())
         train(model, optimizer, 1)
@@ -149,7 +149,7 @@ def test_the_keys_of_a_saved_state_stay(model):
         assert all(memory["account"] is state[0]["account"] for memory in state.values())
         assert list(account(optimizer)) == [
             "step", "gradient_unit", "second_mean", "reference", "loss_start", "loss_fast", "loss_slow", "loss_unit",
-            "uses_loss", "energy", "kinetic", "stiffness", "trust", "share", "skipped",
+            "uses_loss", "energy", "kinetic", "stiffness", "rest_radius", "trust", "share", "skipped",
         ]  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def test_groups_and_a_later_group(make):
     assert not torch.equal(third, torch.ones(4))
 
 
-def test_the_springs_of_a_later_group_are_in_the_account(learned):
+def test_a_later_group_has_room(learned):
     first, second = torch.ones(4, requires_grad=True), torch.full((4,), 1e4, requires_grad=True)
     optimizer = ours(learned, [first])
     first.grad = torch.ones(4)
@@ -261,25 +261,12 @@ def test_the_springs_of_a_later_group_are_in_the_account(learned):
     assert optimizer.diagnostics()["energy"] <= energy
     second.grad = torch.ones(4)
     optimizer.step()
-    stiffness = account(optimizer)["stiffness"]
     found = optimizer.diagnostics()
-    assert found["energy"] == pytest.approx(energy + 0.5 * stiffness * 4e8, rel=1e-2) and found["energy"] > 10 * energy
-    assert found["spring"] > 0.9 * found["energy"] and optimizer.radius() > radius
+    assert found["energy"] <= energy and found["spring"] == 0  # it is not pulled at
+    assert optimizer.radius() > 500 * second.norm() > radius
     second.grad = torch.ones(4)
     optimizer.step()
     assert optimizer.diagnostics()["energy"] <= found["energy"]
-
-
-def test_stiffer_springs_are_paid_for(learned):
-    p = torch.ones(100, requires_grad=True)
-    optimizer = ours(learned, [p])
-    p.grad = torch.randn(100)
-    optimizer.step(loss=1.0)
-    energy, start = optimizer.diagnostics()["energy"], p.detach().clone()
-    optimizer.param_groups[0]["weight_decay"] = 10.0
-    optimizer.step(loss=1.0)
-    assert optimizer.diagnostics()["energy"] > energy + 300
-    assert (p - start).norm() < start.norm()
 
 
 def test_bad_parameters_and_options(make, learned):
@@ -333,6 +320,9 @@ def test_schedulers(make, model, schedule):
     by_hand, constant = again(model), again(model)
     twin, other = make(by_hand.parameters()), make(constant.parameters())
     other.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+    if "initial_lr" in optimizer.param_groups[0]:  # a scheduler's mark, with which rates do not fall by themselves
+        for one in (twin, other):
+            one.param_groups[0]["initial_lr"] = 1.0
     for k in range(4):
         twin.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
         train(model, optimizer, 1, k, with_loss=False)

@@ -73,17 +73,16 @@ def test_export_with_other_arguments(tmp_path, capsys):
     torch.manual_seed(0)
     optimizer = PortHamiltonianKronecker(hidden_size=4, max_preconditioner_dim=16)
     source, target = save_weights(optimizer, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
-    assert (
-        export.main([str(source), str(target), "--set", "pace=[-0.25,0.5]", "--set", "max_preconditioner_dim=64"]) == 0
-    )
+    settings = ["--set", "decay=[200,0.5]", "--set", "clock=50", "--set", "max_preconditioner_dim=64"]
+    assert export.main([str(source), str(target), *settings]) == 0
     found = checkpoints.load_weights(target)
     assert isinstance(found, PortHamiltonianKronecker) and found.max_preconditioner_dim == 64
-    assert found.controller.pace.tolist() == [-0.25, 0.5]
+    assert found.decay == (200, 0.5) and found.controller.clock == 50
     assert torch.equal(found.controller.powers, optimizer.controller.powers)
     capsys.readouterr()
     for wrong, message in (
-        ("--set=pace=[1]", "optimizer.pace=[1]: must be two finite numbers"),
-        ("--set=pace=1", "--set pace=1"),
+        ("--set=decay=[1]", "optimizer.decay=[1]: must be two finite numbers > 0"),
+        ("--set=decay=1", "--set decay=1"),
         ("--set=radius", "--set radius: must be NAME=VALUE with one of hidden_size"),
         (
             "--set=hidden_size=5",

@@ -40,7 +40,7 @@ def reference(
     uses = bool(old.uses_loss) and loss is not None and loss >= 0
     f = loss if uses and loss is not None else 0.0
     largest, unit = grad.abs().max().item(), old.gradient_unit.item()
-    if k == 1:
+    if old.second_mean.item() == 0:
         unit = largest
     elif largest > unit:
         unit = min(largest, 1000 * unit)
@@ -48,7 +48,7 @@ def reference(
         unit /= 1000
     unit = max(unit, 1e-36)
     g = grad / max(unit, largest)
-    change = max(old.gradient_unit.item(), 1e-36) / unit if k > 1 else 1.0
+    change = max(old.gradient_unit.item(), 1e-36) / unit if old.second_mean.item() else 1.0
     start = f if k == 1 else old.loss_start.item()
     fast, slow = average(old.loss_fast.item(), f, 0.9, k), average(old.loss_slow.item(), f, 0.99, k)
 
@@ -63,16 +63,23 @@ def reference(
     for t, (theta, pi, gt, m9, _, v) in enumerate(zip(*(x.split(layout.sizes) for x in columns), strict=True)):
         mix, keep, rho = ports.mix[t].item(), ports.keep[t].item(), ports.rho[t].item()
         gain = math.exp(min(max(ports.log_gain[t].item(), -30), 8))
-        floor = (1 - rho) * (v.mean() + 1e-20)
+        floor = (1 - rho) * (v.mean() + 1e-20) + 1e-10 * second_mean
+        gain = gain if (gt * gt).sum() > 0 else 0.0
         s = (gain / (rho * v + floor).sqrt()).sqrt()
         tensors.append((theta, pi, s, s * ((1 - mix) * gt + mix * m9), 1 / keep - 1, gain / floor.sqrt()))
 
     spent = sum((h * h).sum().item() for *_, h, _, _ in tensors)
-    loss_unit = min(max(average(old.loss_unit.item(), f if uses else spent * unit, 0.9, k), 1e-36), 1e36)
+    newest = f if uses else spent * unit if spent > 0 else old.loss_unit.item()
+    loss_unit = min(max(average(old.loss_unit.item(), newest, 0.9, k), 1e-36), 1e36)
     length = min(max(loss_unit / unit, math.exp(-40)), math.exp(40))
     phi = max(f / loss_unit, 1e-4) if uses else 1.0
-    kappa, account = old.stiffness.item(), old.energy.item()
-    pull = min(0.5 * kappa * (flat * flat).sum().item(), account)
+    kappa, rest, account = old.stiffness.item(), old.rest_radius.item(), old.energy.item()
+
+    def potential(theta: Tensor) -> float:
+        return 0.5 * kappa * max(theta.norm().item() - rest, 0.0) ** 2
+
+    pull, size = min(potential(flat), account), flat.norm().item()
+    slope = kappa * max(size - rest, 0.0) / max(size, 1e-18)  # ∇V(θ) over θ
     kinetic = 0.5 * (old.momentum**2).sum().item()
     rescale = min(old.loss_unit.item() / loss_unit, (account - pull) / max(kinetic, 1e-12)) if k > 1 else 1.0
     r_squared = min(phi, 1, account - pull - rescale * kinetic)
@@ -81,24 +88,31 @@ def reference(
 
     above, share, parts = r, 0.0, []
     for theta, pi, s, h, damping, most in tensors:
-        sigma, c, a = math.sqrt(length) * s, h / (2 * math.sqrt(phi * length)), 1 + damping + kappa * length * most
+        sigma, c, a = (
+            math.sqrt(length) * s,
+            h / (2 * math.sqrt(phi * length)),
+            1 + damping + 0.5 * kappa * length * most,
+        )
         pi = math.sqrt(rescale) * pi
-        b = pi - kappa * sigma * theta
+        b = pi - sigma * slope * theta
         above, share = above + (c * b / a).sum().item(), share + (2 * c * c / a).sum().item()
         parts.append((theta, pi, sigma, c, damping, a, b))
     r_new = above / (1 + share)
     dissipated = least = (r_new - r) ** 2
+    linear = 0.0
     flats, momenta = [], []
     for theta, pi, sigma, c, damping, a, b in parts:
         new_pi = (b - 2 * c * r_new) / a
         move = sigma * new_pi
-        rest = 0.5 * ((new_pi - pi) ** 2).sum().item() + 0.5 * kappa * (move**2).sum().item()
-        dissipated += ((a - 1 - kappa * sigma**2) * new_pi**2).sum().item() + rest
-        least += damping * (new_pi**2).sum().item() + rest
+        change_of_pi = 0.5 * ((new_pi - pi) ** 2).sum().item()
+        dissipated += ((a - 1) * new_pi**2).sum().item() + change_of_pi
+        least += damping * (new_pi**2).sum().item() + change_of_pi
+        linear += slope * (theta * move).sum().item()
         flats.append(theta + move)
         momenta.append(new_pi)
     new, momentum = torch.cat(flats), torch.cat(momenta)
-    after = r_new**2 + 0.5 * (momentum**2).sum().item() + 0.5 * kappa * (new**2).sum().item()
+    dissipated -= potential(new) - potential(flat) - linear  # V's Bregman divergence, at most ½κ‖Δθ‖²
+    after = r_new**2 + 0.5 * (momentum**2).sum().item() + potential(new)
     return {
         "flat": new,
         "momentum": momentum,
@@ -137,7 +151,7 @@ def hostile(
     torch.manual_seed(seed)
     optimizer = kind(**arguments).to(dtype)
     with torch.no_grad():
-        for p in (*optimizer.parameters(), optimizer.controller.pace):
+        for p in optimizer.parameters():
             p += std * torch.randn_like(p)
     return optimizer
 
@@ -173,13 +187,14 @@ def gradient_of(params: Params, gradient: Tensor) -> Params:
 
 
 def in_use(params: Params, loss: Tensor | None, state: PortHamiltonianState) -> Tensor:
-    """H = r² + ½‖π‖² + ½κ‖θ‖² after a step, in float64."""
+    """H = r² + ½‖π‖² + V(θ) after a step, in float64."""
     theta, pi, kappa = params.flat.double(), state.momentum.double(), state.stiffness.double()
     phi = torch.ones_like(kappa)
     if loss is not None:
         used = (state.uses_loss > 0) & loss.isfinite()
         phi = torch.where(used, (loss.double() / state.loss_unit.double()).clamp_min(1e-4), phi)
-    return state.trust.double() ** 2 * phi + 0.5 * (pi * pi).sum(1) + 0.5 * kappa * (theta * theta).sum(1)
+    beyond = (theta.norm(dim=1) - state.rest_radius.double()).clamp_min(0)
+    return state.trust.double() ** 2 * phi + 0.5 * (pi * pi).sum(1) + 0.5 * kappa * beyond**2
 
 
 def assert_close(actual: Tensor, expected: Tensor | float, size: Tensor | float = 0.0, rtol: float = 1e-9) -> None:
@@ -198,7 +213,7 @@ def test_step_and_identity_match_the_reference(layout, losses_are, seed, monkeyp
     seen: list[Ports] = []
     set_ports = controller.ports
     monkeypatch.setattr(controller, "ports", lambda *arguments: seen.append(set_ports(*arguments)) or seen[-1])
-    optimizer = hostile(seed, budget=[0.3, 100.0][seed % 2], radius=[1.0, 1000.0][seed // 2])
+    optimizer = hostile(seed, budget=[0.3, 100.0][seed % 2], radius=[2.0, 1000.0][seed // 2])
     params, gradients, losses = attack(layout, seed)
     state = optimizer.init(params)
     if losses_are == "hidden":
@@ -249,11 +264,10 @@ def test_step_and_identity_match_the_reference(layout, losses_are, seed, monkeyp
 @torch.no_grad()
 def test_energy_and_ball_on_hostile_sequences(layout, dtype, tolerance, seed):
     """The account never increases and is never exceeded; θ stays in the ball; what is lost is as little as proved."""
-    optimizer = hostile(seed, dtype, budget=[1e-2, 1.0, 100.0][seed % 3], radius=[0.1, 1000.0][seed % 2])
+    optimizer = hostile(seed, dtype, budget=[1e-2, 1.0, 100.0][seed % 3], radius=[2.0, 1000.0][seed % 2])
     params, gradients, losses = attack(layout, seed, dtype)
     state = optimizer.init(params)
     start, radius = state.energy.double(), state.radius().double()
-    spring = 0.5 * state.stiffness.double() * params.flat.double().square().sum(1)
     count, injected, worst_mean = (torch.zeros(KINDS, dtype=torch.float64) for _ in range(3))
     for gradient, loss in zip(gradients, losses, strict=True):
         old = state
@@ -267,7 +281,7 @@ def test_energy_and_ball_on_hostile_sequences(layout, dtype, tolerance, seed):
         growth = torch.where(old.step > 0, (old.loss_unit / state.loss_unit).double() - 1, 0.0).clamp_min(0)
         injected += fine * (1 + growth * old.kinetic.double())
         worst_mean = torch.maximum(worst_mean, injected / count.clamp_min(1))
-        lost = spring + worst_mean * (1 + count.clamp_min(1).log())
+        lost = worst_mean * (1 + count.clamp_min(1).log())
         assert (state.energy.double() >= start - lost - STEPS * tolerance * start).all()
     assert params.flat.isfinite().all() and all(x.isfinite().all() for x in state)
     broken = ~(gradients.isfinite().all(2) & losses.isfinite())
@@ -287,7 +301,7 @@ STEP = st.tuples(
     seed=st.integers(0, 1000),
     std=st.floats(0, 3),
     log_budget=st.floats(-6, 6),
-    log_radius=st.floats(-3, 3),
+    log_radius=st.floats(0.31, 3),
     single=st.booleans(),
 )
 @torch.no_grad()
@@ -318,20 +332,21 @@ def test_no_adversary_exceeds_the_account(steps, seed, std, log_budget, log_radi
 @DTYPES
 @torch.no_grad()
 def test_what_has_been_pushed_to_the_border_stays(dtype, tolerance):
-    """A small ball, reached, and gradients that point outwards, for long."""
+    """A small ball, and gradients that point outwards for long; every second problem begins at its border."""
     layout = LAYOUTS["four"]
-    optimizer = hostile(3, dtype, 0.5, budget=1.0, radius=0.1, init_lr=1.0)
+    optimizer = hostile(3, dtype, 0.5, budget=1.0, radius=2.0, init_lr=1.0)
     torch.manual_seed(0)
     params = Params(torch.randn(16, layout.numel, dtype=dtype), layout)
     state = optimizer.init(params)
     radius, largest = state.radius().double(), torch.zeros(16, dtype=torch.float64)
+    params.flat[::2] *= (0.999 * state.radius() / params.flat.norm(dim=1))[::2, None]
     for step in range(600):
         gradient = -params.flat + 0.1 * torch.randn_like(params.flat)
         loss = None if step % 3 else torch.full((16,), 10.0 ** (step % 5), dtype=dtype)
         params, state = optimizer.update(params, params.like(gradient), loss, state)
         largest = torch.maximum(largest, params.flat.double().norm(dim=1) / radius)
     assert (largest <= 1 + tolerance).all()
-    assert largest.max() > 0.9
+    assert largest[::2].min() > 0.99 and largest[1::2].max() > 0.52  # half of it is free of the spring
 
 
 @DTYPES
@@ -535,7 +550,7 @@ def test_problems_do_not_depend_on_each_other(layout):
 @pytest.mark.parametrize("budget", [1e-13, 1.0, 100.0])
 def test_meta_gradients_are_finite(scales, losses, budget):
     """In float32; of first and second order."""
-    optimizer = PortHamiltonian(budget=budget, radius=1.0 if budget == 1 else 1000.0)
+    optimizer = PortHamiltonian(budget=budget, radius=2.0 if budget == 1 else 1000.0)
     layout = LAYOUTS["four"]
     torch.manual_seed(0)
     noise = torch.randn(2, layout.numel).requires_grad_()
@@ -562,7 +577,11 @@ def test_meta_gradients_are_finite(scales, losses, budget):
         ({"init_lr": 0.0}, "optimizer.init_lr=0.0: must be > 0"),
         ({"budget": 0.0}, "optimizer.budget=0.0: must be > 0 and finite"),
         ({"budget": math.inf}, "optimizer.budget=inf: must be > 0 and finite"),
-        ({"radius": -1.0}, "optimizer.radius=-1.0: must be > 0 and finite"),
+        ({"radius": 1.9}, "optimizer.radius=1.9: must be >= 2 and finite"),
+        ({"radius": math.nan}, "optimizer.radius=nan: must be >= 2 and finite"),
+        ({"clock": 0}, "optimizer.clock=0: must be >= 1"),
+        ({"decay": (200.0, 0.0)}, r"optimizer.decay=\[200.0, 0.0\]: must be two finite numbers > 0"),
+        ({"total_steps": 1.5}, "optimizer.total_steps=1.5: must be a whole number >= 1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -576,7 +595,7 @@ def test_the_ball_is_as_large_as_declared():
     for flat in (torch.zeros(1, layout.numel), 3 * torch.ones(1, layout.numel)):
         largest = max(flat.norm().item(), layout.numel**0.5)
         found = optimizer.init(Params(flat, layout)).radius().item()
-        assert 10 * largest * (1 - 1e-6) <= found <= 10 * largest * math.sqrt(1 + 1 / 100) * (1 + 1e-6)
+        assert found == pytest.approx(10 * largest)
 
 
 # What a budget costs: nothing, until it is used up.
@@ -627,11 +646,13 @@ def zero_at_first() -> tuple[Sampled, Tensor]:
 @pytest.mark.parametrize("std", [0.0, 0.2])
 @torch.no_grad()
 def test_the_budget_costs_nothing(scenario, std):
-    """The same weights, noise and κ with a hundred, ten thousand times more, and ten thousand times less."""
+    """The same weights and noise with a hundred, ten thousand times more, and ten thousand times less."""
     sampled, start = scenario()
     flats, losses = {}, defaultdict[float, list[Tensor]](list)
     for budget in (100.0, 1e6, 1e-2):
-        optimizer = hostile(7, std=std, init_lr=0.05, budget=budget, radius=1000 * math.sqrt(budget / 100))
+        optimizer = hostile(
+            7, std=std, init_lr=0.05, budget=budget, radius=1000 * math.sqrt(budget / 100) if budget > 1 else 10
+        )
         params = Params(start, Layout(("theta",), ((DIM,),)))
         state = optimizer.init(params)
         for step in range(300):
