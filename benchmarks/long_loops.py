@@ -3,8 +3,8 @@
     python benchmarks/long_loops.py --json docs/results/long_loops.json
 
 Small networks in a user's loop, on data that had no part in any training here: a one-layer transformer (width 32,
-context 32) and a GRU on the characters of Python's own argparse.py and typing.py, a convolutional net with BatchNorm and
-a deep plain MLP on the 8 × 8 digits, and an MLP there that sees single examples. Each form runs with the loss and
+context 32) and a GRU on the characters of Python's own argparse.py and typing.py, a convolutional net with BatchNorm
+and a deep plain MLP on the 8 × 8 digits, and an MLP there that sees single examples. Each form runs with the loss and
 `total_steps`, without the loss and with `total_steps`, and without both; AdamW, with warm-up and cosine, at the best of
 four learning rates. Reports the mean loss in tenths of the run. About half an hour on one core; goes on with what the
 JSON file has.
@@ -178,7 +178,7 @@ def _text(middle: Callable[[], nn.Module], out: int, generator: torch.Generator)
 def _digits(model: nn.Module, batch: int, generator: torch.Generator) -> tuple[nn.Module, Loss]:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(found.target)
 

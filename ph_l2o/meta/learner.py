@@ -145,7 +145,8 @@ class MetaLearner(pl.LightningModule):
             self.trainer.training = True
 
     def _files(self) -> list[MetricsCSV]:
-        return [logger for logger in self.trainer.loggers if isinstance(logger, MetricsCSV)]
+        loggers = self._trainer.loggers if self._trainer is not None else []
+        return [logger for logger in loggers if isinstance(logger, MetricsCSV)]
 
     def _where(self) -> dict[str, Any]:
         dtype = next(self.optimizer.parameters()).dtype
