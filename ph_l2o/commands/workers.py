@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ph_l2o.commands.folders import LAST
+from ph_l2o.commands.recording import saved_config
 from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, WorkerError
 from ph_l2o.interruption import SIGNALS
 from ph_l2o.ranks import CHECKPOINT, RUN_FOLDER, has_own_folder, is_worker
@@ -146,7 +147,9 @@ def _cause(failures: dict[int, Any], folder: Path) -> Exception:
 def how_to_resume(folder: Path) -> str:
     """What to do after a run ended because of one of its processes."""
     if (folder / LAST).is_file():
-        return f"resume with `python train.py ckpt_path={os.path.relpath(folder / LAST)}`"
+        plugins = (saved_config(folder) or {}).get("plugins")
+        more = f" 'plugins=[{', '.join(plugins)}]'" if plugins else ""
+        return f"resume with `python train.py ckpt_path={os.path.relpath(folder / LAST)}{more}`"
     if (folder / "config.yaml").is_file():
         return "no checkpoint was written yet, so start the run anew"
     return "resume with ckpt_path=last"  # the folder of process 0 is elsewhere

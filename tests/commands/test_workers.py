@@ -204,3 +204,5 @@ def test_how_to_resume(tmp_path, monkeypatch):
     (run / LAST).parent.mkdir()
     (run / LAST).touch()
     assert workers.how_to_resume(run) == f"resume with `python train.py ckpt_path={Path('runs') / 'a' / LAST}`"
+    (run / "config.yaml").write_text("plugins: [mine]")
+    assert workers.how_to_resume(run).endswith("last.ckpt 'plugins=[mine]'`")
