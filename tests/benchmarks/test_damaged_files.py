@@ -5,7 +5,7 @@ import pytest
 from _damages import REFUSED, SAME, WRITTEN, Damage  # type: ignore[import-not-found]
 
 
-@pytest.mark.parametrize(("kind", "count", "every"), [("checkpoints", 60, 23), ("weights", 60, 6), ("data", 12, 2)])
+@pytest.mark.parametrize(("kind", "count", "every"), [("checkpoints", 60, 31), ("weights", 60, 6), ("data", 12, 2)])
 def test_damaged_files_are_refused_or_read_right(mnist_root, kind, count, every):
     found = damaged_files.run(kind, mnist_root, count, every)
     assert found["failures"] == {}

@@ -239,7 +239,6 @@ FOREIGN = [
     {"task": {"_target_": "torch.utils.collect_env.run", "command": "touch {marker}"}},
     {"task": {"_target_": "innocent.attack.Attack"}, "plugins": ["innocent.attack"]},
     {"task": {"_target_": "ph_l2o.tasks.Mixture", "tasks": [{"_target_": "os.mkdir", "path": "{marker}"}]}},
-    {"task": {"_target_": "ph_l2o.files.write_atomically", "path": "{marker}", "content": ""}},
     {"trainer": {"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": "{marker}"}},
     {"meta": {"_target_": "ph_l2o.meta.MetaSettings", "outer_optimizer": {"_target_": "os.mkdir", "_partial_": True}}},
     {"overrides": ["+task.x=${oc.env:PH_L2O_SECRET}"]},
@@ -286,23 +285,22 @@ def test_what_writes_is_not_taken_from_a_checkpoint(command, run_folder, tmp_pat
     assert read_checkpoint(last)["global_step"] == 6 and not attacking.exists()
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "message"),
-    [
-        ("plugins: []", "plugins: [attacking_module]", r"its run had plugins=\[attacking_module\]; type them"),
-        ("seed: 0", "seed: ${oc.env:PH_L2O_SECRET}", "has interpolations, which are not resolved from a file"),
-        ("_target_: ph_l2o.tasks.Quadratic", "_target_: torch.os.system", "task._target_=torch.os.system: there is no"),
-    ],
-)
-def test_a_folder_of_a_run_that_somebody_else_made(command, run_folder, attacking, before, after, message):
+OF_A_FOLDER = [
+    ("plugins: []", "plugins: [attacking_module]", r"its run had plugins=\[attacking_module\]; type them"),
+    ("seed: 0", "seed: ${oc.env:PH_L2O_SECRET}", "has interpolations, which are not resolved from a file"),
+    ("_target_: ph_l2o.tasks.Quadratic", "_target_: torch.os.system", "task._target_=torch.os.system: there is no"),
+]
+
+
+def test_a_folder_of_a_run_that_somebody_else_made(command, run_folder, attacking):
     assert command("train", "debug=default", "optimizer=adam", "compare=false").code == 0
-    folder = run_folder()
-    path = folder / "config.yaml"
+    path = run_folder() / "config.yaml"
     text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after))
-    assert re.search(message, command("train", f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}").error)
-    assert not attacking.exists() and "attacking_module" not in sys.modules
+    for before, after, message in OF_A_FOLDER:
+        assert before in text
+        path.write_text(text.replace(before, after))
+        assert re.search(message, command("train", f"ckpt_path={path.parent / 'checkpoints' / 'last.ckpt'}").error)
+        assert not attacking.exists() and "attacking_module" not in sys.modules
 
 
 def test_lightnings_way_to_load_calls_nothing(tmp_path, attacking):

@@ -9,7 +9,8 @@ from ph_l2o.optim import export
 
 
 def test_no_folder_is_told_and_a_moved_run_goes_on(command, run_folder, tmp_path, mnist_root):
-    words = ("debug=default", "task=mnist", "task.hidden_sizes=[2]", "task.batch_size=2", f"paths.data={mnist_root}")
+    sizes = ("task.hidden_sizes=[2]", "task.batch_size=2", "evaluation.baselines=[sgd]")
+    words = ("debug=default", "task=mnist", *sizes, f"paths.data={mnist_root}")
     outcome = command("train", *words, f"paths.runs={tmp_path / 'runs'}", "compare=true", "weights=null")
     assert outcome.code == 0, outcome.err
     folder = run_folder()
