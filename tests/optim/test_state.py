@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ph_l2o.optim import Learned, PortHamiltonian
-from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 from tests.optim.conftest import FORMS, flat, train
 
 
@@ -219,10 +218,6 @@ def test_replaced_parameters_are_freed(make, keeps):
 
 
 def test_a_large_parameter_that_is_appended_stays_where_it_is(make):
-    if "rest_radius" not in PortHamiltonianState._fields and make([nn.Parameter(torch.ones(1))]).defaults.keys() > {
-        "lr"
-    }:
-        return
     p, q = torch.randn(5, 4).requires_grad_(), torch.full((6,), 1e6).requires_grad_()
     optimizer = make([p])
     steps([p], optimizer, 0, 3)
