@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from ph_l2o.errors import Interrupted
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_AGAIN = 1.0  # seconds
 
 
 class Interruption:
@@ -34,6 +36,7 @@ class Interruption:
         self.number: int | None = None
         self._signals, self._is_here = signals, False
         self._before: dict[int, Any] = {}
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -53,7 +56,11 @@ class Interruption:
         del frame
         self.number = number
         if self._is_here:
-            self._is_here = False
+            if self._again is None or not self._again.is_alive():
+                # Python loses what is raised in a callback, as of a weak reference.
+                self._again = threading.Timer(_AGAIN, os.kill, (os.getpid(), number))
+                self._again.daemon = True
+                self._again.start()
             raise Interrupted(number)
 
     @contextlib.contextmanager
@@ -66,6 +73,9 @@ class Interruption:
             yield
         finally:
             self._is_here = False
+            if self._again is not None:
+                self._again.cancel()
+                self._again.join()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -102,6 +103,18 @@ def test_a_compilation_is_interrupted(monkeypatch, tmp_path):
     assert time.monotonic() - sent[0] < 10
     content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["global_step"] == 0, "the first step was being compiled"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_loses_comes_again():
+    """What is raised in the callback of a weak reference is only printed."""
+    thing, began = Quadratic(3), time.monotonic()
+    watch = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted), Interruption() as interruption, interruption.here():
+        del thing
+        assert watch() is None and interruption.number == signal.SIGTERM
+        time.sleep(8)
+    assert time.monotonic() - began < 5
 
 
 def test_what_is_ignored_stays_ignored():
