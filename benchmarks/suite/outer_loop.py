@@ -16,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from ph_l2o import checkpoints
 from ph_l2o.estimators import Estimator, Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, fit
 from ph_l2o.optimizers import LearnedOptimizer
@@ -118,7 +119,7 @@ class Ours:
             self._weights = copy.deepcopy(self._learner.state_dict())
             self._learner.on_save_checkpoint(self._start)
         self._learner.load_state_dict(self._weights)
-        self._learner.on_load_checkpoint(self._start)
+        self._learner.take_up(self._start[checkpoints.KEY])
         seconds = timed(self._learner).seconds()
         return self._loop.task_steps(self._learner.estimator) / seconds
 

@@ -306,11 +306,15 @@ class MetaLearner(pl.LightningModule):
         """Take the episodes up again, if all is there that a resume needs."""
         loop = self.trainer.fit_loop.state_dict()
         check_resumable(checkpoint, self.optimizer, self.meta, self.trainer.ckpt_path, loop)
-        saved = checkpoint[checkpoints.KEY]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if progress["is_last_batch"]:
             # Lightning would count the steps of the stretch before among those of the next, whatever its length.
             progress.update(is_last_batch=False, current=dict.fromkeys(progress["current"], 0))
-        self._in_epoch, self._is_validating = progress["current"]["completed"], saved.get("is_validating", False)
+        self._in_epoch = progress["current"]["completed"]
+        self.take_up(checkpoint[checkpoints.KEY])
+
+    def take_up(self, saved: dict[str, Any]) -> None:
+        """The episodes and counts that `on_save_checkpoint` has saved."""
+        self._is_validating = saved.get("is_validating", False)
         self._rotation.load(saved)
         self.skipped_steps, self.windows_left_out = saved["skipped_steps"], saved["windows_left_out"]
