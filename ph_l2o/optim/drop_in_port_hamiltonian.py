@@ -193,9 +193,14 @@ class PortHamiltonian(DropIn):
             if p.grad is None and (memory := self.state.get(p, {})).get("step") and in_place.ACCOUNT in memory
         ]
         account = in_place.new_account() if account is None else account
-        active = [self._block(name, p, group, account) for name, p, group in entries if p.grad is not None]
-        self._flats.keep(taking_part)
         state = in_place.state_of(account)
+        rates = {id(group): rate(group) * self._factor(group, state.step + 1) for group in self.param_groups}
+        active = [
+            self._block(name, p, account, rates[id(group)], float(group["weight_decay"]))
+            for name, p, group in entries
+            if p.grad is not None
+        ]
+        self._flats.keep(taking_part)
         if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
         kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
@@ -229,7 +234,7 @@ class PortHamiltonian(DropIn):
 
     _is_over = False
 
-    def _block(self, name: str, p: Tensor, group: dict[str, Any], account: Tensor) -> Block:
+    def _block(self, name: str, p: Tensor, account: Tensor, rate: float, weight_decay: float) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
         assert p.grad is not None
         dtype, memory, bases = dtype_of(p), self.state[p], self._bases(p)
@@ -238,9 +243,8 @@ class PortHamiltonian(DropIn):
             memory[in_place.ACCOUNT] = account
         flats = self._flats.of(name, p, dtype, bases, memory)
         wake(memory)
-        lr = rate(group) * self._factor(group, in_place.state_of(account).step + 1)
         theta, grad = flat(p, dtype), flat(p.grad, dtype)
-        block = Block(name, tuple(p.shape), theta, grad, memory, flats, lr, float(group["weight_decay"]))
+        block = Block(name, tuple(p.shape), theta, grad, memory, flats, rate, weight_decay)
         return block if bases is None or self._rotation is None else RotatedBlock(block, bases, self._rotation[1])
 
     def _bases(self, p: Tensor) -> Eigenbases | None:
