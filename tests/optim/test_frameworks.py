@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from ph_l2o.optim import PortHamiltonian
@@ -87,3 +88,23 @@ def test_replicas_are_equal_bit_for_bit(tmp_path):
     assert not torch.equal(one["own loss"][0], two["own loss"][0])  # so the test can fail
     assert "needs whole parameters, and one is sharded (FSDP or DTensor)" in one["sharded"]
     assert (one["group of one"], two["group of one"]) == (1.0, 2.0)
+
+
+def test_fabric_steps_with_the_loss_that_was_set_before():
+    ends = []
+    for wrapped in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        inner = PortHamiltonian(model.parameters())
+        fabric = Fabric(accelerator="cpu")
+        module, optimizer = fabric.setup(model, inner) if wrapped else (model, inner)
+        for k in range(5):
+            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(k))
+            loss = (module(x) - x.sum(1, keepdim=True)).square().mean()
+            optimizer.zero_grad()
+            fabric.backward(loss) if wrapped else loss.backward()
+            inner.loss = loss
+            optimizer.step()
+        assert inner.diagnostics()["uses_loss"]
+        ends.append(flat(model))
+    assert torch.equal(*ends)

@@ -1,6 +1,7 @@
 """The steps in place are those of the pure `update`, plain and compiled, and its guarantees hold in them."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -79,6 +80,30 @@ def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch
     for name, value in account(optimizer).items():
         assert value == pytest.approx(getattr(dynamics, name).item(), rel=1e-9, abs=1e-12), name
     assert optimizer.skipped == (3 if loss_kind in ("given", "negative", "lost") else 2)
+
+
+@CLASSES
+@pytest.mark.parametrize("schedule", [{"total_steps": 25}, {"decay": (5.0, 0.5)}], ids=str)
+@torch.no_grad()
+def test_equal_to_the_pure_update_under_a_schedule(learned, schedule):
+    """Also where a tensor's gradient is 0, of any of them, and where all are; and after the last step."""
+    start, gradients, losses = attack(30, "usual")
+    tensors = [x.clone().requires_grad_() for x in start]
+    learned = type(learned)(hidden_size=8, clock=50, **schedule)
+    optimizer = PortHamiltonian(tensors, pretrained=learned, total_steps=schedule.get("total_steps"))
+    reference, params, state = pure(learned, start, torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of steps after the last
+        for k, (grads, loss) in enumerate(zip(gradients, losses, strict=True)):
+            for i, (p, g) in enumerate(zip(tensors, grads, strict=True)):
+                p.grad = g.mul_(0.0 if k % 7 == i or k in (0, 12) else 1.0).clone()
+            before = [p.clone() for p in tensors]
+            optimizer.step(loss=loss)
+            packed = Params.from_tensors({str(i): g[None] for i, g in enumerate(grads)})
+            params, state = reference.update(params, packed, loss[None], state)
+            for i, p in enumerate(tensors):
+                torch.testing.assert_close(p, params[str(i)][0], rtol=1e-9, atol=1e-12)
+                assert torch.equal(p, before[i]) == (not grads[i].any() or (k >= 25 and "total_steps" in schedule))
 
 
 @pytest.mark.parametrize("compile", COMPILE)

@@ -1,0 +1,95 @@
+"""Run the shipped weights anew on the tasks of a result of `evaluate.py suite=…`, whose baselines stay as measured.
+
+    python benchmarks/refresh_suite.py docs/results/generalise.json --data data
+
+For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
+minutes on one core. Problems come from the same keys, so pairs stay pairs. Which revision measured which rows is in
+`made`. With `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's
+horizon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import _measure
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+
+from ph_l2o.checkpoints import SHIPPED, load_weights
+from ph_l2o.commands.configuration import register
+from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.run_suite import build_suite
+from ph_l2o.evaluation import estimates
+from ph_l2o.evaluation.suite_comparison import REFERENCE
+from ph_l2o.evaluation.suite_ratios import Draws, Ratio, summarize_ratios, task_ratios
+from ph_l2o.evaluation.suite_runs import Run, cached_run
+from ph_l2o.keys import ProblemKeys, Purpose
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    parser.add_argument("--schedule", action="store_true")
+    arguments = parser.parse_args()
+    set_up_torch(1)
+    content = json.loads(arguments.file.read_text())
+    register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("evaluate", [f"suite={content['suite']}", f"paths.data={arguments.data.resolve()}"])
+    ratios: dict[str, dict[str, dict[str, Ratio]]] = {}
+    draws: dict[str, Draws] = {}
+    for number, (task, entry) in enumerate(build_suite(config).items()):
+        rows = {row["optimizer"]: row for row in content["rows"] if row["task"] == task}
+        runs = {}
+        for name in SHIPPED.keys() & rows.keys():
+            optimizer: Any = load_weights(SHIPPED[name])
+            optimizer.total_steps = entry.horizon if arguments.schedule else None
+            how = {"seed": content["seed"], "device": "cpu", "dtype": torch.float32, "chunk": None}
+            runs[name] = cached_run(
+                optimizer, *entry, num_problems=content["num_problems"], cache_dir=None, label=task, **how
+            )
+            before, now = rows[name]["loss"], float(runs[name].judged.mean())
+            _measure.say(f"{task}, {name}: {now:.4g}, was {before:.4g}")
+        references = {name: _as_reference(row) for name, row in rows.items() if row["kind"] == "baseline"}
+        generator = ProblemKeys(content["seed"], "test", number, ()).episode_generator(Purpose.BOOTSTRAP)
+        judged = {name: run.judged for name, run in runs.items()}
+        _, ratios[task], draws[task] = task_ratios(judged, references, REFERENCE, generator)
+        for name, run in runs.items():
+            rows[name].update(_measured(run, ratios[task][name]))
+    for name, parts in summarize_ratios(ratios, draws).items():
+        content["summary"][name] = {f"ratio_to_{key}": found._asdict() for key, found in parts.items()}
+        print(name, {key: (round(found.iqm, 3), round(found.worst, 3)) for key, found in parts.items()})
+    if not arguments.schedule:
+        made = {name: content[name] for name in ("git_revision", "versions") if name in content}
+        content["made"] = {
+            "baselines": content.get("made", {}).get("baselines", made),
+            "shipped": _measure.made_with(1),
+        }
+        _measure.write_json(arguments.file, content)
+
+
+def _as_reference(row: Row) -> Any:
+    losses, starts = (np.array([float(x) for x in row[key]]) for key in ("losses", "starts"))
+    return np.minimum(losses, starts) if row["diverged"] else losses
+
+
+def _measured(run: Run, ratios: dict[str, Ratio]) -> Row:
+    return {
+        "loss": estimates.mean(run.losses),
+        "losses": run.losses.tolist(),
+        "diverged": int(run.diverged.sum()),
+        "step_seconds": run.step_seconds,
+        **{f"ratio_to_{key}": {"ratio": x.value, "ci95": list(x.ci95)} for key, x in ratios.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
