@@ -22,6 +22,12 @@ from tests.compilation.traced import as_a_graph
 K = 3
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """The optimizers' weights are the same whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def graphs_as_they_are(monkeypatch) -> None:
     """Tracing and keeping are tested without a compiler; see `as_a_graph`."""
