@@ -5,9 +5,9 @@ python benchmarks/adversary.py --json docs/results/adversary.json
 For weight vectors as they are drawn, and randomly perturbed with standard deviations up to 3:
 
 - `landscapes`: 1,000 weight vectors on a quadratic, a saddle and Rosenbrock's function, 10,000 steps;
-- `tasks`: 32 weight vectors on each member of `task=pretrain`, 1,000 steps;
+- `tasks`: 32 weight vectors on each member of `task=pretrain`, 500 steps;
 - `kronecker`: the same two for `port_hamiltonian_kronecker`, 2,000 steps and 100 steps;
-- `attack`: a million steps of gradients and losses chosen anew in each step, out of ten, for the largest ‖θ‖ or
+- `attack`: 300,000 steps of gradients and losses chosen anew in each step, out of ten, for the largest ‖θ‖ or
   ‖π‖, or at random with some that are not finite; in balls of three sizes. Gradients that are 0, of all or of one
   tensor, and losses that end are among them;
 - `drop_in`: the forms of `ph_l2o.optim.PortHamiltonian` in loops that change everything between steps (`_loops.py`).
@@ -343,7 +343,7 @@ def parts(
     if "tasks" in kinds:
         chosen = members(data)
         for name in ["gru_markov", "teacher_small"] if quick else chosen:
-            yield name, functools.partial(on_task, chosen[name], 32, 20 if quick else 1000, torch.float32)
+            yield name, functools.partial(on_task, chosen[name], 32, 20 if quick else 500, torch.float32)
     if "kronecker" in kinds:
         kind = PortHamiltonianKronecker
         for dtype in TOLERANCE:
@@ -357,7 +357,7 @@ def parts(
     if "attack" in kinds:
         for dtype in TOLERANCE:
             file = None if kept is None else kept.with_suffix(f".{_short(dtype)}.pt")
-            run = functools.partial(by_attack, 24, 200 if quick else 1_000_000, dtype, file, not quick)
+            run = functools.partial(by_attack, 24, 200 if quick else 300_000, dtype, file, not quick)
             yield f"attack, {_short(dtype)}", run
     if "drop_in" in kinds:
         for form in _loops.FORMS:
