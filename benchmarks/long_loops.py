@@ -5,8 +5,8 @@
 Small networks in a user's loop, on data that had no part in any training here: a one-layer transformer (width 32,
 context 32) and a GRU on the characters of Python's own argparse.py and typing.py, a convolutional net with BatchNorm on
 the 8 × 8 digits, and an MLP there that sees single examples. Each form runs with the loss and `total_steps`, and with
-neither; AdamW, with warm-up and cosine, at the best of three learning rates. Reports the mean loss in tenths of the run.
-Half an hour on one core; goes on with what the JSON file has.
+neither; AdamW, with warm-up and cosine, at the best of three learning rates. Reports the mean loss in tenths of the
+run. Half an hour on one core; goes on with what the JSON file has.
 """
 
 from __future__ import annotations
