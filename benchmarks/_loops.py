@@ -47,34 +47,36 @@ def _loop(form: str, seed: int, loops: int, steps: int, found: dict[str, Any]) -
     params = [torch.randn(shape).requires_grad_() for shape in _SHAPES]
     total_steps = (None, steps // 2)[seed // 8 % 2]
     optimizer = PortHamiltonian(params, pretrained=learned, compile=compiled, total_steps=total_steps)
-    before, start = math.inf, None
+    skipped = 0
+    before, unseen = math.inf, set[Tensor]()
     for _ in range(steps):
-        changed = _change(optimizer, params)
+        unseen |= _change(optimizer, params)
         _set_gradients(params)
         loss = None if torch.rand(()) < 1e-4 else 10.0 ** torch.empty(()).uniform_(-30, 30)
         optimizer.step(loss=loss)
         state = optimizer.diagnostics()
         if math.isnan(optimizer.radius()):
             continue
-        start = start or state["energy"]
+        # What was set from outside is seen by the next step in which the tensor takes part, and that is not skipped.
+        if state["skipped"] == skipped:
+            unseen -= {p for p in params if p.grad is not None}
+        skipped = state["skipped"]
         size = math.sqrt(sum(p.double().square().sum().item() for p in params if p in optimizer.state))
-        # A step that was skipped has looked at nothing, what was set before it included.
-        skipped, found["skipped"] = state["skipped"] > found["skipped"], state["skipped"]
-        above = (state["kinetic"] + state["spring"] - state["energy"]) / start
+        above = (state["kinetic"] + state["spring"] - state["energy"]) / learned.budget
         found["account_increased"] += state["energy"] > before
         found["energy_exceeded"] += not above <= _TOLERANCE
-        if not (skipped and changed):
+        if not unseen:
             found["outside_of_ball"] += not size <= optimizer.radius() * (1 + _TOLERANCE)
             found["farthest"] = max(found["farthest"], size / optimizer.radius())
         found["not_finite"] += not math.isfinite(size)
         found["most_above_account"] = max(found["most_above_account"], above)
-        found["least_account"] = min(found["least_account"], state["energy"] / start)
+        found["least_account"] = min(found["least_account"], state["energy"] / learned.budget)
         before = state["energy"]
-    found["skipped"] = 0
+    found["skipped"] += skipped
 
 
-def _change(optimizer: PortHamiltonian, params: list[Tensor]) -> bool:
-    """Sometimes options or weights, from outside; whether these were changed."""
+def _change(optimizer: PortHamiltonian, params: list[Tensor]) -> set[Tensor]:
+    """Sometimes options or weights, from outside; which weights were changed."""
     group, chance = optimizer.param_groups[0], torch.rand(())
     if chance < 0.02:
         group["lr"] = 10.0 ** torch.empty(()).uniform_(-3, 2).item() * (torch.rand(()) > 0.2).item()
@@ -82,8 +84,8 @@ def _change(optimizer: PortHamiltonian, params: list[Tensor]) -> bool:
     elif chance < 0.03:
         p = params[int(torch.randint(len(params), ()))]
         p.mul_(10.0 ** torch.empty(()).uniform_(-3, 1).item()).clamp_(-1e15, 1e15)
-        return True
-    return False
+        return {p}
+    return set()
 
 
 def _set_gradients(params: list[Tensor]) -> None:

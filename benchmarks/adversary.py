@@ -4,9 +4,9 @@ python benchmarks/adversary.py --json docs/results/adversary.json
 
 For weight vectors as they are drawn, and randomly perturbed with standard deviations up to 3:
 
-- `landscapes`: 1,000 weight vectors on a quadratic, a saddle and Rosenbrock's function, 10,000 steps;
-- `tasks`: 32 weight vectors on each member of `task=pretrain`, 500 steps;
-- `kronecker`: the same two for `port_hamiltonian_kronecker`, 2,000 steps and 100 steps;
+- `landscapes`: 1,000 weight vectors on a quadratic, a saddle and Rosenbrock's function, 3,000 steps;
+- `tasks`: 32 weight vectors on each member of `task=pretrain`, 100 steps;
+- `kronecker`: the same two for `port_hamiltonian_kronecker`, 600 steps and 20 steps;
 - `attack`: 300,000 steps of gradients and losses chosen anew in each step, out of ten, for the largest ‖θ‖ or
   ‖π‖, or at random with some that are not finite; in balls of three sizes. Gradients that are 0, of all or of one
   tensor, and losses that end are among them;
@@ -335,7 +335,7 @@ def parts(
     kinds: list[str], quick: bool, data: Path, kept: Path | None
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """What is to be run, by name."""
-    weights, steps = (32, 100) if quick else (1000, 10_000)
+    weights, steps = (32, 100) if quick else (1000, 3_000)
     if "landscapes" in kinds:
         for dtype in TOLERANCE:
             for name, task in LANDSCAPES.items():
@@ -343,7 +343,7 @@ def parts(
     if "tasks" in kinds:
         chosen = members(data)
         for name in ["gru_markov", "teacher_small"] if quick else chosen:
-            yield name, functools.partial(on_task, chosen[name], 32, 20 if quick else 500, torch.float32)
+            yield name, functools.partial(on_task, chosen[name], 32, 20 if quick else 100, torch.float32)
     if "kronecker" in kinds:
         kind = PortHamiltonianKronecker
         for dtype in TOLERANCE:
@@ -352,7 +352,7 @@ def parts(
                 yield label, functools.partial(on_task, task, weights, steps // 5, dtype, kind)
         chosen = members(data)
         for name in ["gru_markov", "teacher_small"] if quick else chosen:
-            run = functools.partial(on_task, chosen[name], 32, 20 if quick else 100, torch.float32, kind)
+            run = functools.partial(on_task, chosen[name], 32, 20, torch.float32, kind)
             yield f"kronecker, {name}", run
     if "attack" in kinds:
         for dtype in TOLERANCE:
@@ -361,7 +361,7 @@ def parts(
             yield f"attack, {_short(dtype)}", run
     if "drop_in" in kinds:
         for form in _loops.FORMS:
-            yield f"drop-in, {form}, float32", functools.partial(_loops.run, form, *((2, 50) if quick else (40, 2000)))
+            yield f"drop-in, {form}, float32", functools.partial(_loops.run, form, *((2, 50) if quick else (16, 2000)))
 
 
 def _short(dtype: torch.dtype) -> str:

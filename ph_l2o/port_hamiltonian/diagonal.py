@@ -149,12 +149,21 @@ class PortHamiltonian(LearnedOptimizer):
         ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
         return _Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
 
+    def _rate(self, look: _Look) -> Tensor:
+        """Factor of each tensor's gain, `(B, T)`: the schedule's, and 0 where there is no gradient."""
+        rate = (look.sums[:, GRADIENT].detach() > 0).to(look.grad)
+        if self.total_steps or self.decay:
+            step = look.seen.step.clamp_min(1)
+            rate = rate * schedule.factor(step, self.total_steps, self.decay).to(rate)[:, None]
+        return rate
+
     def diagnose(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
     ) -> dict[str, Tensor]:
         """See `LearnedOptimizer.diagnose`: the account and what is in use of it; the ports of each tensor."""
         look = self._look(params, grads, loss, state)
         spring = energy.spring_energy(_dot(params.flat, params.flat), state)
+        gain, _ = look.ports.scale(look.sums[:, SECOND] / look.sizes, look.second_mean[:, None])
         return {
             "energy": state.energy,
             "kinetic": state.kinetic,
@@ -162,7 +171,7 @@ class PortHamiltonian(LearnedOptimizer):
             "tank": state.energy - state.kinetic - spring,
             "trust": state.trust,
             "skipped": state.skipped,
-            **look.ports.by_name(look.ports.scale(look.sums[:, SECOND] / look.sizes, look.second_mean[:, None])[0]),
+            **look.ports.by_name(gain * self._rate(look)),
         }
 
     def update(
@@ -175,9 +184,7 @@ class PortHamiltonian(LearnedOptimizer):
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
         gain, floor = ports.scale(sums[:, SECOND] / sizes, second_mean[:, None])
-        rate = (sums[:, GRADIENT].detach() > 0).to(gain)
-        if self.total_steps or self.decay:
-            rate = rate * schedule.factor(seen.step.clamp_min(1), self.total_steps, self.decay)[:, None]
+        rate = self._rate(look)
         root = gain.sqrt() * rate.sqrt()  # the rate may be 0, where a root of the product has no derivative
         root, base, rho, mix = layout.expand(torch.stack([root, floor, ports.rho, ports.mix], 1)).unbind(1)
         scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()
