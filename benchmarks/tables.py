@@ -23,6 +23,7 @@ import _suite_tables
 import _violations
 import estimator_bias
 import ladder
+import long_loops
 import long_run
 import rastrigin
 import run
@@ -36,7 +37,11 @@ INTRODUCTION = """# Results
 Made by `python benchmarks/tables.py` from the files in [docs/results](results); do not edit. All optimizers start from
 the same points and see the same mini-batches, baselines are tuned on problems that the tests do not use, and diverged
 problems count. [comparison.md](comparison.md) defines the measures, [benchmarks.md](benchmarks.md) how time and memory
-are measured, and [experiments.md](experiments.md) has what was tried, and figures that have no file."""
+are measured, and [experiments.md](experiments.md) has what was tried, and figures that have no file.
+
+Each table says of which revision it is. Before b42c3ff the shipped weights had a clock, a pace and a spring that was
+felt everywhere ([experiments.md](experiments.md#what-drove-long-runs-apart)): tables of revisions before it, or of
+files that name none, show them as they were then."""
 
 
 def sizes(files: Files) -> list[str]:
@@ -72,6 +77,19 @@ def long_runs(files: Files) -> list[str]:
         f"tuned at that horizon on {content['tuning_problems']} others. Mean (smallest – largest).",
         made([content], ""),
         long_run.tables(content),
+    ]
+
+
+def loops(files: Files) -> list[str]:
+    """Ten thousand steps of users' loops."""
+    if "long_loops" not in files:
+        return []
+    content = files["long_loops"]
+    return [
+        f"Mean training loss in the last tenth of {content['steps']:,} steps, one seed; in brackets the best tenth, "
+        "where that was lower by more than a tenth. AdamW has warm-up, cosine and the best of three learning rates.",
+        made([content], ""),
+        long_loops.table(content["jobs"]),
     ]
 
 
@@ -214,6 +232,7 @@ SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "MNIST": _compared.mnist,
     "Size of the network": sizes,
     "Ten thousand steps": long_runs,
+    "Ten thousand steps in a user's loop": loops,
     "Rastrigin's function": landscape,
     "Bias and variance of the estimators": bias,
     "The guarantee, attacked": attacks,
