@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -254,6 +255,7 @@ def _rebuilt(
     if not isinstance(recipe, dict):
         raise error_type(f"{path}: damaged, doesn't say of which optimizer it is; {_REMEDY}")
     target, plugins = recipe.get(recipes.TARGET), tuple(plugins)
+    recipe = _without_pace(path, recipe)
     try:
         _check_size(recipe, plugins, weights)
         optimizer = recipes.construct(recipe, plugins=plugins)
@@ -274,6 +276,16 @@ def _rebuilt(
         raise error_type(f"{path}: of {target}, but its {problem}; {_REMEDY}")
     optimizer.load_state_dict(weights)
     return optimizer.eval()
+
+
+def _without_pace(path: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without an argument that port-Hamiltonian optimizers once had; a pace that did something is told."""
+    rest = dict(recipe)
+    pace = rest.pop("pace", None) if str(recipe.get(recipes.TARGET)).startswith("ph_l2o.") else None
+    if pace not in (None, [0, 0]):
+        text = f"{path}: its pace={pace} is left out, since there is none any more; give total_steps in its place"
+        warnings.warn(text, stacklevel=5)
+    return rest if pace is not None else recipe
 
 
 def _check_size(recipe: dict[str, Any], plugins: tuple[str, ...], weights: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import warnings
 
 import pytest
 import torch
@@ -199,3 +200,19 @@ def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
 
     with pytest.raises(ValueError, match="Own: can't be rebuilt"):
         save_weights(Own(), tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize("pace", [[0.0, 0.0], [0.2, 0.6]])
+def test_weights_from_when_there_was_a_pace(tmp_path, pace):
+    made = PortHamiltonian(hidden_size=4)
+    path = tmp_path / "old.safetensors"
+    save_file(made.state_dict(), path, {"recipe": json.dumps({**made.recipe, "pace": pace})})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = checkpoints.load_weights(path)
+    assert torch.equal(found.controller.powers, made.controller.powers)
+    assert [str(w.message) for w in seen] == (
+        []
+        if pace == [0.0, 0.0]
+        else [f"{path}: its pace={pace} is left out, since there is none any more; give total_steps in its place"]
+    )
