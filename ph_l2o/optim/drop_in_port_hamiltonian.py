@@ -44,11 +44,10 @@ from ph_l2o.port_hamiltonian.kernels import Plain
 class PortHamiltonian(DropIn):
     """A learned optimizer with an energy that cannot grow; there is no learning rate to tune.
 
-    It goes where `torch.optim.AdamW` goes. Give it `total_steps` where the length of the run is known: it then warms
-    up over 5 % of it and ends with a cosine, which long runs need. `step()` needs no loss; with `step(loss=loss)`,
-    `step(closure)` or, before a loop that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a
-    loss is missing or negative, losses are not used any more. A step with a gradient or loss that is not finite is
-    skipped and counted, `optimizer.skipped`.
+    It goes where `torch.optim.AdamW` goes. With `total_steps`, where the length of the run is known, it warms up over
+    5 % of it and ends with a cosine. `step()` needs no loss; with `step(loss=loss)`, `step(closure)` or, before a loop
+    that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a loss is missing or negative, losses
+    are not used any more. A step with a gradient or loss that is not finite is skipped and counted, `optimizer.skipped`.
 
     ‖θ‖ over all parameters that take part never exceeds `optimizer.radius()`, whatever the gradients are; within half
     of it nothing pulls at them. A parameter whose gradient is None or 0 stays as it is. What is changed otherwise, as
