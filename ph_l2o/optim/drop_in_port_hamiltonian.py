@@ -47,7 +47,8 @@ class PortHamiltonian(DropIn):
     It goes where `torch.optim.AdamW` goes. With `total_steps`, where the length of the run is known, it warms up over
     5 % of it and ends with a cosine. `step()` needs no loss; with `step(loss=loss)`, `step(closure)` or, before a loop
     that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a loss is missing or negative, losses
-    are not used any more. A step with a gradient or loss that is not finite is skipped and counted, `optimizer.skipped`.
+    are not used any more. A step with a gradient or loss that is not finite is skipped and counted, in
+    `optimizer.skipped`.
 
     ‖θ‖ over all parameters that take part never exceeds `optimizer.radius()`, whatever the gradients are; within half
     of it nothing pulls at them. A parameter whose gradient is None or 0 stays as it is. What is changed otherwise, as
