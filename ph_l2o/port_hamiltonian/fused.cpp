@@ -90,8 +90,9 @@ void predict(int64_t size, void* const* p, double unit, const double* number, do
   }
 }
 
-template <typename T>
-void move(int64_t size, void* const* p, double unit, const double* number, double* out) {
+// Theta need not be finite where there is no spring.
+template <typename T, bool kPulls>
+void move_with(int64_t size, void* const* p, double unit, const double* number, double* out) {
   const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
   T* __restrict theta = static_cast<T*>(p[Part::kTheta]);
   const T* __restrict fast = static_cast<const T*>(p[Part::kFast]);
@@ -99,7 +100,6 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
   T* __restrict momentum = static_cast<T*>(p[Part::kMomentum]);
   const T factor = T(unit), floor = T(number[0]), mix = T(number[1]);
   const T keep = T(number[2]), force = T(number[3]), spring = T(number[4]), rate = T(number[5]);
-  const bool pulls = spring != T(0);
   for (int64_t first = 0; first < size; first += kBlock) {
     const int64_t end = first + kBlock < size ? first + kBlock : size;
     T pp = 0, tt = 0;
@@ -108,8 +108,8 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
       const T q = scale_of(second[i], floor);
       const T g = factor * grad[i];
       const T push = g + mix * (fast[i] - g);
-      const T pull = pulls ? (spring * q) * theta[i] : T(0);  // theta need not be finite where there is no spring
-      const T pi = keep * momentum[i] - (force * q) * push - pull;
+      T pi = keep * momentum[i] - (force * q) * push;
+      if constexpr (kPulls) pi -= (spring * q) * theta[i];
       const T th = theta[i] + (rate * q) * pi;
       momentum[i] = pi;
       theta[i] = th;
@@ -119,6 +119,11 @@ void move(int64_t size, void* const* p, double unit, const double* number, doubl
     out[0] += pp;
     out[1] += tt;
   }
+}
+
+template <typename T>
+void move(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  (number[4] != 0 ? move_with<T, true> : move_with<T, false>)(size, p, unit, number, out);
 }
 
 template <typename T>
