@@ -186,7 +186,6 @@ class PortHamiltonian(DropIn):
         if not taking_part:
             return
         account = self._account(entries)
-        self._warn_after_the_end(account)
         resting = [
             Resting(memory)
             for _, p, _ in entries
@@ -194,6 +193,7 @@ class PortHamiltonian(DropIn):
         ]
         account = in_place.new_account() if account is None else account
         state = in_place.state_of(account)
+        self._warn_after_the_end(state.step)
         rates = {id(group): rate(group) * self._factor(group, state.step + 1) for group in self.param_groups}
         active = [
             self._block(name, p, account, rates[id(group)], float(group["weight_decay"]))
@@ -222,12 +222,12 @@ class PortHamiltonian(DropIn):
         anytime = None if "initial_lr" in group else self._decay
         return schedule.factor(step, group["total_steps"], anytime)
 
-    def _warn_after_the_end(self, account: Tensor | None) -> None:
+    def _warn_after_the_end(self, steps: float) -> None:
         """Once, where the schedule of all groups is over."""
         totals = [group["total_steps"] for group in self.param_groups]
-        if account is None or self._is_over or None in totals:
+        if self._is_over or None in totals:
             return
-        if in_place.state_of(account).step >= max(totals):
+        if steps >= max(totals):
             self._is_over = True
             text = f"PortHamiltonian: total_steps={max(totals)} steps are done, further ones change nothing"
             warnings.warn(text, stacklevel=5)
