@@ -279,13 +279,20 @@ def _rebuilt(
 
 
 def _without_pace(path: str | Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without an argument that port-Hamiltonian optimizers once had; a pace that did something is told."""
-    rest = dict(recipe)
-    pace = rest.pop("pace", None) if str(recipe.get(recipes.TARGET)).startswith("ph_l2o.") else None
-    if pace not in (None, [0, 0]):
-        text = f"{path}: its pace={pace} is left out, since there is none any more; give total_steps in its place"
+    """A recipe without an argument that port-Hamiltonian optimizers once had; a pace that did something is told.
+
+    Whatever isn't a pace stays, for the optimizer to refuse.
+    """
+    match recipe:
+        case {recipes.TARGET: str() as target, "pace": [int() | float() as rate, int() | float() as decay]}:
+            if not target.startswith("ph_l2o."):
+                return recipe
+        case _:
+            return recipe
+    if rate or decay:
+        text = f"{path}: its pace={[rate, decay]} is left out, since there is none any more; give total_steps instead"
         warnings.warn(text, stacklevel=5)
-    return rest if pace is not None else recipe
+    return {key: value for key, value in recipe.items() if key != "pace"}
 
 
 def _check_size(recipe: dict[str, Any], plugins: tuple[str, ...], weights: Mapping[str, Tensor]) -> None:

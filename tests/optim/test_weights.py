@@ -214,5 +214,5 @@ def test_weights_from_when_there_was_a_pace(tmp_path, pace):
     assert [str(w.message) for w in seen] == (
         []
         if pace == [0.0, 0.0]
-        else [f"{path}: its pace={pace} is left out, since there is none any more; give total_steps in its place"]
+        else [f"{path}: its pace={pace} is left out, since there is none any more; give total_steps instead"]
     )
