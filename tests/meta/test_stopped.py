@@ -86,6 +86,7 @@ def test_another_signal_goes_on_to_whoever_sent_the_training(stop_at):
     assert error.value.number == signal.SIGTERM
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_compilation_is_interrupted(monkeypatch, tmp_path):
     """It takes half a minute here when nobody interrupts it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))

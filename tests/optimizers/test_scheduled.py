@@ -74,7 +74,8 @@ def test_matches_torch(cls, arguments, make, name):
     ours = run(optimizer, start, matrix, offset) - start.flat
     theirs = run_torch(make, scheduler, start, matrix, offset) - start.flat
     assert theirs.abs().min() > 1e-4
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
+    # CosineAnnealingLR makes each rate of the last one, and loses up to 1e-10 of it that way.
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
