@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ph_l2o.checks import at_least, did_you_mean, one_of
 from ph_l2o.data import DATASETS, ImageData, load_images, split_indices
-from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks.module import checked_init_scale
 from ph_l2o.tasks.rows import RowProblem
 from ph_l2o.tasks.task import Task
@@ -51,12 +51,9 @@ class ImageTaskProblem(RowProblem):
         self.scale_weights(task.init_scale)
 
     def batch(self, rows: Tensor, step: int) -> ImageBatch:
-        seeds = ()
-        if self.draws_randomly:
-            seeds = tuple(self.keys.torch_seed(Purpose.MODULE, i, 1 + step) for i in self.keys.indices)
         images, labels = self._arrays
         pixels = images.index_select(0, rows.flatten()).to(self._dtype).mul_(1 / 255)
-        return ImageBatch(pixels.view(*rows.shape, *images.shape[1:]), labels[rows], seeds)
+        return ImageBatch(pixels.view(*rows.shape, *images.shape[1:]), labels[rows], self.seeds(step))
 
 
 class ImageTask(Task):

@@ -33,12 +33,12 @@ class ImageProblem(ImageTaskProblem):
         self._mixed = MixedActivation(names, device) if mixed else None
 
     def outputs(
-        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
+        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = ()
     ) -> tuple[Tensor, Buffers]:
         if self._mixed is not None:
             assert isinstance(self._module, MLP)
             return self._module.batched_forward(params.tensors(), inputs, self._mixed), buffers
-        return super().outputs(params, buffers, inputs, seeds=seeds, train=train)
+        return super().outputs(params, buffers, inputs, seeds=seeds)
 
     def loss(self, params: Params, buffers: Buffers, batch: ImageBatch) -> tuple[Tensor, Buffers]:
         logits, buffers = self.outputs(params, buffers, batch.inputs, seeds=batch.seeds)
@@ -58,9 +58,10 @@ class ImageProblem(ImageTaskProblem):
         size = max(1, _TEST_ELEMENTS // (images[0].numel() * self.num_problems))
         loss = torch.zeros_like(params.flat[:, 0])
         predicted: list[Tensor] = []
+        evaluating = self.evaluating()
         for part, answers in zip(images.split(size), labels.split(size), strict=True):
             pixels = (part.to(self._dtype) / 255).expand(self.num_problems, *part.shape)
-            logits, _ = self.outputs(params, buffers, pixels, train=False)
+            logits, _ = evaluating.outputs(params, buffers, pixels)
             loss += negative_log_likelihood(logits, answers.expand(self.num_problems, -1)) * len(answers)
             predicted.append(logits.argmax(-1))
         guesses = torch.cat(predicted, 1)

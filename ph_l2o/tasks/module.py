@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,11 +46,16 @@ class ModuleProblem(Problem):
         device: Where the problems are.
         dtype: Floating-point type of parameters and buffers.
 
+    Attributes:
+        training: Whether the modules are in training mode; see `evaluating`.
+
     Raises:
         ValueError: If the factory fails, or its modules have no parameters to optimise, complex ones, or lazy ones, or
             differ in their tensors; on the first forward pass, if the module fails, or torch cannot run it for several
             problems at once.
     """
+
+    training: bool = True
 
     def __init__(
         self,
@@ -99,30 +105,35 @@ class ModuleProblem(Problem):
         is_weight = torch.tensor([len(shape) > 1 for shape in layout.shapes], device=factor.device)
         self.params = self.params.like(self.params.flat * torch.where(layout.expand(is_weight), factor, 1.0))
 
+    def evaluating(self) -> Self:
+        """The same problems with their modules in evaluation mode."""
+        other = copy.copy(self)
+        other.training = False
+        return other
+
     def outputs(
-        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = (), train: bool = True
+        self, params: Params, buffers: Buffers, inputs: Tensor, *, seeds: Sequence[int] = ()
     ) -> tuple[Tensor, Buffers]:
-        """Forward pass of all B modules.
+        """Forward pass of all B modules, in the mode of the problems.
 
         Args:
             params: Parameters.
             buffers: Buffers.
             inputs: One batch for each problem, shape `(B, batch, …)`.
             seeds: Of what each problem's module draws itself, such as dropout; unused where it draws nothing.
-            train: Whether the modules are in training mode.
 
         Returns:
             Outputs of shape `(B, batch, …)`, and the next buffers.
         """
         tensors = {**params.tensors(), **self._frozen}
-        seeded = self.draws_randomly and train
+        seeded = self.draws_randomly and self.training
         if seeded and len(seeds) != self.num_problems:
             raise ValueError(f"seeds: must hold one for each of {self.num_problems} problems, not {len(seeds)}")
         try:
             batched = getattr(self._module, "batched_forward", None)
             if batched is not None:
                 return batched(tensors, inputs), buffers
-            self._module.train(train)
+            self._module.train(self.training)
             with contextlib.ExitStack() as stack:
                 for context in (sdpa_kernel(SDPBackend.MATH), _no_attention_fast_path(), *(m() for m in self._modes)):
                     stack.enter_context(context)

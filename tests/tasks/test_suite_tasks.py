@@ -1,4 +1,4 @@
-"""Every task of `conf/suite/generalise.yaml`: a new one is tested without touching this file."""
+"""Every task of `conf/suite/`: a new one is tested without touching this file."""
 
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from ph_l2o.tasks.losses import cross_entropy, hinge, huber, ranking, smoothed
 from ph_l2o.tasks.suite import CharacterText, Contrastive, ImageFit, Poisson, Tabular
 from ph_l2o.tasks.suite.image_fit import PLACES
 
-FILE = OmegaConf.load(Path(cli.conf_dir()) / "suite" / "generalise.yaml")
+FILES = {path.stem: OmegaConf.load(path) for path in (Path(cli.conf_dir()) / "suite").glob("*.yaml")}
+FILE = OmegaConf.merge(*FILES.values())
 SYNTHETIC = {"poisson", "matrix_factorisation", "graph_communities", "deep_linear"}  # no finite data
+SYNTHETIC |= {"burgers", "matrix_completion"}
 BIG = {"mnist_residual_mlp", "text_transformer"}
 
 
@@ -42,10 +44,11 @@ def at_start(task, split="test", indices=range(2), step=0):
 
 
 def test_there_are_enough_and_some_are_large(tasks):
-    assert len(FILE.suite) >= 14
+    entries = FILES["generalise"].suite
+    assert len(entries) >= 14
     for name in BIG:
         assert tasks(name).sample(ProblemKeys(0, "val", 0, range(1))).params.layout.numel >= 1e6
-    assert all(100 <= entry.horizon <= 1000 for entry in FILE.suite.values())
+    assert all(100 <= entry.horizon <= 1000 for entry in entries.values())
 
 
 @pytest.mark.parametrize("name", FILE.suite)
@@ -126,7 +129,7 @@ def test_derivatives_of_the_physics_are_those_of_the_network():
 
 def test_the_text_is_part_of_the_identity():
     task = CharacterText()
-    assert len(task.spec()["text"]) == 16 and task._codes.min() >= 0 and task._codes.max() < 96
+    assert len(task.spec()["digest"]) == 16 and task._codes.min() >= 0 and task._codes.max() < 96
 
 
 @pytest.mark.parametrize(
@@ -135,8 +138,14 @@ def test_the_text_is_part_of_the_identity():
         (lambda: Tabular("digit"), "task.dataset=digit: .*did you mean digits"),
         (lambda: Tabular("diabetes", loss="hinge"), "task.loss=hinge: .*huber, ranking"),
         (lambda: Tabular("wine", loss="huber"), "task.loss=huber: .*cross_entropy"),
-        (lambda: Tabular(batch_size=1), "task.batch_size=1: must be >= 2"),
-        (lambda: CharacterText("gru"), "task.model=gru: must be one of transformer, lstm"),
+        (lambda: Tabular("diabetes", loss="ranking", batch_size=1), "task.batch_size=1: must be >= 2"),
+        (lambda: Tabular(batch_norm=True, batch_size=1), "task.batch_size=1: must be >= 2"),
+        (lambda: Tabular(dropout=1), r"task.dropout=1: must be in \[0, 1\)"),
+        (lambda: Tabular("wine", held_out=59).prepare(), "task.held_out=59: must be < 59"),
+        (lambda: CharacterText("rnn"), "task.model=rnn: must be one of transformer"),
+        (lambda: CharacterText(text="latin"), "task.text=latin: must be one of topics, source"),
+        (lambda: CharacterText(held_out=10**6).prepare(), "task.held_out=1000000: must be < "),
+        (lambda: ImageFit(size=2, held_out=4), "task.held_out=4: must be < 4"),
         (lambda: CharacterText(width=30), "task.width=30: must be a multiple of 4"),
         (lambda: ImageFit(size=61), "task.size=61: must be <= 60"),
         (lambda: Contrastive(temperature=0), "task.temperature=0: must be > 0"),

@@ -27,7 +27,7 @@ class ContrastiveProblem(RowProblem):
         self._task = task
 
     def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        (x,), noise = batch
+        (x,), noise, _ = batch
         assert noise is not None
         views = torch.cat([x + self._task.noise * part for part in noise.chunk(2, -1)], 1)
         outputs, buffers = self.outputs(params, buffers, views)
@@ -70,6 +70,7 @@ class Contrastive(Tabular):
         name: str = "contrastive",
     ):
         loss = "huber" if dataset == "diabetes" else "cross_entropy"
+        at_least("task.batch_size", batch_size, 2, "rows of a mini-batch")
         super().__init__(dataset, loss=loss, hidden_sizes=(width,), batch_size=batch_size, name=name)
         self.width = at_least("task.width", width, 1, "units")
         self.noise = number("task.noise", noise, minimum=0, meaning="standard deviation")

@@ -29,7 +29,9 @@ class FactorisationProblem(StochasticProblem):
     def __init__(self, task: MatrixFactorisation, keys: ProblemKeys, *, device: torch.device | str, dtype: torch.dtype):
         self.keys, self._batch_size, self._device = keys, task.batch_size, torch.device(device)
         rows, columns, values, u, v = stacked(keys, task.entries, device=device, dtype=dtype)
-        self._observed = Entries(rows, columns, values)
+        shown = task.observed
+        self._observed = Entries(rows[:, :shown], columns[:, :shown], values[:, :shown])
+        self._held_out = Entries(rows[:, shown:], columns[:, shown:], values[:, shown:])
         self.params = Params.from_tensors({"u": u, "v": v})
 
     def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[Entries]:
@@ -41,6 +43,11 @@ class FactorisationProblem(StochasticProblem):
         problem = torch.arange(len(self.keys), device=self._device)[:, None]
         products = params["u"][problem, batch.rows] * params["v"][problem, batch.columns]
         return (products.sum(-1) - batch.values).square().mean(1), buffers
+
+    @torch.no_grad()
+    def test_metrics(self, params: Params, buffers: Buffers) -> dict[str, Tensor]:
+        """`test_loss` on the entries that are held out."""
+        return {"test_loss": self.loss(params, buffers, self._held_out)[0]} if self._held_out.values.numel() else {}
 
 
 class MatrixFactorisation(Task):
@@ -56,6 +63,7 @@ class MatrixFactorisation(Task):
         observed: Number of observed entries, >= 1; the same one can occur twice.
         batch_size: Entries of a mini-batch, >= 1.
         noise: Standard deviation of the noise, where the matrix has 1, >= 0.
+        held_out: Number of further entries that are not trained on, and give `test_loss`, >= 0.
         name: Name in tables.
 
     Raises:
@@ -76,6 +84,7 @@ class MatrixFactorisation(Task):
         observed: int = 1024,
         batch_size: int = 64,
         noise: float = 0.3,
+        held_out: int = 0,
         name: str = "factorisation",
     ):
         self.num_rows = at_least("task.rows", rows, 1, "of the matrix")
@@ -84,13 +93,15 @@ class MatrixFactorisation(Task):
         self.rank = at_least("task.rank", rank, 1, "numbers of a factor")
         self.observed = at_least("task.observed", observed, 1, "entries")
         self.batch_size = at_least("task.batch_size", batch_size, 1, "entries of a mini-batch")
+        self.held_out = at_least("task.held_out", held_out, 0, "entries that are not trained on")
         self.noise, self.name = number("task.noise", noise, minimum=0, meaning="standard deviation"), name
 
     def entries(self, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Observed rows, columns and values `(observed,)` of one problem, and its initial u and v."""
+        """Observed rows, columns and values of one problem, then those held out; and its initial u and v."""
+        count = self.observed + self.held_out
         normal = generator.standard_normal
         matrix = normal((self.num_rows, self.true_rank)) @ normal((self.true_rank, self.columns)) / self.true_rank**0.5
-        rows = generator.integers(0, self.num_rows, self.observed)
-        columns = generator.integers(0, self.columns, self.observed)
-        values = matrix[rows, columns] + self.noise * normal(self.observed)
+        rows = generator.integers(0, self.num_rows, count)
+        columns = generator.integers(0, self.columns, count)
+        values = matrix[rows, columns] + self.noise * normal(count)
         return rows, columns, values, 0.3 * normal((self.num_rows, self.rank)), 0.3 * normal((self.columns, self.rank))

@@ -79,15 +79,26 @@ class ImageFitProblem(StochasticProblem, ModuleProblem):
         (self._values,) = stacked(keys, functools.partial(task.part, keys.split), device=device, dtype=dtype)
         axis = torch.linspace(-1, 1, task.size, dtype=torch.float64)
         self._places = torch.cartesian_prod(axis, axis).to(device=device, dtype=dtype)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(task.size**2)).to(device)
+        self._held_out, self._shown = order[: task.held_out], order[task.held_out :].sort()[0]
 
     def draw(self, purpose: Purpose, first: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         words = self.keys.words(purpose, first, count, self._batch_size)
-        for chosen in torch.from_numpy(integers(words, len(self._places))).to(self._device):
+        for drawn in torch.from_numpy(integers(words, len(self._shown))).to(self._device):
+            chosen = self._shown[drawn]
             yield self._places[chosen], self._values.gather(1, chosen)
 
     def loss(self, params: Params, buffers: Buffers, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Buffers]:
         outputs, buffers = self.outputs(params, buffers, batch[0])
         return (outputs[..., 0] - batch[1]).square().mean(1), buffers
+
+    @torch.no_grad()
+    def test_metrics(self, params: Params, buffers: Buffers) -> dict[str, Tensor]:
+        """`test_loss` on the pixels that are held out."""
+        if not len(self._held_out):
+            return {}
+        places = self._places[self._held_out].expand(self.num_problems, -1, -1)
+        return {"test_loss": self.loss(params, buffers, (places, self._values[:, self._held_out]))[0]}
 
 
 class ImageFit(Task):
@@ -100,6 +111,7 @@ class ImageFit(Task):
         width: Of the network's layers, >= 2.
         size: Height and width in pixels of a part, each the mean of 4 × 4 pixels of the photograph, 2 to 60.
         batch_size: Pixels of a mini-batch, >= 1.
+        held_out: Pixels that are not trained on, the same of all parts, and give `test_loss`; >= 0, < size².
         name: Name in tables.
 
     Raises:
@@ -109,12 +121,22 @@ class ImageFit(Task):
     problem_type = ImageFitProblem
 
     def __init__(
-        self, model: str = "siren", *, width: int = 32, size: int = 32, batch_size: int = 256, name: str = "image_fit"
+        self,
+        model: str = "siren",
+        *,
+        width: int = 32,
+        size: int = 32,
+        batch_size: int = 256,
+        held_out: int = 0,
+        name: str = "image_fit",
     ):
         self.model, self.width = one_of("task.model", model, MODELS), at_least("task.width", width, 2, "of the layers")
         self.size = at_least("task.size", size, 2, "pixels")
         if size > 60:
             raise ValueError(f"task.size={size}: must be <= 60 (pixels; a quarter of the photograph's part)")
+        self.held_out = at_least("task.held_out", held_out, 0, "pixels that are not trained on")
+        if held_out >= size**2:
+            raise ValueError(f"task.held_out={held_out}: must be < {size**2}, the pixels")
         self.batch_size, self.name = at_least("task.batch_size", batch_size, 1, "pixels of a mini-batch"), name
 
     def prepare(self) -> None:

@@ -40,16 +40,17 @@ class VAEProblem(RowProblem):
         pixels = images[0].numel()
         super().__init__(
             keys, lambda: _AutoEncoder(pixels, task.hidden, task.latent), (images,), task.batch_size,
-            noise=task.latent, device=device, dtype=dtype,
+            noise=task.latent, trained=len(images) - task.held_out,
+            held_out=range(len(images) - task.held_out, len(images)), device=device, dtype=dtype,
         )  # fmt: skip
         self._latent = task.latent
 
     def batch(self, rows: Tensor, step: int) -> Batch:
-        (images,), noise = super().batch(rows, step)
+        (images,), noise, _ = super().batch(rows, step)
         return Batch((images.flatten(2).to(self._dtype) / 255,), noise)
 
     def loss(self, params: Params, buffers: Buffers, batch: Batch) -> tuple[Tensor, Buffers]:
-        (pixels,), noise = batch
+        (pixels,), noise, _ = batch
         assert noise is not None
         outputs, buffers = self.outputs(params, buffers, torch.cat([pixels, noise], -1))
         logits, mean, log_variance = outputs.split([pixels.shape[-1], self._latent, self._latent], -1)
@@ -66,6 +67,7 @@ class VAE(ImageTask):
         hidden: Units of the encoder's and the decoder's hidden layer, >= 1.
         latent: Numbers of a code, >= 1.
         batch_size: Images of a mini-batch, >= 1.
+        held_out: Images of each split that are not trained on, and give `test_loss`, >= 0.
         data_dir: Folder of the data sets.
         name: Name in tables.
 
@@ -84,9 +86,11 @@ class VAE(ImageTask):
         hidden: int = 64,
         latent: int = 8,
         batch_size: int = 32,
+        held_out: int = 0,
         data_dir: str | Path = "data",
         name: str = "vae",
     ):
         super().__init__(dataset, batch_size=batch_size, data_dir=data_dir)
         self.hidden = at_least("task.hidden", hidden, 1, "units")
+        self.held_out = at_least("task.held_out", held_out, 0, "images that are not trained on")
         self.latent, self.name = at_least("task.latent", latent, 1, "numbers of a code"), name
