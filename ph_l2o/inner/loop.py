@@ -73,15 +73,19 @@ def run(
 
     Returns:
         The last carry, and the losses loss_0 … loss_T of shape `(num_steps + 1, B)`, where loss_k is the loss at θ_k
-        on what is drawn for step k.
+        on what is drawn for step k; of an optimizer that reads out, at the parameters that it reads out then.
     """
 
+    def loss_of(carry: Carry, batch: Any) -> Tensor:
+        return problem.loss(optimizer.readout(carry.params, carry.state), carry.buffers, batch)[0]
+
     def step(carry: Carry, batch: Any) -> tuple[Carry, Tensor]:
-        return inner_step(optimizer, problem, carry, batch)
+        after, loss = inner_step(optimizer, problem, carry, batch)
+        return after, loss_of(carry, batch) if optimizer.reads_out else loss
 
     carry = start(optimizer, problem) if carry is None else carry
     carry, losses = unroll(step, carry, _draws(problem, first, num_steps))
-    losses.append(problem.loss(carry.params, carry.buffers, next(problem.batches(first + num_steps, 1)))[0])
+    losses.append(loss_of(carry, next(problem.batches(first + num_steps, 1))))
     return carry, torch.stack(losses)
 
 

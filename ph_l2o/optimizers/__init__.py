@@ -14,7 +14,10 @@ from ph_l2o.optimizers.hnn import HNN
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.optimizers.lstm import LSTM
 from ph_l2o.optimizers.muon import Muon
+from ph_l2o.optimizers.nadamw import NAdamW
+from ph_l2o.optimizers.prodigy import Prodigy
 from ph_l2o.optimizers.rnnprop import RNNprop
+from ph_l2o.optimizers.schedule_free import ScheduleFreeAdamW
 from ph_l2o.optimizers.scheduled import Scheduled, register_schedule
 from ph_l2o.optimizers.soap import SOAP
 
@@ -32,11 +35,14 @@ __all__ = [
     "LearnedOptimizer",
     "Momentum",
     "Muon",
+    "NAdamW",
     "Nesterov",
     "PortHamiltonian",
     "PortHamiltonianKronecker",
+    "Prodigy",
     "RMSprop",
     "RNNprop",
+    "ScheduleFreeAdamW",
     "Scheduled",
     "map_state",
     "register_schedule",

@@ -29,12 +29,14 @@ class LearnedOptimizer(nn.Module, ABC):
         takes_padding: Whether coordinates that are no part of any tensor, with parameters and gradients 0, change
             nothing elsewhere, so that one compiled `update` serves all architectures. Tensors of the state must have
             their coordinates last; `layout` is for sums over tensors, and says nothing else but `layout.table`.
+        reads_out: Whether `readout` gives other parameters than those at which gradients are taken.
         compiles_well: Whether a compiled update is faster than an eager one, so that `compile=auto` may compile it.
         recipe: Class and constructor arguments as a configuration node; empty if they are not plain values.
     """
 
     needs_loss: ClassVar[bool] = False
     takes_padding: ClassVar[bool] = False
+    reads_out: ClassVar[bool] = False
     compiles_well: ClassVar[bool] = True
     recipe: dict[str, Any]
 
@@ -82,6 +84,14 @@ class LearnedOptimizer(nn.Module, ABC):
         """
         del state, hidden
         raise ValueError(f"meta.hide_loss: {type(self).__name__} cannot go without the loss it sees; set it to 0")
+
+    def readout(self, params: Params, state: Any) -> Params:
+        """The parameters to be used if the training ended now, by which losses are judged: for most, these.
+
+        One that averages its iterates has `reads_out` too.
+        """
+        del state
+        return params
 
     def diagnose(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> dict[str, Tensor]:
         """What the optimizer is about to do, to look inside: numbers `(B,)`, or `(B, T)` with one for each tensor.

@@ -97,7 +97,8 @@ class Scheduled(LearnedOptimizer):
     """An optimizer whose step is scaled: θ ← θ + f(k) (θ' - θ) in step k = 0 … T - 1, if θ' is where it would go.
 
     For all classical optimizers here and in torch.optim this is their rule with the learning rate f(k) lr, decoupled
-    weight decay included. With W = round(warm_up T) steps of warm-up, f(k) = (k + 1) / (W + 1) for k < W, and after it
+    weight decay included; one for which it is not has `update_at`, which takes f(k), `(B, 1)`, and the arguments of
+    `update`. With W = round(warm_up T) steps of warm-up, f(k) = (k + 1) / (W + 1) for k < W, and after it
     f(k) = final + (1 - final) shape((k - W) / (T - W)). So it is torch's `LinearLR` from 1 / (W + 1), followed by
     `CosineAnnealingLR` or `LinearLR` over T - W steps. After T steps it stays as it is at the end.
 
@@ -137,7 +138,7 @@ class Scheduled(LearnedOptimizer):
         self.horizon = at_least("optimizer.horizon", horizon, 1, "inner steps")
         self.warm_up = None if warm_up is None else _share("optimizer.warm_up", warm_up)
         self.needs_loss, self.takes_padding = optimizer.needs_loss, optimizer.takes_padding  # type: ignore[misc]
-        self.compiles_well = optimizer.compiles_well  # type: ignore[misc]
+        self.compiles_well, self.reads_out = optimizer.compiles_well, optimizer.reads_out  # type: ignore[misc]
         self.register_buffer("number", torch.zeros(()))
         steps = torch.arange(self.horizon + 1, dtype=torch.float64)
         factors = torch.stack([self._factor(name, steps) for name in names])
@@ -178,9 +179,13 @@ class Scheduled(LearnedOptimizer):
     def update(
         self, params: Params, grads: Params, loss: Tensor | None, state: ScheduledState
     ) -> tuple[Params, ScheduledState]:
-        new, inner = self.optimizer.update(params, grads, loss, state.inner)
-        flat = torch.lerp(params.flat, new.flat, self.factor(state.step[:, None]))  # where f = 1, exactly θ'
-        return params.like(flat), ScheduledState(state.step + 1, inner)
+        factor = self.factor(state.step[:, None])
+        if hasattr(self.optimizer, "update_at"):
+            new, inner = self.optimizer.update_at(factor, params, grads, loss, state.inner)
+        else:
+            new, inner = self.optimizer.update(params, grads, loss, state.inner)
+            new = params.like(torch.lerp(params.flat, new.flat, factor))  # where f = 1, exactly θ'
+        return new, ScheduledState(state.step + 1, inner)
 
     def factor(self, steps: Tensor) -> Tensor:
         """The factor f after a number of steps, element by element."""
@@ -194,6 +199,9 @@ class Scheduled(LearnedOptimizer):
         rise = round((warm_up if self.warm_up is None else self.warm_up) * self.horizon)
         progress = ((steps - rise) / max(self.horizon - rise, 1)).clamp(0, 1)
         return torch.where(steps < rise, (steps + 1) / (rise + 1), self.final + (1 - self.final) * shape(progress))
+
+    def readout(self, params: Params, state: ScheduledState) -> Params:
+        return self.optimizer.readout(params, state.inner)
 
     def hide_loss(self, state: ScheduledState, hidden: Tensor) -> ScheduledState:
         return state._replace(inner=self.optimizer.hide_loss(state.inner, hidden))

@@ -37,8 +37,8 @@ class Transformer(nn.Module):
         self.tokens = nn.Embedding(NUM_CHARACTERS, width)
         self.places = nn.Parameter(0.1 * torch.randn(length, width))
         nn.init.normal_(self.tokens.weight, std=0.1)
-        kind = {"post_norm": post_norm, "zero_branches": zero_branches}
-        self.blocks = nn.Sequential(*(Block(width, heads, causal=True, **kind) for _ in range(depth)))
+        block = functools.partial(Block, width, heads, causal=True, post_norm=post_norm, zero_branches=zero_branches)
+        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
         self.norm = nn.Identity() if post_norm else nn.LayerNorm(width)
         self.head = nn.Linear(width, NUM_CHARACTERS)
 
