@@ -23,6 +23,7 @@ from ph_l2o.commands.strategies import check_one_process
 from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
+from ph_l2o.evaluation.modes import InMode
 from ph_l2o.files import git_revision
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: 
         "device": device,
     }
     if isinstance(tasks, dict):
-        settings["tuning_problems"] = cfg.tuning_problems or 2
+        settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
         compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
     else:
         compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
@@ -95,6 +96,21 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
 def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
     if unknown(entry) is None:
         return entry, entry
+    base, modes = entry, tuple[str, ...]()
+    while "+" in base and base not in SHIPPED and not Path(base).exists():
+        base, _, mode = base.rpartition("+")
+        modes = (mode, *modes)
+    if not modes or base in names():
+        return _optimizer(entry, cfg)
+    name, optimizer = _optimizer(base, cfg)
+    try:
+        return "+".join((name, *modes)), InMode(optimizer, modes)
+    except ValueError as error:
+        raise ConfigError(f"optimizers=[…, {entry}]: {error}") from error
+
+
+def _optimizer(entry: str, cfg: DictConfig) -> tuple[str, Any]:
+    """Name and optimizer of an entry that names no baseline, without modes."""
     if entry in SHIPPED:
         return entry, load_weights(SHIPPED[entry])
     if entry in _options():
@@ -102,6 +118,8 @@ def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:
             f"optimizers=[…, {entry}]: no weights are shipped with this version; train some with "
             f"`python train.py optimizer={entry}` and give its checkpoints/best.ckpt"
         )
+    if entry.endswith(".safetensors"):
+        return Path(entry).stem, load_weights(entry, plugins=cfg.plugins)
     if not entry.endswith(".ckpt") and not Path(entry).exists():
         if entry.partition("+")[0] in names():
             raise ConfigError(f"optimizers=[…, {entry}]: {unknown(entry)}")

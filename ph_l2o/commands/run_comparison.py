@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.evaluation import Comparison, compare, diagnostics
-from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.evaluation.baselines import Entry
+from ph_l2o.evaluation.modes import InMode
 from ph_l2o.tasks import Task
 
 log = logging.getLogger(__name__)
 
 
-def compare_and_save(
-    optimizers: Mapping[str, LearnedOptimizer | str], task: Task, folder: Path, **settings: Any
-) -> Comparison:
+def compare_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, **settings: Any) -> Comparison:
     """Compare, print the table, and write `comparison.csv`, `comparison.json` and `curves.png`."""
     began = time.monotonic()
     comparison = compare(optimizers, task, **settings)
@@ -34,14 +33,14 @@ def compare_and_save(
     return comparison
 
 
-def diagnose_and_save(
-    optimizers: Mapping[str, LearnedOptimizer | str], task: Task, folder: Path, *, horizon: int, seed: int
-) -> None:
+def diagnose_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, *, horizon: int, seed: int) -> None:
     """Write `diagnostics_<optimizer>.png` and `.csv` for each optimizer that has something to show."""
     shown = 0
     for name, optimizer in optimizers.items():
         if isinstance(optimizer, str):
             continue
+        if isinstance(optimizer, InMode):
+            optimizer = optimizer.at(horizon)
         found = diagnostics.diagnose(optimizer, task, horizon, seed=seed)
         if found.by_tensor:
             shown += 1

@@ -75,7 +75,7 @@ def _entries(cfg: DictConfig) -> dict[str, tuple[dict[str, Any], int]]:
 def compare_suite_and_save(
     optimizers: Mapping[str, Any], suite: Mapping[str, Any], folder: Path, **settings: Any
 ) -> None:
-    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.png` and `suite_ratios.png`."""
+    """Compare, print the tables, and write `suite.csv`, `suite.json`, and the figures of `SuiteComparison.plot`."""
     began = time.monotonic()
 
     def save(done: SuiteComparison) -> None:
@@ -83,10 +83,9 @@ def compare_suite_and_save(
         done.to_json(folder / "suite.json")
 
     comparison = compare_suite(dict(optimizers), suite, after_task=save, **settings)
-    comparison.plot(folder)
+    figures = ", ".join(path.name for path in comparison.plot(folder))
     log.info("%s", comparison)
     log.info(
-        "the suite took %.0f s; suite.csv, suite.json, suite_curves.png and suite_ratios.png are in %s",
-        time.monotonic() - began,
-        os.path.relpath(folder),
+        "the suite took %.0f s; suite.csv, suite.json, %s are in %s",
+        *(time.monotonic() - began, figures, os.path.relpath(folder)),
     )

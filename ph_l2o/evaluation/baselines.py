@@ -3,7 +3,7 @@
 A class is a baseline under its name in lower case, or under its full name, `package.module.Class`, as soon as it is
 defined: an optimizer that has a `grid` of values to try and `with_hyperparameters`, and that can be made without
 arguments. `name+schedule` takes any of `ph_l2o.optimizers.scheduled.SCHEDULES`; `name+best` is tuned over `TRIED` and
-the optimizer's own grid in one batch.
+the optimizer's own grid in one batch. A last `+untuned` leaves the class's own hyperparameters as they are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 
 from ph_l2o import optimizers, recipes
 from ph_l2o.checks import nearest
+from ph_l2o.evaluation.modes import InMode
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.optimizers.scheduled import BEST, SCHEDULES, Scheduled
 
-Optimizers = Mapping[str, LearnedOptimizer | str] | Sequence[LearnedOptimizer | str] | LearnedOptimizer | str
+Entry = LearnedOptimizer | InMode | str  # a string is a baseline's name
+Optimizers = Mapping[str, Entry] | Sequence[Entry] | Entry
 
+UNTUNED = "untuned"
 TRIED = ("constant", "cosine", "linear")
 
 
@@ -29,16 +32,32 @@ def names() -> tuple[str, ...]:
 
 def unknown(name: str) -> str | None:
     """What is wrong with a name, for an error's end; None if it is a baseline's."""
-    plain, plus, schedule = name.partition("+")
+    plain, plus, schedule = name.removesuffix(f"+{UNTUNED}").partition("+")
     found = _found(plain)
     if not found:
-        under = "" if plus else f", each also with +{', +'.join((*SCHEDULES, BEST))}"
+        under = "" if plus else f", each also with +{', +'.join((*SCHEDULES, BEST, UNTUNED))}"
         return f"no baseline has this name; {nearest(plain, names())}{under}"
     if len(found) > 1:
         return f"could be any of {', '.join(map(recipes.place, found))}; name one of these"
     if plus and schedule not in (*SCHEDULES, BEST):
-        return f"no schedule has this name; {nearest(schedule, (*SCHEDULES, BEST))}"
+        return f"no schedule has this name; {nearest(schedule, (*SCHEDULES, BEST, UNTUNED))}"
+    if schedule == BEST and is_untuned(name):
+        return f"+{BEST} is found by tuning; leave out +{UNTUNED}, or name a schedule"
     return None
+
+
+def is_untuned(entry: Entry) -> bool:
+    """Whether it is the name of a baseline that is run as it is."""
+    return isinstance(entry, str) and entry.endswith(f"+{UNTUNED}")
+
+
+def ready(entry: Entry, horizon: int) -> LearnedOptimizer | None:
+    """What is run over `horizon` inner steps; None for a baseline that is to be tuned before."""
+    if isinstance(entry, InMode):
+        return entry.at(horizon)
+    if isinstance(entry, str):
+        return baseline(entry, horizon) if is_untuned(entry) else None
+    return entry
 
 
 def baseline(name: str, horizon: int) -> Any:
@@ -54,7 +73,7 @@ def baseline(name: str, horizon: int) -> Any:
     problem = unknown(name)
     if problem is not None:
         raise ValueError(f"optimizer={name}: {problem}")
-    plain, _, schedule = name.partition("+")
+    plain, _, schedule = name.removesuffix(f"+{UNTUNED}").partition("+")
     (cls,) = _found(plain)
     try:
         made = cls()
@@ -78,16 +97,16 @@ def _is_baseline(cls: type) -> bool:
     return has_grid and not inspect.isabstract(cls)
 
 
-def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str]:
+def named_optimizers(optimizers: Optimizers) -> dict[str, Entry]:
     """Optimizers by name; a string is the name of a baseline."""
-    if isinstance(optimizers, LearnedOptimizer | str):
+    if isinstance(optimizers, Entry):
         optimizers = [optimizers]
-    named: dict[str, LearnedOptimizer | str] = {}
+    named: dict[str, Entry] = {}
     if isinstance(optimizers, Mapping):
         named.update(optimizers)
     else:
         for optimizer in optimizers:
-            name = optimizer if isinstance(optimizer, str) else type(optimizer).__name__.lower()
+            name = optimizer if isinstance(optimizer, str) else _name(optimizer)
             if name in named and isinstance(optimizer, str):
                 raise ValueError(f"optimizers: {name} is named twice")
             count = sum(key == name or key.startswith(f"{name}_") for key in named)
@@ -95,11 +114,17 @@ def named_optimizers(optimizers: Optimizers) -> dict[str, LearnedOptimizer | str
     if not named:
         raise ValueError("optimizers=[]: must name at least one optimizer")
     for name, optimizer in named.items():
-        if not isinstance(optimizer, LearnedOptimizer | str):
+        if not isinstance(optimizer, Entry):
             raise ValueError(f"optimizers.{name}={optimizer!r}: must be a LearnedOptimizer, or a baseline's name")
         if isinstance(optimizer, str) and (problem := unknown(optimizer)):
             raise ValueError(f"optimizers=[…, {optimizer}]: {problem}")
     return named
+
+
+def _name(optimizer: LearnedOptimizer | InMode) -> str:
+    if isinstance(optimizer, InMode):
+        return "+".join((_name(optimizer.optimizer), *optimizer.modes))
+    return type(optimizer).__name__.lower()
 
 
 def check_grids(grids: Mapping[str, Any] | None) -> None:

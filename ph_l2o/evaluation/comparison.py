@@ -13,7 +13,7 @@ import torch
 
 from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import Optimizers, check_grids, named_optimizers
+from ph_l2o.evaluation.baselines import Optimizers, check_grids, named_optimizers, ready
 from ph_l2o.evaluation.comparison_rows import Outcome, Row, comparison_rows, flat_row
 from ph_l2o.evaluation.plots import plot_curves, to_png
 from ph_l2o.evaluation.result_files import ResultFiles, provenance
@@ -122,7 +122,8 @@ def compare(
     """Run optimizers on the same problems of the test split: same starts, same mini-batches.
 
     A name, such as `adam`, `adam+cosine` or `adam+best`, stands for a classical optimizer, which is tuned on the
-    validation split first (see `tune` and `ph_l2o.evaluation.baselines`).
+    validation split first (see `tune` and `ph_l2o.evaluation.baselines`), `adam+untuned` for one that is not. An
+    `InMode` (`ph_l2o.evaluation.modes`) is a learned optimizer in modes that can depend on the horizon.
     Intervals are 95 % percentile bootstrap intervals over problems, whose resamples all optimizers share.
 
     Args:
@@ -159,7 +160,7 @@ def compare(
     check_grids(grids)
     if tuning_problems is not None:
         tuning_problems = at_least("tuning_problems", tuning_problems, 2, "validation problems")
-    elif any(isinstance(optimizer, str) for optimizer in named.values()):
+    elif any(ready(optimizer, horizon) is None for optimizer in named.values()):
         tuning_problems = default_num_problems(task, num_problems)
 
     def step(what: str) -> Callable[[int, int], None] | None:
@@ -167,20 +168,20 @@ def compare(
 
     outcomes: dict[str, Outcome] = {}
     for name, optimizer in named.items():
-        tuned = None
-        if isinstance(optimizer, str):
-            assert tuning_problems is not None
+        tuned, runs = None, ready(optimizer, horizon)
+        if runs is None:
+            assert tuning_problems is not None and isinstance(optimizer, str)
             tuned = tune(
                 optimizer, task, horizon=horizon, num_problems=tuning_problems, seed=seed,
                 grid=(grids or {}).get(optimizer), cache_dir=cache_dir, device=device, dtype=dtype, chunk=chunk,
                 progress=step(f"{name}: tuning"),
             )  # fmt: skip
-            optimizer = tuned.optimizer
+            runs = tuned.optimizer
         result = evaluate_optimizer(
-            optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed,
+            runs, task, horizon=horizon, num_problems=num_problems, seed=seed,
             device=device, dtype=dtype, chunk=chunk, progress=step(f"{name}: test"),
         )  # fmt: skip
-        outcomes[name] = Outcome.of(optimizer, tuned, result)
+        outcomes[name] = Outcome.of(runs, tuned, result)
         _LOG.info("%s: final loss %.4g (mean of %d)", name, stats.mean(result.final), num_problems)
 
     rows, best = comparison_rows(outcomes, seed=seed, can_be_negative=task.can_be_negative)

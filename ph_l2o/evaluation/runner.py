@@ -20,6 +20,7 @@ from ph_l2o.tasks.task import Problem, Task
 
 Progress = Callable[[int, int], None]
 LAST = 10  # losses in the mean over the end of an episode
+_RENEWALS = 50  # mini-batches, after which a running average of BatchNorm's usual momentum has forgotten the rest
 
 # Coordinates B·N in a chunk. On a CPU, an optimizer's 10 to 30 buffers of this size stay within tens of MiB,
 # near the caches, and a quadratic's chunk has enough problems that Python's share of a step is small
@@ -116,6 +117,7 @@ def evaluate_optimizer(
         problem = task.sample(ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype)
         carry, values, elapsed = run_episode(optimizer, problem, horizon)
         seconds += elapsed
+        carry = _read_out(optimizer, problem, carry)
         losses[:, first:last] = _losses(values)
         final[first:last] = _losses(final_loss(problem, carry, values[-1]))
         with torch.no_grad():
@@ -138,6 +140,17 @@ def run_episode(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> 
     carry, losses = run(optimizer, problem, horizon)
     _synchronize(device)
     return carry, losses, time.perf_counter() - begin
+
+
+@torch.no_grad()
+def _read_out(optimizer: LearnedOptimizer, problem: Problem, carry: Carry) -> Carry:
+    """The carry with the parameters that are to be used, and buffers (BatchNorm's running statistics) that fit them."""
+    if not optimizer.reads_out:
+        return carry
+    params, buffers = optimizer.readout(carry.params, carry.state), carry.buffers
+    for batch in problem.final_batches(_RENEWALS) if buffers else ():
+        _, buffers = problem.loss(params, buffers, batch)
+    return Carry(params, carry.state, buffers)
 
 
 def prepared(optimizer: LearnedOptimizer, device: torch.device | str, dtype: torch.dtype) -> LearnedOptimizer:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ph_l2o.evaluation.estimates import mean
 from ph_l2o.evaluation.plots import limits_of, looks_of, new_figure
-from ph_l2o.evaluation.suite_outcome import SuiteOutcome
-from ph_l2o.evaluation.suite_tables import WORDS
+from ph_l2o.evaluation.suite_outcome import LEARNED, SuiteOutcome
+from ph_l2o.evaluation.suite_ratios import SPEED, loss_ratio, words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ _COLUMNS = 4
 _FONT_SIZE = 7.5  # points
 _LOWEST = 0.05  # bars of lower ratios end at the edge, with their value beside it
 _HIGHEST = 20.0
+_FURTHEST = 10.0  # factor at which a performance profile ends
 
 
 def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
@@ -25,7 +27,7 @@ def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
     rows = math.ceil(len(comparison.tasks) / _COLUMNS)
     figure = new_figure(2.6 * _COLUMNS, 0.5 + 1.9 * rows)
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).flat
-    judged = [name for name, kind in comparison.roles.items() if kind != "baseline"]
+    judged = [name for name, kind in comparison.roles.items() if kind == LEARNED]
     looks: dict[str, Any] = {}
     for axes, (task, outcome) in zip(panels, comparison.tasks.items(), strict=False):
         curves = {name: run.curve for name, run in outcome.runs.items()}
@@ -59,10 +61,12 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
     for axes, key in zip(panels, keys, strict=False):
         height = 0.8 / len(judged)
         for k, name in enumerate(judged):
-            ratios = [comparison.tasks[task].ratios[name][key] for task in tasks]
+            by_task = {i: comparison.tasks[task].ratios[name].get(key) for i, task in enumerate(tasks)}
+            ratios = [ratio for ratio in by_task.values() if ratio is not None]
             ends = np.clip([r.value for r in ratios], _LOWEST, _HIGHEST)
             intervals = np.clip([r.ci95 for r in ratios], _LOWEST, _HIGHEST)
-            places = np.arange(len(tasks)) + (k - (len(judged) - 1) / 2) * height
+            rows = [i for i, ratio in by_task.items() if ratio is not None]
+            places = np.array(rows) + (k - (len(judged) - 1) / 2) * height
             axes.barh(places, ends - 1, height, left=1, color=looks[name].color, alpha=0.75, label=name)
             axes.hlines(places, intervals[:, 0], intervals[:, 1], color="#333333", linewidth=0.7)
             for place, ratio in zip(places, ratios, strict=True):
@@ -78,7 +82,7 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
         axes.set_xlim(_LOWEST, _HIGHEST)
         axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10], ["0.1", "0.2", "0.5", "1", "2", "5", "10"])
         axes.minorticks_off()
-        axes.set_title(f"loss ratio {WORDS[key]}", loc="left", fontsize=_FONT_SIZE)
+        axes.set_title(f"loss ratio {words(key)}" if key != SPEED else words(key), loc="left", fontsize=_FONT_SIZE)
         axes.tick_params(labelsize=_FONT_SIZE)
         axes.set_yticks(range(len(tasks)), tasks)
         axes.grid(visible=True, axis="x", color="#E3E3E3", linewidth=0.6)
@@ -89,6 +93,48 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=_FONT_SIZE, frameon=False)
     return figure
+
+
+def plot_profile(comparison: SuiteOutcome) -> Figure:
+    """Performance profile: of each optimizer, the share of tasks on which its loss is within a factor of the lowest.
+
+    Reference: Dolan and Moré 2002, "Benchmarking optimization software with performance profiles".
+    """
+    judged = [name for name, kind in comparison.roles.items() if kind == LEARNED]
+    looks = looks_of(dict.fromkeys(comparison.roles), judged)  # type: ignore[arg-type]
+    figure = new_figure(6.4, 3.8)
+    axes = figure.add_subplot()
+    for name, factors in profile(comparison).items():
+        ends = np.concatenate([[1.0], factors[factors <= _FURTHEST], [_FURTHEST]])
+        shares = np.concatenate([[0.0], np.arange(1, len(ends) - 1), [len(ends) - 2]]) / len(factors)
+        look = looks[name]
+        width = 1.9 if look.strong else 1.0
+        axes.step(ends, shares, where="post", color=look.color, linestyle=look.style, linewidth=width, label=name)
+    axes.set_xscale("log")
+    axes.set_xlim(1, _FURTHEST)
+    axes.set_ylim(0, 1.02)
+    axes.set_xticks([1, 1.2, 1.5, 2, 3, 5, _FURTHEST], ["1", "1.2", "1.5", "2", "3", "5", f"{_FURTHEST:g}"])
+    axes.minorticks_off()
+    axes.set_xlabel("factor", fontsize=_FONT_SIZE)
+    title = f"{comparison.name}: share of {len(comparison.tasks)} tasks with a loss within a factor of the lowest"
+    axes.set_title(title, loc="left", fontsize=_FONT_SIZE)
+    axes.tick_params(labelsize=_FONT_SIZE)
+    axes.grid(visible=True, color="#E3E3E3", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if comparison.tasks:
+        axes.legend(fontsize=_FONT_SIZE, frameon=False, loc="lower right")
+    return figure
+
+
+def profile(comparison: SuiteOutcome) -> dict[str, np.ndarray]:
+    """Loss over the lowest loss of all optimizers on each task, in ascending order; +∞ where an optimizer diverged."""
+    losses = np.array([[mean(run.judged) for run in o.runs.values()] for o in comparison.tasks.values()])
+    if not len(losses):
+        return {}
+    ratios = loss_ratio(losses.min(1, keepdims=True), losses)
+    factors = np.divide(1.0, ratios, out=np.full_like(ratios, np.inf), where=ratios > 0)
+    return dict(zip(comparison.roles, np.sort(factors, 0).T, strict=True))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

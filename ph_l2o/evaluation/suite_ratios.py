@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from ph_l2o.evaluation.estimates import GEOMETRIC_FLOOR, Array, Interval, bootstrap_means, mean, percentile_interval
 
-Draws = dict[str, dict[str, Array]]  # resampled ratios `(R,)` by optimizer and reference
+Draws = dict[str, dict[str, Array]]  # resampled ratios `(R,)` by optimizer and reference, or measure
+
+# What else a ratio is to, or of, besides a reference's name.
+BEST, UNTUNED, HELD_OUT, SPEED = "best_baseline", "best_untuned", "held_out", "speed_up"
+WORDS = {
+    "adam": "to Adam",
+    BEST: "to best baseline",
+    UNTUNED: "to best untuned",
+    HELD_OUT: "held-out",
+    SPEED: "speed-up",
+}
+
+
+def words(key: str) -> str:
+    """What a ratio is to, or of, for people."""
+    return WORDS.get(key, f"to {key}")
+
+
+def json_key(key: str) -> str:
+    """What a ratio is called in files."""
+    return {HELD_OUT: "held_out_ratio", SPEED: SPEED}.get(key, f"ratio_to_{key}")
 
 
 class Ratio(NamedTuple):
@@ -40,17 +61,25 @@ class RatioSummary(NamedTuple):
 
 
 def task_ratios(
-    losses: Mapping[str, Array], references: Mapping[str, Array], reference: str, generator: np.random.Generator
+    losses: Mapping[str, Array],
+    references: Mapping[str, Array],
+    reference: str,
+    generator: np.random.Generator,
+    untuned: Mapping[str, Array] = MappingProxyType({}),
 ) -> tuple[str | None, dict[str, dict[str, Ratio]], Draws]:
     """The best reference on a task, and the ratios of each optimizer to `reference` and to it (`best_baseline`).
+
+    Those to the best untuned one are beside them, where there is any.
 
     Args:
         losses: Of each problem, `(P,)`, by optimizer that is judged; +∞ where it diverged.
         references: The same of those that others are judged by; finite.
         reference: One of their names; if it is none, ratios to it are left out.
         generator: Where the resamples of problems come from; all optimizers share them.
+        untuned: As `references`, those that are not tuned.
     """
     columns = {("judged", n): v for n, v in losses.items()} | {("reference", n): v for n, v in references.items()}
+    columns |= {(UNTUNED, n): v for n, v in untuned.items()}
     resampled = dict(zip(columns, bootstrap_means(np.stack(list(columns.values()), 1), generator).T, strict=True))
     means = {name: mean(values) for name, values in references.items()}
     best = min(means, key=means.__getitem__, default=None)
@@ -58,7 +87,10 @@ def task_ratios(
     if reference in references:
         against[reference] = means[reference], resampled["reference", reference]
     if best is not None:
-        against["best_baseline"] = means[best], np.min([resampled["reference", n] for n in references], axis=0)
+        against[BEST] = means[best], np.min([resampled["reference", n] for n in references], axis=0)
+    if untuned:
+        point = min(mean(values) for values in untuned.values())
+        against[UNTUNED] = point, np.min([resampled[UNTUNED, n] for n in untuned], axis=0)
     ratios: dict[str, dict[str, Ratio]] = {name: {} for name in losses}
     draws: Draws = {name: {} for name in losses}
     for name, values in losses.items():
@@ -88,20 +120,26 @@ def summarize_ratios(
     """Over tasks, for each optimizer and reference.
 
     Args:
-        ratios: By task, optimizer and reference; every task has the same of both.
+        ratios: By task, optimizer and reference; every task has the same optimizers. Of a reference, or measure, that
+            not all have, the summary is over those that have it.
         draws: Resamples of them.
     """
-    first = next(iter(ratios.values()))
-    return {
-        name: {
-            key: _summary(
-                {task: by_name[name][key].value for task, by_name in ratios.items()},
-                np.stack([by_name[name][key] for by_name in draws.values()], 1),
-            )
-            for key in parts
-        }
-        for name, parts in first.items()
-    }
+    names = next(iter(ratios.values()))
+    keys = sorted({key for by_name in ratios.values() for key in by_name[next(iter(names))]}, key=_place)
+    return {name: {key: _over_tasks(name, key, ratios, draws) for key in keys} for name in names}
+
+
+def _place(key: str) -> int:
+    """Where a column stands: the reference, then the others in their order."""
+    order = (BEST, UNTUNED, HELD_OUT, SPEED)
+    return 1 + order.index(key) if key in order else 0
+
+
+def _over_tasks(
+    name: str, key: str, ratios: Mapping[str, Mapping[str, Mapping[str, Ratio]]], draws: Mapping[str, Draws]
+) -> RatioSummary:
+    values = {task: by_name[name][key].value for task, by_name in ratios.items() if key in by_name[name]}
+    return _summary(values, np.stack([draws[task][name][key] for task in values], 1))
 
 
 def _summary(values: Mapping[str, float], resampled: Array) -> RatioSummary:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from ph_l2o.evaluation.estimates import Interval, mean
+from collections.abc import Callable
+
+from ph_l2o.evaluation.estimates import Array, Interval, mean
 from ph_l2o.evaluation.suite_outcome import SuiteOutcome
+from ph_l2o.evaluation.suite_ratios import SPEED, words
+from ph_l2o.evaluation.suite_runs import Run
 from ph_l2o.evaluation.tables import aligned
 
-WORDS = {"adam": "to Adam", "best_baseline": "to best baseline"}
+_ABSENT = "–"
 
 
 def plain_tables(comparison: SuiteOutcome) -> str:
     """Losses; ratios of the optimizers that are judged; and over tasks, those of all."""
     done, of = len(comparison.tasks), comparison.num_tasks
     title = f"{comparison.name}: {of} tasks" if done == of else f"{comparison.name}: {done} of {of} tasks so far"
-    parts = [f"{title}; mean loss over the last tenth of the steps", _losses(comparison)]
+    parts = [f"{title}; mean loss over the last tenth of the steps", _losses(comparison, lambda run: run.losses)]
+    if any(run.held_out is not None for outcome in comparison.tasks.values() for run in outcome.runs.values()):
+        parts += ["held-out loss at the end", _losses(comparison, lambda run: run.held_out)]
     if any(comparison.summary.values()):
         parts += [
             "loss of the reference / loss of the optimizer, 0 where it diverged [95 %]",
@@ -24,41 +30,51 @@ def plain_tables(comparison: SuiteOutcome) -> str:
     return "\n\n".join(parts)
 
 
-def _losses(comparison: SuiteOutcome) -> str:
+def _losses(comparison: SuiteOutcome, of: Callable[[Run], Array | None]) -> str:
     header = ["task", "steps", "parameters", *comparison.roles]
     lines = []
     for task, outcome in comparison.tasks.items():
-        runs = outcome.runs
-        size = next(iter(runs.values())).coordinates
-        diverged = {n: f" ({k} div.)" if (k := int(r.diverged.sum())) else "" for n, r in runs.items()}
-        losses = [f"{mean(run.losses):.4g}{diverged[n]}" for n, run in runs.items()]
-        lines.append([task, str(outcome.horizon), f"{size:,}", *losses])
+        cells = []
+        for run in outcome.runs.values():
+            values, diverged = of(run), int(run.diverged.sum())
+            text = _ABSENT if values is None else f"{mean(values):.4g}"
+            cells.append(f"{text} ({diverged} div.)" if diverged else text)
+        size = next(iter(outcome.runs.values())).coordinates
+        if any(of(run) is not None for run in outcome.runs.values()):
+            lines.append([task, str(outcome.horizon), f"{size:,}", *cells])
     return aligned(header, lines) if lines else ""
 
 
 def _ratios(comparison: SuiteOutcome) -> str:
     judged = comparison.judged()
     keys = list(next(iter(comparison.summary.values())))
-    header = ["task", *(f"{name} {WORDS[key]}" for name in judged for key in keys), "best baseline"]
+    header = ["task", *(f"{name} {words(key)}" for name in judged for key in keys), "best baseline"]
     lines = []
     for task, outcome in comparison.tasks.items():
-        cells = [_interval(*outcome.ratios[name][key]) for name in judged for key in keys]
-        lines.append([task, *cells, outcome.best_baseline or "–"])
+        cells = []
+        for name in judged:
+            for key in keys:
+                ratio = outcome.ratios[name].get(key)
+                text = _ABSENT if ratio is None else _interval(*ratio)
+                late = key == SPEED and outcome.steps.get(name) is None
+                cells.append(f"{text} (not reached)" if late and ratio is not None else text)
+        lines.append([task, *cells, outcome.best_baseline or _ABSENT])
     return aligned(header, lines)
 
 
 def _summary(comparison: SuiteOutcome) -> str:
-    keys = list(next(iter(comparison.summary.values())))
-    columns = [text for key in keys for text in (WORDS[key], "worst", "better on")]
+    """A line for each optimizer and reference or measure."""
     lines = []
     for name, parts in comparison.summary.items():
-        cells = []
-        for key in keys:
-            s = parts[key]
-            cells += [_interval(s.iqm, s.ci95), f"{s.worst:.3g} ({s.worst_task})", f"{s.better} of {s.num_tasks}"]
-        diverged = [run.diverged for outcome in comparison.tasks.values() for run in [outcome.runs[name]]]
-        lines.append([name, *cells, f"{sum(int(d.sum()) for d in diverged)} of {sum(map(len, diverged))}"])
-    return aligned(["optimizer", *columns, "diverged"], lines)
+        runs = [outcome.runs[name] for outcome in comparison.tasks.values()]
+        diverged = f"{sum(int(run.diverged.sum()) for run in runs)} of {sum(len(run.diverged) for run in runs)}"
+        first = [diverged, f"{1e3 * mean([run.step_seconds for run in runs]):.3g}"]
+        for key, s in parts.items():
+            worst = f"{s.worst:.3g} ({s.worst_task})"
+            better = f"{s.better} of {s.num_tasks}"
+            lines.append([name, words(key), _interval(s.iqm, s.ci95), worst, better, *first])
+            name, first = "", ["", ""]
+    return aligned(["optimizer", "ratio", "IQM", "worst", "above 1 on", "diverged", "ms/step"], lines)
 
 
 def _interval(value: float, ci95: Interval) -> str:

@@ -117,9 +117,13 @@ def test_a_diverged_run_counts_as_ratio_0(suite, descent):
 
 
 def test_a_reference_that_diverged_counts_with_the_start(bowl):
-    made = Run(np.array([np.inf, 9.0, 1.0]), np.full(3, 2.0), np.array([True, True, False]), None, 1, 0.0)  # type: ignore[arg-type]
+    losses, held_out = np.array([np.inf, 9.0, 1.0]), {"test_loss": np.array([5.0, 1.0, np.inf])}
+    smooth, diverged = np.stack([np.full(3, 1.5), losses]), np.array([True, True, False])
+    made = Run(losses, np.full(3, 2.0), diverged, None, smooth, held_out, 1, 0.0)  # type: ignore[arg-type]
     assert made.as_reference.tolist() == [2, 2, 1]
     assert made.judged.tolist() == [math.inf, math.inf, 1]
+    assert made.held_out_as_reference is not None and made.held_out_as_reference.tolist() == [2, 1, 2]
+    assert made.held_out_judged is not None and made.held_out_judged.tolist() == [math.inf] * 3
 
 
 def test_only_what_is_new_runs(suite, optimizers, descent, work, tmp_path):

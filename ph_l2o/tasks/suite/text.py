@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Transformer(nn.Module):
 class Recurrent(nn.Module):
     """Tokens `(batch, length)` → logits `(batch, length, NUM_CHARACTERS)` by recurrent layers."""
 
-    def __init__(self, width: int, depth: int, length: int, layers: type[nn.RNNBase] = nn.LSTM):
+    def __init__(self, width: int, depth: int, length: int, layers: Callable[..., nn.RNNBase] = nn.LSTM):
         super().__init__()
         del length
         self.tokens = nn.Embedding(NUM_CHARACTERS, width // 2)
