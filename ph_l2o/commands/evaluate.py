@@ -24,6 +24,7 @@ from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
 from ph_l2o.evaluation.modes import InMode
+from ph_l2o.evaluation.suite_comparison import check_reference
 from ph_l2o.files import git_revision
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     if cfg.diagnostics and has_suite:
         raise ConfigError("diagnostics=true: is for one task; set suite=null and task=… to it")
     check_counts(cfg, "", own_horizons=has_suite)
+    check_reference(str(cfg.reference))
     if not cfg.optimizers:
         raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")
     set_up_torch(cfg.num_threads)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 import ph_l2o
+from ph_l2o.evaluation.sources import file_digest, source_digest
 from ph_l2o.files import json_text, without_folders, write_atomically
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
@@ -23,9 +24,8 @@ from ph_l2o.tasks.task import Task
 _LOG = logging.getLogger(__name__)
 
 ROOT = Path(ph_l2o.__file__).parent
-# Rooms that no kept result depends on: those above the inner loop, and of this one, all files but those that compute.
-ABOVE = {"estimators", "optim", "compilation", "meta", "commands", "cli.py", "__init__.py", "conf", "evaluation"}
-_COMPUTING = ("runner.py", "grid_search.py", "suite_runs.py", "estimates.py")
+# What computes every kept result, besides the modules of its optimizer and its task.
+_COMPUTING = tuple(f"{ph_l2o.__name__}.evaluation.{name}" for name in ("runner", "grid_search", "suite_runs"))
 
 T = TypeVar("T")
 
@@ -51,11 +51,12 @@ def cached(
     """
     if folder is None:
         return make(), False
+    modules = _modules(optimizer, task)
     spec = {
         **settings,
         "optimizer": fingerprint(optimizer),
         "task": task.spec(),
-        "sources": [source_digest(ROOT), *(_file_digest(f) for f in sorted(_outside_files(optimizer, task)))],
+        "sources": [source_digest(ROOT, (*_COMPUTING, *modules)), *map(file_digest, sorted(_outside_files(modules)))],
         "versions": [ph_l2o.__version__, torch.__version__],
     }
     key = hashlib.sha256(json.dumps(spec, sort_keys=True, default=str).encode()).hexdigest()
@@ -91,27 +92,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-@functools.cache
-def source_digest(root: Path) -> str:
-    """A hash of the package's sources on which a result can depend; once for each process."""
-    files = [p for p in root.rglob("*") if p.suffix in (".py", ".cpp") and p.relative_to(root).parts[0] not in ABOVE]
-    digest = hashlib.sha256()
-    for path in sorted(files) + [root / "evaluation" / name for name in _COMPUTING]:
-        digest.update(f"{path.relative_to(root)} {_file_digest(path)}".encode())
-    return digest.hexdigest()[:24]
-
-
-@functools.cache
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
-
-
-def _outside_files(optimizer: LearnedOptimizer, task: Task) -> set[Path]:
-    """Files from outside the package that have the classes and functions of which optimizer and task are made."""
+def _modules(optimizer: LearnedOptimizer, task: Task) -> set[str]:
+    """Modules that have the classes and functions of which optimizer and task are made."""
     members = [member for _, member in task.members()]
     things: Iterable[Any] = [*optimizer.modules(), *members, *(v for m in members for v in vars(m).values())]
-    names = {place for thing in things for place in _places(thing)}
-    found = [getattr(sys.modules.get(n), "__file__", None) for n in names if n.partition(".")[0] not in _FIXED]
+    return {place for thing in things for place in _places(thing)}
+
+
+def _outside_files(modules: Iterable[str]) -> set[Path]:
+    """Those of them that are from outside the package."""
+    found = [getattr(sys.modules.get(n), "__file__", None) for n in modules if n.partition(".")[0] not in _FIXED]
     return {Path(file) for file in found if file and Path(file).is_file()}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ph_l2o.evaluation.estimates import as_losses, mean
-from ph_l2o.evaluation.runner import LAST, Progress, chunk_size, prepared, run_episode, tiled
+from ph_l2o.evaluation.runner import LAST, TAIL, Progress, chunk_size, prepared, run_episode, tiled
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.tasks.task import Task
 
@@ -142,7 +142,7 @@ class GridSearch:
         problem = self.task.sample(keys, device=self.device, dtype=self.dtype)
         by_name = {k: v.contiguous() for k, v in zip(self.names, values.unbind(1), strict=True)}
         _, losses, _ = run_episode(self.optimizer.with_hyperparameters(**by_name), problem, self.horizon)
-        last = losses[1:][-LAST:] if problem.stochastic else losses[-1:]
+        last = losses[1:][-max(LAST, round(TAIL * self.horizon)) :] if problem.stochastic else losses[-1:]
         return as_losses(last.cpu().double().mean(0).numpy())
 
 

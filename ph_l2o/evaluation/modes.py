@@ -54,7 +54,7 @@ def _without_loss(optimizer: LearnedOptimizer, horizon: int) -> LearnedOptimizer
     return WithoutLoss(optimizer)
 
 
-# By suffix. A further one is a line here.
+# By suffix, in the order in which they apply, whatever the order of the suffixes. A further one is a line here.
 MODES: dict[str, Mode] = {
     "cosine": _over_the_run,  # warm-up and cosine over the run: `total_steps` is its horizon
     "no_loss": _without_loss,
@@ -67,7 +67,7 @@ class InMode:
 
     Args:
         optimizer: The optimizer, which stays as it is.
-        modes: Names in `MODES`; they apply in this order.
+        modes: Names in `MODES`.
 
     Raises:
         ValueError: If a mode is unknown, or not one of this optimizer's.
@@ -81,10 +81,11 @@ class InMode:
 
     def at(self, horizon: int) -> LearnedOptimizer:
         """The optimizer for a run of `horizon` inner steps."""
-        made = self.optimizer
         for name in self.modes:
             if name not in MODES:
                 raise ValueError(f"+{name}: no mode has this name; {nearest(name, MODES)}")
+        made = self.optimizer
+        for name in sorted(self.modes, key=list(MODES).index):
             try:
                 made = MODES[name](made, horizon)
             except ValueError as error:

@@ -20,6 +20,7 @@ from ph_l2o.tasks.task import Problem, Task
 
 Progress = Callable[[int, int], None]
 LAST = 10  # losses in the mean over the end of an episode
+TAIL = 0.1  # share of the steps over whose losses an optimizer is judged on a suite, and tuned
 _RENEWALS = 50  # mini-batches, after which a running average of BatchNorm's usual momentum has forgotten the rest
 
 # Coordinates B·N in a chunk. On a CPU, an optimizer's 10 to 30 buffers of this size stay within tens of MiB,

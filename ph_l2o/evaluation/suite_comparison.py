@@ -118,8 +118,7 @@ def compare_suite(
     named = named_optimizers(optimizers)
     entries = _checked(suite)
     check_grids(grids)
-    if is_untuned(reference) or unknown(reference):
-        raise ValueError(f"reference={reference}: {unknown(reference) or 'must be a baseline that is tuned'}")
+    check_reference(reference)
     sizes = {"seed": seed, "num_problems": num_problems, "tuning_problems": tuning_problems}
     settings = {
         **sizes,
@@ -143,6 +142,12 @@ def compare_suite(
         if after_task is not None:
             after_task(made)
     return made
+
+
+def check_reference(name: str) -> None:
+    """Raise ValueError where it is not the name of a baseline that is tuned."""
+    if problem := unknown(name) or ("must be a baseline that is tuned" if is_untuned(name) else None):
+        raise ValueError(f"reference={name}: {problem}")
 
 
 def _role(optimizer: Entry) -> str:

@@ -13,13 +13,12 @@ import torch
 
 from ph_l2o.evaluation.cache import cached
 from ph_l2o.evaluation.estimates import Array, Curve, curve
-from ph_l2o.evaluation.runner import evaluate_optimizer, num_coordinates
+from ph_l2o.evaluation.runner import TAIL, evaluate_optimizer, num_coordinates
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
 Places = npt.NDArray[np.intp]
 
-TAIL = 0.1  # share of the steps over whose losses an optimizer is judged
 _PLACES = 100  # of a run at which its smoothed loss is kept
 
 
@@ -30,7 +29,7 @@ class Run:
     Attributes:
         losses: Mean of each problem's losses over the last tenth of the steps, `(P,)`; +∞ where one is not finite.
         starts: loss_0 of each problem, `(P,)`.
-        diverged: Where a loss is not finite, or the final loss is worse than the start's, bool `(P,)`.
+        diverged: Where a loss is not finite, or `losses` is worse than the start's, bool `(P,)`.
         curve: Quartiles over problems of loss_0 … loss_T.
         smoothed: Mean of each problem's losses over a tenth of the run's steps up to each of `places`, `(K, P)`; at the
             last place, `losses`.
@@ -116,10 +115,12 @@ def cached_run(
 
     def make() -> Run:
         result = evaluate_optimizer(optimizer, task, device=device, dtype=dtype, chunk=chunk, **what)
-        means = smoothed(result.losses, horizon)
+        means, starts = smoothed(result.losses, horizon), result.losses[0]
+        # Ten fresh mini-batches, as in `result.diverged`, can be too few where they have a row each.
+        diverged = ~np.isfinite(result.losses).all(0) | ~np.isfinite(result.final) | (means[-1] > starts)
         return Run(
-            means[-1], result.losses[0], result.diverged, curve(result.losses), means, result.metrics,
-            num_coordinates(task), result.step_seconds,
+            means[-1], starts, diverged, curve(result.losses), means, result.metrics, num_coordinates(task),
+            result.step_seconds,
         )  # fmt: skip
 
     settings = {**what, "device": torch.device(device).type, "dtype": str(dtype)}

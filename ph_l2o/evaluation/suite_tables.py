@@ -46,20 +46,19 @@ def _losses(comparison: SuiteOutcome, of: Callable[[Run], Array | None]) -> str:
 
 
 def _ratios(comparison: SuiteOutcome) -> str:
-    judged = comparison.judged()
+    """A line for each task and optimizer that is judged."""
     keys = list(next(iter(comparison.summary.values())))
-    header = ["task", *(f"{name} {words(key)}" for name in judged for key in keys), "best baseline"]
     lines = []
     for task, outcome in comparison.tasks.items():
-        cells = []
-        for name in judged:
-            for key in keys:
-                ratio = outcome.ratios[name].get(key)
-                text = _ABSENT if ratio is None else _interval(*ratio)
-                late = key == SPEED and outcome.steps.get(name) is None
-                cells.append(f"{text} (not reached)" if late and ratio is not None else text)
-        lines.append([task, *cells, outcome.best_baseline or _ABSENT])
-    return aligned(header, lines)
+        label, best = task, outcome.best_baseline or _ABSENT
+        for name in comparison.judged():
+            ratios = outcome.ratios[name]
+            cells = [_interval(*ratios[key]) if key in ratios else _ABSENT for key in keys]
+            if SPEED in ratios and outcome.steps[name] is None:
+                cells[keys.index(SPEED)] += " (not reached)"
+            lines.append([label, name, *cells, best])
+            label = best = ""
+    return aligned(["task", "optimizer", *map(words, keys), "best baseline"], lines)
 
 
 def _summary(comparison: SuiteOutcome) -> str:

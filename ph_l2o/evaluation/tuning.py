@@ -79,7 +79,7 @@ def tune(
     """Find the hyperparameters with the lowest criterion on the problems of the validation split.
 
     The criterion is the mean over problems of the final loss loss_T; for stochastic tasks, of the mean of the
-    last 10 losses. A loss in it that is not finite makes it +∞.
+    last 10 losses, or of the last tenth if that is more. A loss in it that is not finite makes it +∞.
 
     The search has two stages. The coarse one tries all combinations of the grid; while the best learning rate
     is the lowest or highest, the grid is widened by 2 points on that side (4 times at most). The fine one

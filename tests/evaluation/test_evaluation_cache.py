@@ -8,11 +8,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from test_architecture import FLOORS
 
 import ph_l2o
 from ph_l2o.evaluation import cache, tune
-from ph_l2o.evaluation.cache import cached, fingerprint, source_digest
+from ph_l2o.evaluation.cache import cached, fingerprint
+from ph_l2o.evaluation.sources import _imported, file_digest, reachable
 from ph_l2o.optimizers import SGD, Adam, AdamW, PortHamiltonian, Scheduled
 from ph_l2o.tasks import Quadratic
 
@@ -29,8 +29,8 @@ def sources(tmp_path, monkeypatch) -> Path:
 
 def forget() -> None:
     """As in another process."""
-    source_digest.cache_clear()
-    cache._file_digest.cache_clear()
+    _imported.cache_clear()
+    file_digest.cache_clear()
 
 
 def change(path: Path) -> None:
@@ -39,33 +39,60 @@ def change(path: Path) -> None:
     forget()
 
 
+SHARED = ["inner/loop.py", "tasks/quadratic.py", "params.py", "evaluation/grid_search.py", "keys.py"]
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["port_hamiltonian/energy.py", "port_hamiltonian/fused.cpp", "optimizers/classical.py", "inner/loop.py",
-     "tasks/quadratic.py", "params.py", "evaluation/grid_search.py"],
-)  # fmt: skip
-def test_a_changed_source_is_another_result(sources, tmp_path, name):
+    ("optimizer", "own", "others"),
+    [
+        (SGD(), ["optimizers/classical.py"], ["port_hamiltonian/energy.py", "optimizers/soap.py", "tasks/mlp.py"]),
+        (Scheduled(SGD(), horizon=3), ["optimizers/classical.py", "optimizers/scheduled.py"], ["optimizers/lstm.py"]),
+        (
+            PortHamiltonian(),
+            ["port_hamiltonian/energy.py", "port_hamiltonian/fused.cpp", "port_hamiltonian/controller.py"],
+            ["optimizers/muon.py", "evaluation/plots.py", "meta/fit.py", "commands/train.py", "__init__.py"],
+        ),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_a_result_depends_on_the_sources_that_it_comes_from(sources, tmp_path, optimizer, own, others):
+    def known() -> bool:
+        return cached(tmp_path / "kept", "x", {}, optimizer, Quadratic(2), make=lambda: 1, write=str, read=int)[1]
+
+    assert (known(), known()) == (False, True)
+    for name in (*SHARED, *own):
+        change(sources / name)
+        assert (known(), known()) == (False, True), name
+    for name in others:
+        change(sources / name)
+    assert known()
+
+
+def test_tuning_depends_on_them_too(sources, tmp_path):
     def tuned() -> bool:
         folder = tmp_path / "kept"
         return tune("sgd", Quadratic(2), horizon=3, num_problems=2, seed=0, cache_dir=folder, grid={"lr": [0.1]}).cached
 
     assert (tuned(), tuned()) == (False, True)
-    change(sources / name)
+    change(sources / "optimizers/classical.py")
     assert (tuned(), tuned()) == (False, True)
 
 
-def test_other_sources_change_nothing(sources):
-    before = source_digest(sources)
-    for name in ("commands/train.py", "meta/fit.py", "evaluation/plots.py", "__init__.py", "compilation/__init__.py"):
-        change(sources / name)
-    assert source_digest(sources) == before
-
-
-def test_every_room_below_the_estimators_counts():
-    below = {room for floor in range(4) for room in FLOORS[floor]}
-    above = {room for floor, rooms in FLOORS.items() if floor > 3 for room in rooms}
-    assert {name.removesuffix(".py") for name in cache.ABOVE} - {"conf"} == above
-    assert not below & above
+def test_what_is_imported_by_any_form_is_found(tmp_path):
+    files = {
+        "a.py": "import ph_l2o.b\nfrom ph_l2o import c\nfrom ph_l2o.room import name\nimport torch",
+        "b.py": "def late():\n    from ph_l2o.room.inside import f",
+        "c.py": "",
+        "d.py": "",
+        "room/__init__.py": "",
+        "room/inside.py": "",
+        "room/beside.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {str(path.relative_to(tmp_path)) for path in reachable(tmp_path, ["ph_l2o.a", "torch.nn"])}
+    assert found == {"a.py", "b.py", "c.py", "room/__init__.py", "room/inside.py"}
 
 
 def test_a_file_from_outside_counts(tmp_path, monkeypatch):

@@ -268,7 +268,7 @@ def test_recurrent_layers_take_an_initial_state():
 def test_torch_is_left_as_it_was():
     problem = Fit(KEYS, transformer, TOKENS)
     enabled = torch.backends.mha.get_fastpath_enabled()
-    problem.outputs(problem.params, problem.buffers, problem.inputs(0), train=False)
+    problem.evaluating().outputs(problem.params, problem.buffers, problem.inputs(0))
     with pytest.raises(ValueError, match=r"task.model=Sequential: fails on inputs of shape"):
         problem.outputs(problem.params, problem.buffers, torch.zeros(3, BATCH, 5, dtype=F64))
     assert torch.backends.mha.get_fastpath_enabled() == enabled
