@@ -86,10 +86,11 @@ def test_outputs_and_gradients_are_those_of_each_module_alone(name, train):
     problem = Fit(KEYS, factory, shape)
     inputs = problem.inputs(0)
     leaf = problem.params.flat.clone().requires_grad_()
-    outputs, buffers = problem.outputs(problem.params.like(leaf), problem.buffers, inputs, train=train)
+    moded = problem if train else problem.evaluating()
+    outputs, buffers = moded.outputs(problem.params.like(leaf), problem.buffers, inputs)
     (gradient,) = torch.autograd.grad(objective(outputs.flatten(1)).sum(), leaf)
     with torch.no_grad():
-        constant = problem.outputs(problem.params, problem.buffers, inputs, train=train)[0]
+        constant = moded.outputs(problem.params, problem.buffers, inputs)[0]
     torch.testing.assert_close(constant, outputs)
     for row, index in enumerate(KEYS.indices):
         module = alone(factory, index).train(train)
@@ -185,7 +186,8 @@ def test_dropout(name):
     inputs = problem.inputs(0)
 
     def outputs(*seeds: int, train: bool = True) -> Tensor:
-        return problem.outputs(problem.params, problem.buffers, inputs, seeds=seeds, train=train)[0]
+        moded = problem if train else problem.evaluating()
+        return moded.outputs(problem.params, problem.buffers, inputs, seeds=seeds)[0]
 
     torch.manual_seed(5)
     state = torch.get_rng_state()
