@@ -10,7 +10,7 @@ from _made import Content, Files, made
 
 BEST = "best_baseline"
 FORMS = ("port_hamiltonian_kronecker", "port_hamiltonian")
-NAMES = {"adam": "Adam", BEST: "best baseline"}
+NAMES = {"adam": "Adam", BEST: "best baseline", "best_untuned": "best untuned"}
 
 
 def section(files: Files) -> list[str]:
@@ -48,8 +48,9 @@ def baselines(content: Content) -> list[str]:
 
 
 def references(content: Content) -> list[str]:
-    """What ratios are to: a baseline's name, and the best of the baselines."""
-    return [key.removeprefix("ratio_to_") for key in next(iter(content["summary"].values()))]
+    """What ratios of losses are to: a baseline's name, the best of the baselines, that of the untuned ones."""
+    keys = next(iter(content["summary"].values()))
+    return [key.removeprefix("ratio_to_") for key in keys if key.startswith("ratio_to_")]
 
 
 def rows_by_task(content: Content) -> dict[str, dict[str, Any]]:
@@ -84,7 +85,7 @@ def over_tasks(content: Content) -> str:
     lines = []
     for name, parts in content["summary"].items():
         cells = [f"**{name}**" if name in learned(content) else name]
-        for part in parts.values():
+        for part in (parts[f"ratio_to_{key}"] for key in references(content)):
             worst = f"{part['worst']:.3g} ({part['worst_task']})"
             cells += [_interval(part, "iqm"), worst, f"{part['better']} of {part['num_tasks']}"]
         runs = [rows[name] for rows in by_task]
@@ -109,7 +110,7 @@ def readme_rows(content: Content) -> list[list[str]]:
     """Ratios to both references, and where they are worst; Kronecker-factored form and plain form."""
     forms = [content["summary"][name] for name in FORMS]
     count = len(baselines(content))
-    first, _ = references(content)
+    first, *_ = references(content)
     texts = {first: f"tuned {NAMES.get(first, first)}'s loss", BEST: f"loss of the best of {count} tuned baselines"}
     rows = []
     for key, text in texts.items():
