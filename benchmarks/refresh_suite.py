@@ -31,6 +31,8 @@ from ph_l2o.evaluation.suite_runs import Run, cached_run
 from ph_l2o.keys import ProblemKeys, Purpose
 
 Row = dict[str, Any]
+# Of the baselines' curves and held-out losses of before, which the file lacks or has of another revision.
+_NEEDS_CURVES = ("held_out_ratio", "speed_up", "steps_to_reference")
 
 
 def main() -> None:
@@ -58,11 +60,17 @@ def main() -> None:
             )
             before, now = rows[name]["loss"], float(runs[name].judged.mean())
             _measure.say(f"{task}, {name}: {now:.4g}, was {before:.4g}")
-        references = {name: _as_reference(row) for name, row in rows.items() if row["kind"] == "baseline"}
+        references, untuned = (
+            {name: _as_reference(row) for name, row in rows.items() if row["kind"] == kind}
+            for kind in ("baseline", "untuned")
+        )
         generator = ProblemKeys(content["seed"], "test", number, ()).episode_generator(Purpose.BOOTSTRAP)
         judged = {name: run.judged for name, run in runs.items()}
-        _, ratios[task], draws[task] = task_ratios(judged, references, REFERENCE, generator)
+        reference = content.get("reference", REFERENCE)
+        _, ratios[task], draws[task] = task_ratios(judged, references, reference, generator, untuned)
         for name, run in runs.items():
+            for key in _NEEDS_CURVES:
+                rows[name].pop(key, None)
             rows[name].update(_measured(run, ratios[task][name]))
     for name, parts in summarize_ratios(ratios, draws).items():
         content["summary"][name] = {f"ratio_to_{key}": found._asdict() for key, found in parts.items()}
@@ -85,6 +93,8 @@ def _measured(run: Run, ratios: dict[str, Ratio]) -> Row:
     return {
         "loss": estimates.mean(run.losses),
         "losses": run.losses.tolist(),
+        "held_out_loss": None if run.held_out is None else estimates.mean(run.held_out),
+        "held_out_losses": None if run.held_out is None else run.held_out.tolist(),
         "diverged": int(run.diverged.sum()),
         "step_seconds": run.step_seconds,
         **{f"ratio_to_{key}": {"ratio": x.value, "ci95": list(x.ci95)} for key, x in ratios.items()},
