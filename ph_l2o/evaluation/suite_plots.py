@@ -102,7 +102,7 @@ def plot_profile(comparison: SuiteOutcome) -> Figure:
     """
     judged = [name for name, kind in comparison.roles.items() if kind == LEARNED]
     looks = looks_of(dict.fromkeys(comparison.roles), judged)  # type: ignore[arg-type]
-    figure = new_figure(6.4, 3.8)
+    figure = new_figure(8.4, 3.8)
     axes = figure.add_subplot()
     for name, factors in profile(comparison).items():
         ends = np.concatenate([[1.0], factors[factors <= _FURTHEST], [_FURTHEST]])
@@ -123,7 +123,7 @@ def plot_profile(comparison: SuiteOutcome) -> Figure:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if comparison.tasks:
-        axes.legend(fontsize=_FONT_SIZE, frameon=False, loc="lower right")
+        figure.legend(fontsize=_FONT_SIZE, frameon=False, loc="outside right upper")
     return figure
 
 
