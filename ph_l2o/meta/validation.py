@@ -53,6 +53,7 @@ def _validate(
     keys = ProblemKeys(seed, "val", 0, range(rank * share, (rank + 1) * share))
     problem = task.sample(keys, **where)
     carry, losses = run(optimizer, problem, horizon)
+    carry = carry._replace(params=optimizer.readout(carry.params, carry.state))
     final = final_loss(problem, carry, losses[-1]).double()
     after = losses[1:].double()
     metrics = {

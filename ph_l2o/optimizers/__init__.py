@@ -9,6 +9,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 from ph_l2o.lazy import resolve
+from ph_l2o.optimizers.averaged import Averaged
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
 from ph_l2o.optimizers.hnn import HNN
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
@@ -31,6 +32,7 @@ __all__ = [
     "SOAP",
     "Adam",
     "AdamW",
+    "Averaged",
     "ClassicalOptimizer",
     "LearnedOptimizer",
     "Momentum",

@@ -132,6 +132,11 @@ class Scheduled(LearnedOptimizer):
         for name in names or ("",):
             if name not in SCHEDULES:
                 raise ValueError(f"optimizer.schedule={name}: no schedule has this name; {nearest(name, SCHEDULES)}")
+        if optimizer.reads_out and not hasattr(optimizer, "update_at"):
+            raise ValueError(
+                f"optimizer.optimizer={type(optimizer).__name__}: averages its steps as they are; put the schedule "
+                "inside, Averaged(Scheduled(…))"
+            )
         if not 0 <= final <= 1:
             raise ValueError(f"optimizer.final={final}: must be in [0, 1]")
         self.optimizer, self.schedules, self.final = optimizer, names, final
