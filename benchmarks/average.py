@@ -3,7 +3,7 @@
     python benchmarks/average.py --json docs/results/average.json --data data
 
 Each job runs twice with the shipped Kronecker-factored weights, on two problems: as they are, whose rates fall as
-(1 + k/200)^(-1/2) for ever, and with `total_steps`, warm-up and cosine over the job. Beside the first run go averages of
+(1 + k/200)^(-1/2) for ever, and with `total_steps`, warm-up and cosine over the job. Beside the first go averages of
 its iterates, in which iterate k weighs as k^η, for all η at once. What counts is the loss over the last tenth of the
 steps at each of these weights, on the same mini-batches. Goes on with what the JSON file has.
 """
@@ -73,7 +73,7 @@ def run(problem: Problem, steps: int, total_steps: int | None, powers: Sequence[
     """Losses over the last tenth of the steps, of each problem: at the iterates and at their averages."""
     optimizer: Any = load_weights("kronecker")
     optimizer.total_steps = total_steps
-    carry, averages = start(optimizer, problem), {power: problem.params for power in powers}
+    carry, averages = start(optimizer, problem), dict.fromkeys(powers, problem.params)
     last = KNOWN if total_steps else LAST
     sums = dict[str, Tensor]()
     first = steps - max(1, round(TAIL * steps))

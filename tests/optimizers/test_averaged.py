@@ -95,7 +95,9 @@ def test_what_it_wraps_shows_through():
     _, averages = iterates(recipes.construct(optimizer.recipe), start, matrix, offset)
     assert torch.equal(averages[-1], iterates(optimizer, start, matrix, offset)[1][-1])
     hidden = Averaged(PortHamiltonian())
-    assert not hidden.hide_loss(hidden.init(start), torch.ones(start.num_problems)).inner.uses_loss.any()
+    assert not hidden.hide_loss(
+        hidden.init(start), torch.ones(start.num_problems, dtype=torch.bool)
+    ).inner.uses_loss.any()
     assert "energy" in hidden.diagnose(start, start, None, hidden.init(start))
 
 
