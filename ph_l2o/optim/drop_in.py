@@ -27,11 +27,15 @@ class DropIn(torch.optim.Optimizer):
         reduce_loss: Whether the loss is averaged over `process_group`, where torch.distributed is initialised.
         process_group: The processes that share the parameters; None for all.
 
+    Attributes:
+        is_read_out: Whether other values are in the parameters just now than those that steps start from.
+
     Raises:
         TypeError: If a parameter is complex, or in parts on several processes (FSDP, DTensor).
         ValueError: If an option is out of range, a parameter overlaps itself, and as `torch.optim.Optimizer` does.
     """
 
+    is_read_out: bool = False
     _next_loss: Loss = None
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, reduce_loss: bool, process_group: Any):
@@ -57,8 +61,10 @@ class DropIn(torch.optim.Optimizer):
         """See `torch.optim.Optimizer.load_state_dict`; the tensors are copied, in their own types.
 
         Raises:
+            RuntimeError: If the parameters are read out now.
             ValueError: If the state is of another optimizer or model, or of one with its tensors in another order.
         """
+        self.check_iterates()
         loading = self._loading = dict[Tensor, dict[str, Any]]()
         check = self.register_load_state_dict_pre_hook(lambda _, given: loading.update(self._copied(given)))
         try:
@@ -93,10 +99,12 @@ class DropIn(torch.optim.Optimizer):
             What the closure has returned, or the loss, as it came.
 
         Raises:
+            RuntimeError: If the parameters are read out now.
             TypeError: If there are two losses, or what should be one is none, or a gradient is sparse.
             ValueError: If the loss is not one real number, a gradient has another shape than its parameter, or a
                 group's option is out of range.
         """
+        self.check_iterates()
         for group in self.param_groups:
             check_options(group)
         given = loss
@@ -125,6 +133,11 @@ class DropIn(torch.optim.Optimizer):
                     raise _bad_gradient(name, p, grad)
             self._take_step(entries, value)
         return loss
+
+    def check_iterates(self) -> None:
+        """Raise RuntimeError where the parameters are read out now."""
+        if self.is_read_out:
+            raise RuntimeError(f"{type(self).__name__}: its averages are in the parameters now; leave averaged() first")
 
     @property
     def loss(self) -> Loss:

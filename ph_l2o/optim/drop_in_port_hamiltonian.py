@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ph_l2o import checkpoints
 from ph_l2o.errors import WeightsError
+from ph_l2o.optim import averages
 from ph_l2o.optim.adamw_options import refuse_options
 from ph_l2o.optim.drop_in import DropIn, Entry, asks_for_a_state, flat
 from ph_l2o.optim.group_options import rate
@@ -71,6 +74,8 @@ class PortHamiltonian(DropIn):
         total_steps: Steps of the run, >= 1: the learning rates rise over the first 5 % and fall by half a cosine to 0
             with the last; later steps change nothing, and the first of them warns. None: they fall as
             (1 + k/200)^(-1/2), for runs of any length, or as a scheduler of torch.optim says.
+        average: Whether to keep averages of the parameters, for `averaged` and `averaged_state_dict`: for runs of which
+            nobody knows how long they will be. Steps stay as they are.
         reduce_loss: Whether to average the loss over processes where torch.distributed is initialised, so that all
             take the same step. All must then give one. False where each trains parameters of its own.
         process_group: The processes that share the parameters; None for all.
@@ -100,11 +105,14 @@ class PortHamiltonian(DropIn):
         compile: bool = False,
         *,
         total_steps: int | None = None,
+        average: bool = False,
         reduce_loss: bool = True,
         process_group: Any = None,
         **options: Any,
     ):
         refuse_options(type(self), options)
+        if not isinstance(average, bool):
+            raise ValueError(f"average={average!r}: must be True or False")
         with construction():
             learned = pretrained if isinstance(pretrained, LearnedOptimizer) else checkpoints.load_weights(pretrained)
         if not is_port_hamiltonian(learned):
@@ -117,7 +125,7 @@ class PortHamiltonian(DropIn):
             self._rotation = learned.max_preconditioner_dim, learned.precondition_frequency
         self._network = FrozenController(learned.controller)
         self._ball, self._decay = (learned.budget, learned.radius), learned.decay
-        self._compile, self._kernels = compile, _kernels(compile)
+        self._compile, self._kernels, self._average = compile, _kernels(compile), average
         self._report: in_place.Report | None = None
         self._flats = _Flats()
         defaults = {"lr": lr, "weight_decay": weight_decay, "total_steps": total_steps}
@@ -136,6 +144,39 @@ class PortHamiltonian(DropIn):
         state = in_place.state_of(self._account())
         return state.radius() if state.step else math.nan
 
+    def averaged(
+        self, model: nn.Module | None = None, batches: Iterable[Any] | None = None
+    ) -> AbstractContextManager[None]:
+        """With the averages in the parameters; in the end the parameters are what they were, whatever happens inside.
+
+        A parameter that has had no gradient yet stays as it is. Steps, loading a state and entering it once more are
+        refused inside.
+
+        Args:
+            model: The model that is trained. The running statistics of its BatchNorm belong to its weights; inside they
+                are those of the averages, in the end all its buffers are what they were.
+            batches: Of which they are made, as by `torch.optim.swa_utils.update_bn`: inputs, or tuples with them in
+                front, such as a DataLoader has.
+
+        Raises:
+            RuntimeError: If the optimizer was made without `average=True`, or the averages are in the parameters now.
+            ValueError: If the model has BatchNorm and there are no batches, or is not the one that is trained.
+
+        Example:
+            >>> model = torch.nn.Linear(3, 1)
+            >>> optimizer = PortHamiltonian(model.parameters(), average=True)
+            >>> with optimizer.averaged(model):
+            ...     outputs = model(torch.ones(8, 3))
+        """
+        if not self._average:
+            raise RuntimeError("PortHamiltonian.averaged: there are no averages; make the optimizer with average=True")
+        return averages.read_out(self, model, batches)
+
+    def averaged_state_dict(self, model: nn.Module, batches: Iterable[Any] | None = None) -> dict[str, Any]:
+        """A copy of the model's state dictionary with the averages in it, to be saved; see `averaged`."""
+        with self.averaged(model, batches):
+            return copy.deepcopy(model.state_dict())
+
     def diagnostics(self) -> dict[str, Any]:
         """What happened in the last step, as plain numbers.
 
@@ -149,7 +190,7 @@ class PortHamiltonian(DropIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
-        names = ("_network", "_ball", "_decay", "_rotation", "_compile", "reduce_loss", "process_group")
+        names = ("_network", "_ball", "_decay", "_rotation", "_compile", "_average", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -168,6 +209,10 @@ class PortHamiltonian(DropIn):
                     f"the loaded state of parameter {name} is of weights of the other kind: load it with "
                     f"pretrained={'kronecker' if 'basis' in memory else 'default'}, or what was given there"
                 )
+            if averages.AVERAGE in memory:
+                if not self._average:
+                    raise ValueError("the loaded state has averages: make the optimizer with average=True, as it was")
+                shapes |= averages.shapes(p)
             check_memory(name, memory, shapes | {in_place.ACCOUNT: tuple(in_place.new_account().shape)})
             account = memory[in_place.ACCOUNT]
             if id(account) not in accounts:  # one for all parameters stays one
@@ -201,6 +246,7 @@ class PortHamiltonian(DropIn):
             if p.grad is not None
         ]
         self._flats.keep(taking_part)
+        averaging = self._begin_averages(entries) if self._average else []
         if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
         kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
@@ -216,6 +262,11 @@ class PortHamiltonian(DropIn):
                 p.copy_(theta.view(p.shape))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
+        averages.advance(averaging)
+
+    def _begin_averages(self, entries: list[Entry]) -> list[tuple[Tensor, dict[str, Any]]]:
+        memories = [(name, p, self.state.get(p, {})) for name, p, _ in entries]
+        return averages.begin(entry for entry in memories if in_place.ACCOUNT in entry[2])
 
     def _factor(self, group: dict[str, Any], step: float) -> float:
         """The schedule's, of a group; torch's schedulers are known by what they put into it."""
@@ -232,7 +283,7 @@ class PortHamiltonian(DropIn):
             text = f"PortHamiltonian: total_steps={max(totals)} steps are done, further ones change nothing"
             warnings.warn(text, stacklevel=5)
 
-    _is_over = False
+    _is_over = _average = False
 
     def _block(self, name: str, p: Tensor, account: Tensor, rate: float, weight_decay: float) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""

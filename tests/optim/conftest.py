@@ -19,6 +19,7 @@ FORMS = {
     "PortHamiltonian": PortHamiltonian,
     "compiled": lambda p, **o: PortHamiltonian(p, compile=True, **o),
     "kronecker": lambda p, **o: PortHamiltonian(p, pretrained="kronecker", **o),
+    "averaging": lambda p, **o: PortHamiltonian(p, average=True, **o),
     "LSTM": lambda p, **o: from_learned(torch.manual_seed(1) and LSTM(hidden_size=4))(p, **o),
     "Muon": lambda p, **o: from_learned(Muon(lr=0.01))(p, **o),
 }
