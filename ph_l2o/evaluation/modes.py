@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ph_l2o.checks import nearest
+from ph_l2o.optimizers.averaged import Averaged
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.params import Params
 
@@ -54,10 +55,16 @@ def _without_loss(optimizer: LearnedOptimizer, horizon: int) -> LearnedOptimizer
     return WithoutLoss(optimizer)
 
 
+def _averaged(optimizer: LearnedOptimizer, horizon: int) -> LearnedOptimizer:
+    del horizon
+    return Averaged(optimizer)
+
+
 # By suffix, in the order in which they apply, whatever the order of the suffixes. A further one is a line here.
 MODES: dict[str, Mode] = {
     "cosine": _over_the_run,  # warm-up and cosine over the run: `total_steps` is its horizon
     "no_loss": _without_loss,
+    "average": _averaged,  # judged at the average of its iterates
 }
 
 
