@@ -9,8 +9,10 @@ from torch.nn.functional import cross_entropy
 from ph_l2o.evaluation import evaluate_optimizer
 from ph_l2o.evaluation.modes import InMode
 from ph_l2o.keys import ProblemKeys
+from ph_l2o.meta.validation import validate
 from ph_l2o.optimizers import Adam, Averaged, PortHamiltonian, Scheduled, ScheduleFreeAdamW
 from ph_l2o.optimizers.averaged import POWER
+from ph_l2o.tasks import Quadratic
 from ph_l2o.tasks.suite import Tabular
 
 STEPS, RENEWALS = 30, 50
@@ -59,3 +61,13 @@ def test_the_suffix():
     with pytest.raises(ValueError, match=r"\+average: .*ScheduleFreeAdamW: averages already"):
         InMode(ScheduleFreeAdamW(), ("average",))
     assert Averaged(Scheduled(Adam(), horizon=3)).reads_out
+
+
+def test_a_validation_is_of_the_average():
+    task, optimizer = Quadratic(3, noise=0.5), Averaged(Adam(lr=0.1))
+    where = {"rank": 0, "world_size": 1, "device": "cpu", "dtype": torch.float32}
+    found = validate(optimizer, task, num_problems=8, horizon=STEPS, seed=0, **where)
+    expected = evaluate_optimizer(optimizer, task, horizon=STEPS, num_problems=8, seed=0, split="val").final.mean()
+    plain = evaluate_optimizer(Adam(lr=0.1), task, horizon=STEPS, num_problems=8, seed=0, split="val").final.mean()
+    assert found["val/quadratic/final_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert plain != pytest.approx(expected, rel=1e-3)
