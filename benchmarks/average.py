@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--problems", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=int, default=2000, help="steps to which longer jobs are cut")
+    parser.add_argument("--longest", type=int, default=5000, help="steps to which longer jobs are cut")
     arguments = parser.parse_args()
     set_up_torch(1)
     before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
