@@ -51,4 +51,6 @@ def start(optimizer: LearnedOptimizer, problem: Problem) -> Carry:
     state = optimizer.init(problem.params)
     if problem.hidden is not None:
         state = optimizer.hide_loss(state, problem.hidden)
+    if problem.total_steps is not None:
+        state = optimizer.tell_steps(state, problem.total_steps)
     return Carry(problem.params, state, problem.buffers)

@@ -50,6 +50,7 @@ class EpisodeSource:
         horizons: Inner steps of the episodes, taken in turn.
         rescale: Random re-scaling of the parameters (Lv et al. 2017): log scale ~ U(-rescale, rescale); 0: none.
         hide_loss: Share of the problems whose loss the optimizer never sees.
+        tell_steps: Whether the optimizer is told the horizon of each episode.
         curriculum: Share of the training in which the longest horizon grows from the first to the last one.
         start: Makes the carry at an episode's start, as `Estimator.start`.
     """
@@ -63,12 +64,13 @@ class EpisodeSource:
         horizons: Sequence[int],
         rescale: float = 0.0,
         hide_loss: float = 0.0,
+        tell_steps: bool = False,
         curriculum: float = 0.0,
         start: Callable[[LearnedOptimizer, Problem], Carry] = start,
     ):
         self.task, self.seed, self.num_problems = task, seed, num_problems
         self.horizons, self.rescale, self.start = tuple(horizons), rescale, start
-        self.hide_loss, self.curriculum = hide_loss, curriculum
+        self.hide_loss, self.tell_steps, self.curriculum = hide_loss, tell_steps, curriculum
 
     def problem(self, number: int, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:
         """The share of process `rank` in the problems of an episode."""
@@ -91,6 +93,8 @@ class EpisodeSource:
     def begin(self, number: int, optimizer: LearnedOptimizer, horizon: int, **where: Any) -> Episode:
         """Episode `number` at its start."""
         problem = self.problem(number, **where)
+        if self.tell_steps:
+            problem.total_steps = torch.full_like(problem.params.flat[:, 0], horizon)
         with torch.no_grad():
             carry = self.start(optimizer, problem)
         return Episode(number, horizon, 0, problem, carry)

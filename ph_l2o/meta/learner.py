@@ -93,6 +93,7 @@ class MetaLearner(pl.LightningModule):
             horizons=settings.horizons,
             rescale=settings.rescale,
             hide_loss=settings.hide_loss,
+            tell_steps=settings.tell_steps,
             curriculum=settings.curriculum,
             start=estimator.start,
         )
@@ -251,7 +252,7 @@ class MetaLearner(pl.LightningModule):
         where, meta = self._where(), self.meta
         if where["world_size"] > 1 and self.estimator.averages_processes:
             check_same_weights(self.optimizer)
-        sizes = {"num_problems": meta.val_problems, "horizon": meta.val_horizon}
+        sizes = {"num_problems": meta.val_problems, "horizon": meta.val_horizon, "tell_steps": meta.tell_steps}
         self._is_validating = True
         with self._interruptible():
             metrics = validate(self.optimizer, self.task, seed=self.seed, **sizes, **where)

@@ -47,6 +47,7 @@ class MetaSettings:
         windows: Windows, of the episodes in turn, whose meta-gradients an outer step averages, >= 1. Of several, each
             is clipped by `gradient_clip` by itself, so that none outweighs the others.
         hide_loss: Share of the problems, in [0, 1], whose loss the optimizer never sees; for one that can go without.
+        tell_steps: Whether the optimizer is told the number of steps of each episode, so that it follows its schedule.
         rescale: Random re-scaling of the optimizees' tensors: log scale ~ U(-rescale, rescale), >= 0.
         objective: A name of `ph_l2o.estimators.OBJECTIVES`, or a function of a window's losses `(K, B)`, a mean over
             problems.
@@ -73,6 +74,7 @@ class MetaSettings:
     episodes: int = 1
     windows: int = 1
     hide_loss: float = 0.0
+    tell_steps: bool = False
     rescale: float = 0.0
     objective: str | Objective = "mean_log_loss"
     outer_optimizer: str | MakeOptimizer = "adam"

@@ -16,7 +16,14 @@ from ph_l2o.tasks import Task
 
 
 def validate(
-    optimizer: LearnedOptimizer, task: Task, *, num_problems: int, horizon: int, seed: int, **where: Any
+    optimizer: LearnedOptimizer,
+    task: Task,
+    *,
+    num_problems: int,
+    horizon: int,
+    seed: int,
+    tell_steps: bool = False,
+    **where: Any,
 ) -> dict[str, Tensor]:
     """Run an optimizer on problems of the validation split, of all members of a mixture.
 
@@ -27,6 +34,7 @@ def validate(
         num_problems: Problems, over all processes.
         horizon: Inner steps.
         seed: Of the run.
+        tell_steps: Whether the optimizer is told the horizon.
         where: `rank`, `world_size`, `device` and `dtype`.
 
     Returns:
@@ -38,7 +46,7 @@ def validate(
     metrics: dict[str, Tensor] = {}
     scores: list[Tensor] = []
     for name, member in members:
-        found, score = _validate(optimizer, member, count, horizon, seed, mixed=mixed, **where)
+        found, score = _validate(optimizer, member, count, horizon, seed, mixed=mixed, tell_steps=tell_steps, **where)
         metrics |= {f"val/{name}/{key}": value for key, value in found.items()}
         scores.append(score)
     return metrics | {"val/score": torch.stack(scores).mean()}
@@ -46,12 +54,14 @@ def validate(
 
 def _validate(
     optimizer: LearnedOptimizer, task: Task, count: int, horizon: int, seed: int, *,
-    mixed: bool, rank: int, world_size: int, **where: Any,
+    mixed: bool, tell_steps: bool, rank: int, world_size: int, **where: Any,
 ) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
     """Metrics and score of one task, or of one member of a mixture."""
     share = -(-count // world_size)
     keys = ProblemKeys(seed, "val", 0, range(rank * share, (rank + 1) * share))
     problem = task.sample(keys, **where)
+    if tell_steps:
+        problem.total_steps = torch.full_like(problem.params.flat[:, 0], horizon)
     carry, losses = run(optimizer, problem, horizon)
     carry = carry._replace(params=optimizer.readout(carry.params, carry.state))
     final = final_loss(problem, carry, losses[-1]).double()

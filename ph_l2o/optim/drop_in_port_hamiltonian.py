@@ -271,7 +271,7 @@ class PortHamiltonian(DropIn):
     def _factor(self, group: dict[str, Any], step: float) -> float:
         """The schedule's, of a group; torch's schedulers are known by what they put into it."""
         anytime = None if "initial_lr" in group else self._decay
-        return schedule.factor(step, group["total_steps"], anytime)
+        return schedule.factor(step, group["total_steps"] or 0, anytime)
 
     def _warn_after_the_end(self, steps: float) -> None:
         """Once, where the schedule of all groups is over."""

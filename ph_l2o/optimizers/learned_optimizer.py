@@ -93,6 +93,19 @@ class LearnedOptimizer(nn.Module, ABC):
         del state
         return params
 
+    def tell_steps(self, state: Any, total_steps: Tensor) -> Any:
+        """The state of a new episode whose length the optimizer knows, for one that has a schedule of its own.
+
+        Args:
+            state: What `init` returned.
+            total_steps: Steps of each problem, `(B,)`; 0 where they are not known.
+
+        Raises:
+            ValueError: If the optimizer has no schedule.
+        """
+        del state, total_steps
+        raise ValueError(f"meta.tell_steps: {type(self).__name__} has no schedule of its own; set it to false")
+
     def diagnose(self, params: Params, grads: Params, loss: Tensor | None, state: Any) -> dict[str, Tensor]:
         """What the optimizer is about to do, to look inside: numbers `(B,)`, or `(B, T)` with one for each tensor.
 

@@ -74,6 +74,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "at_most": (torch.clamp_max, min),
     "lerp": (torch.lerp, lambda start, end, weight: start + weight * (end - start)),
     "cos": (torch.cos, math.cos),
+    "round": (torch.round, round),
     "tanh": (torch.tanh, math.tanh),
     "isfinite": (torch.isfinite, math.isfinite),
     "zeros_like": (torch.zeros_like, lambda x: 0.0),
@@ -83,6 +84,7 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "for_each": (_constants_first, lambda constants, function, *xs: [function(c, *xs) for c in constants]),
     # Of these or of numbers of its tensors.
     "where": (torch.where, lambda condition, x, other: x if condition else other),
+    "lesser": (torch.minimum, np.minimum),
     "at_least": (torch.clamp_min, _number_or_array(max, np.maximum)),
     "clip": (torch.clamp, _number_or_array(lambda x, least, most: min(max(x, least), most), np.clip)),
     "sqrt": (torch.sqrt, _number_or_array(math.sqrt, np.sqrt)),

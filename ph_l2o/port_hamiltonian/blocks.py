@@ -120,7 +120,9 @@ def dtype_of(param: Tensor) -> torch.dtype:
 
 def memory_shapes(param: Tensor, bases: Eigenbases | None) -> dict[str, tuple[int, ...] | None]:
     """Keys of a parameter's memory, with the shapes of its tensors."""
-    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(("step", *_SUMS, "theta_square", "gradient_factor"))
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(
+        ("step", *_SUMS, "theta_square", "start_square", "gradient_factor")
+    )
     shapes |= dict.fromkeys(BUFFERS, tuple(param.shape))
     if bases is not None:
         shapes |= dict.fromkeys(("basis", "gram"), (1, sum(bases.sizes))) | {"gram_unit": None}
@@ -130,7 +132,8 @@ def memory_shapes(param: Tensor, bases: Eigenbases | None) -> dict[str, tuple[in
 def new_memory(param: Tensor, bases: Eigenbases | None) -> dict[str, Any]:
     """Nothing seen yet."""
     like = torch.empty(param.shape, dtype=dtype_of(param), device=param.device)
-    memory: dict[str, Any] = {"step": 0, **dict.fromkeys(_SUMS, 0.0), "theta_square": NEW, "gradient_factor": 1.0}
+    memory: dict[str, Any] = {"step": 0, **dict.fromkeys(_SUMS, 0.0), "gradient_factor": 1.0}
+    memory |= dict.fromkeys(("theta_square", "start_square"), NEW)
     memory |= {name: torch.zeros_like(like) for name in BUFFERS}
     if bases is not None:
         basis = bases.identity(like.view(1, -1))
@@ -163,6 +166,14 @@ def all_sums(active: Sequence[Block], sums: Array, weights: Array) -> Array:
     found[MOMENTUM], found[SECOND] = [block.memory["momentum_square"] for block in active], second
     found[THETA, ~np.isfinite(found[THETA])] = 0.0
     return found
+
+
+def start_squares(active: Sequence[Block], squares: Array) -> Array:
+    """‖θ‖² of each tensor when it first took part, `(T,)`, from what it is now."""
+    for block, square in zip(active, squares.tolist(), strict=True):
+        if block.memory["start_square"] == NEW:
+            block.memory["start_square"] = square
+    return np.array([block.memory["start_square"] for block in active])
 
 
 def wake(memory: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ _LEAST_AVERAGE, _LEAST_GRADIENT, _LEAST_GROWTH = -6.0, -2.0, -12.0
 _LEAST_LOSS = 1e-36
 _LEAST_SHARE = 1e-4
 _LEAST_THETA = 0.05  # of the size of a tensor's entries: biases start at 0
+_MOST_GROWTH = 1.5  # of that size since the start that lr follows; else longer steps and growth drive each other
 _TYPICAL_LENGTH = 2.0
 
 
@@ -112,6 +113,7 @@ class Ports(NamedTuple):
 def ports(
     network: Any,
     sums: Any,
+    starts: PerTensor,
     sizes: Any,
     second_mean: Number,
     reference: Number,
@@ -124,6 +126,7 @@ def ports(
     Args:
         network: The controller.
         sums: Sums over each tensor, `(…, 9, T)`.
+        starts: Those of the squares of θ at the start, `(…, T)`.
         sizes: Coordinates of each tensor, `(T,)`.
         second_mean: Mean of v over all coordinates.
         reference: Its average over the past.
@@ -144,7 +147,11 @@ def ports(
     )
     out = xp.by_rows(network, features)
     log_lr, (mix, keep, lean, rho) = out[..., 0], xp.unstack(xp.sigmoid(out[..., 1:]))
-    log_theta = xp.at_least(0.5 * xp.log(means[..., THETA] + _TINY), math.log(_LEAST_THETA))
+    log_theta, log_start = (
+        xp.at_least(0.5 * xp.log(squares + _TINY), math.log(_LEAST_THETA))
+        for squares in (means[..., THETA], starts / sizes)
+    )
+    log_theta = xp.lesser(log_theta, log_start + math.log(_MOST_GROWTH))
     log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta
     return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 

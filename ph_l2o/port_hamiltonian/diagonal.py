@@ -127,9 +127,11 @@ class PortHamiltonian(LearnedOptimizer):
         account, stiffness, rest = energy.at_the_start(_dot(flat, flat), size, self.budget, self.radius)
         averages = zero[:, None].repeat(1, len(energy.DECAYS), 1)
         numbers = dict.fromkeys(PortHamiltonianState._fields, none)
-        tensors = {"averages": averages, "second": zero, "momentum": zero}
+        tensors = {"averages": averages, "second": zero, "momentum": zero, "start_squares": flat * flat}
         springs = {"energy": account, "stiffness": stiffness, "rest_radius": rest}
-        return PortHamiltonianState(**numbers | tensors | springs | {"uses_loss": none + 1})
+        return PortHamiltonianState(
+            **numbers | tensors | springs | {"uses_loss": none + 1, "total_steps": none + (self.total_steps or 0)}
+        )
 
     def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """`energies_before` of the account, which a variant of the energy may replace."""
@@ -146,16 +148,21 @@ class PortHamiltonian(LearnedOptimizer):
         sums = _sums(params.flat, grad, averages, second, state.momentum, params.layout)
         sizes = params.layout.table(controller.tensor_sizes, params.flat)
         second_mean, reference = energy.compare_gradients(sums[:, SECOND].sum(1), sizes.sum(), seen, state)
-        ports = controller.ports(self.controller, sums, sizes, second_mean, reference, seen, state, params.layout)
+        starts = params.layout.sum(state.start_squares[:, None])[:, 0]
+        ports = controller.ports(
+            self.controller, sums, starts, sizes, second_mean, reference, seen, state, params.layout
+        )
         return _Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
 
-    def _rate(self, look: _Look) -> Tensor:
+    def tell_steps(self, state: PortHamiltonianState, total_steps: Tensor) -> PortHamiltonianState:
+        """See `LearnedOptimizer.tell_steps`."""
+        return state._replace(total_steps=total_steps.to(state.total_steps))
+
+    def _rate(self, look: _Look, state: PortHamiltonianState) -> Tensor:
         """Factor of each tensor's gain, `(B, T)`: the schedule's, and 0 where there is no gradient."""
         rate = (look.sums[:, GRADIENT].detach() > 0).to(look.grad)
-        if self.total_steps or self.decay:
-            step = look.seen.step.clamp_min(1)
-            rate = rate * schedule.factor(step, self.total_steps, self.decay).to(rate)[:, None]
-        return rate
+        step = look.seen.step.clamp_min(1)
+        return rate * schedule.factor(step, state.total_steps, self.decay)[:, None]
 
     def diagnose(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState
@@ -171,7 +178,7 @@ class PortHamiltonian(LearnedOptimizer):
             "tank": state.energy - state.kinetic - spring,
             "trust": state.trust,
             "skipped": state.skipped,
-            **look.ports.by_name(gain * self._rate(look)),
+            **look.ports.by_name(gain * self._rate(look, state)),
         }
 
     def update(
@@ -184,7 +191,7 @@ class PortHamiltonian(LearnedOptimizer):
 
         # By coordinate: s = √gain · (ρ v + (1 - ρ) v̄)^{-1/4}
         gain, floor = ports.scale(sums[:, SECOND] / sizes, second_mean[:, None])
-        rate = self._rate(look)
+        rate = self._rate(look, state)
         root = gain.sqrt() * rate.sqrt()  # the rate may be 0, where a root of the product has no derivative
         root, base, rho, mix = layout.expand(torch.stack([root, floor, ports.rho, ports.mix], 1)).unbind(1)
         scale = root * torch.addcmul(base, rho, second).rsqrt().sqrt()

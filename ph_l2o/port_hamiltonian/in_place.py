@@ -32,12 +32,12 @@ _USUAL = (1e-6, 1e6)  # gradients' units for which S is 1
 _ROUNDING = 1e-12
 _SET = 1e-3  # more growth of ‖θ‖² than this between steps is no rounding
 _POWERS = np.array([2, 2, 2, 0, 0, 2, 2, 2, 1])[:, None]  # of the gradient, in the sums
-_BY_PARAMETER = {"averages": None, "second": None, "momentum": None}
+_ELSEWHERE = dict.fromkeys(("averages", "second", "momentum", "start_squares", "total_steps"))
 _NOTHING_SEEN = PortHamiltonianState(
-    **dict.fromkeys(PortHamiltonianState._fields, 0.0) | {"uses_loss": 1.0} | _BY_PARAMETER
+    **dict.fromkeys(PortHamiltonianState._fields, 0.0) | {"uses_loss": 1.0} | _ELSEWHERE
 )
 ACCOUNT = "account"  # in the memory of each tensor: the account of all, one tensor of these numbers
-_NUMBERS = tuple(name for name in PortHamiltonianState._fields if name not in _BY_PARAMETER)
+_NUMBERS = tuple(name for name in PortHamiltonianState._fields if name not in _ELSEWHERE)
 
 
 class Report(NamedTuple):
@@ -94,7 +94,8 @@ def step(
     layout = Layout(tuple(block.name for block in active), tuple(block.shape for block in active))
     sizes = Numbers.table(layout, controller.tensor_sizes, u)
     means = energy.compare_gradients(Numbers.total(sums[SECOND]), Numbers.total(sizes), seen, state)
-    ports = controller.ports(network, sums, sizes, *means, seen, state, layout)
+    starts = memory.start_squares(active, sums[THETA])
+    ports = controller.ports(network, sums, starts, sizes, *means, seen, state, layout)
     ports = ports._replace(rho=np.maximum(ports.rho, _LEAST_RHO))
     gain, floor = ports.scale(sums[SECOND] / sizes, means[0])
     gain = gain * [block.rate for block in active] * (sums[GRADIENT] > 0)

@@ -111,6 +111,10 @@ class PortHamiltonianKronecker(PortHamiltonian):
         """See `LearnedOptimizer.hide_loss`."""
         return state._replace(dynamics=super().hide_loss(state.dynamics, hidden))
 
+    def tell_steps(self, state: KroneckerState, total_steps: Tensor) -> KroneckerState:  # type: ignore[override]
+        """See `LearnedOptimizer.tell_steps`."""
+        return state._replace(dynamics=super().tell_steps(state.dynamics, total_steps))
+
     def diagnose(  # type: ignore[override]
         self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
     ) -> dict[str, Tensor]:

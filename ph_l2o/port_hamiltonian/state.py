@@ -18,9 +18,11 @@ class PortHamiltonianState(NamedTuple):
 
     Attributes:
         step: Steps done, without those skipped.
+        total_steps: Steps of the run, 0 where nobody knows. The step in place is told by its group.
         averages: Bias-corrected averages of the gradient in its unit, `(B, 2, N)`.
         second: Bias-corrected average of the squared gradient in its unit, `(B, N)`.
         momentum: π, `(B, N)`.
+        start_squares: Squares of θ at the start, `(B, N)`; of them lr sees sums over tensors.
         gradient_unit: G.
         second_mean: Mean of `second`.
         reference: Average of `second_mean` over the past.
@@ -39,9 +41,11 @@ class PortHamiltonianState(NamedTuple):
     """
 
     step: Number
+    total_steps: Number
     averages: Any
     second: Any
     momentum: Any
+    start_squares: Any
     gradient_unit: Number
     second_mean: Number
     reference: Number

@@ -134,6 +134,8 @@ class CausalAttention(BatchedModule):
         num_heads: Heads of each block, >= 1.
         num_layers: Blocks of attention and of an MLP with 2 · width hidden units, >= 1.
         norm: Whether a LayerNorm stands before each block and before the output.
+        post_norm: Whether it stands after each block's sum instead (post-LN), and none before the output.
+        zero_init: Whether the last map of each block starts at 0, so that the network starts as one without blocks.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -151,13 +153,15 @@ class CausalAttention(BatchedModule):
         num_heads: int = 2,
         num_layers: int = 1,
         norm: bool = True,
+        post_norm: bool = False,
+        zero_init: bool = False,
     ):
         super().__init__()
         self.num_heads = at_least("task.model.num_heads", num_heads, 1, "heads of a block")
         self.num_layers = at_least("task.model.num_layers", num_layers, 1, "blocks")
         if at_least("task.model.width", width, 1, "of the residual stream") % num_heads:
             raise ValueError(f"task.model.width={width}: must be a multiple of num_heads={num_heads}")
-        self.norm = norm
+        self.norm, self.post_norm = norm, norm and post_norm
         self.add_affine("_in", inputs, width)
         self.position = nn.Parameter(0.1 * torch.randn(length, width))
         for k in range(num_layers):
@@ -166,22 +170,30 @@ class CausalAttention(BatchedModule):
             self.add_affine(f"_up{k}", width, 2 * width)
             self.add_affine(f"_down{k}", 2 * width, width)
         for name in (*(f"_{part}{k}" for k in range(num_layers) for part in ("attend", "up")), "_out") * norm:
-            self.add_norm(name, width)
+            if not (self.post_norm and name == "_out"):
+                self.add_norm(name, width)
         self.add_affine("_out", width, outputs)
+        with torch.no_grad():
+            for name, x in self.named_parameters():
+                if zero_init and ("_mix" in name or "_down" in name):
+                    x.zero_()
 
     def batched_forward(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """B networks at once: `(B, batch, time, inputs)` → `(B, batch, time, outputs)`."""
 
-        def normed(name: str, x: Tensor) -> Tensor:
-            return normalized(tensors, name, x) if self.norm else x
+        def before(name: str, x: Tensor) -> Tensor:
+            return normalized(tensors, name, x) if self.norm and not self.post_norm else x
+
+        def after(name: str, x: Tensor) -> Tensor:
+            return normalized(tensors, name, x) if self.post_norm else x
 
         x = affine(tensors, "_in", inputs) + tensors["position"][:, None]
         for k in range(self.num_layers):
-            attended = self._attend(affine(tensors, f"_attend{k}", normed(f"_attend{k}", x)))
-            x = x + affine(tensors, f"_mix{k}", attended)
-            hidden = F.gelu(affine(tensors, f"_up{k}", normed(f"_up{k}", x)))
-            x = x + affine(tensors, f"_down{k}", hidden)
-        return affine(tensors, "_out", normed("_out", x))
+            attended = self._attend(affine(tensors, f"_attend{k}", before(f"_attend{k}", x)))
+            x = after(f"_attend{k}", x + affine(tensors, f"_mix{k}", attended))
+            hidden = F.gelu(affine(tensors, f"_up{k}", before(f"_up{k}", x)))
+            x = after(f"_up{k}", x + affine(tensors, f"_down{k}", hidden))
+        return affine(tensors, "_out", before("_out", x))
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values `(B, batch, time, 3 · width)` → `(B, batch, time, width)`."""

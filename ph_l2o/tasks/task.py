@@ -27,6 +27,7 @@ class Problem(ABC):
             `(B, *shape)`; empty for most.
         stochastic: Whether the loss depends on a mini-batch or noise.
         hidden: Problems whose loss the optimizer never sees, booleans `(B,)`; None: it sees all.
+        total_steps: Steps of the episode, as the optimizer is told, `(B,)`; None: it is not.
     """
 
     keys: ProblemKeys
@@ -34,6 +35,7 @@ class Problem(ABC):
     buffers: Buffers = MappingProxyType({})
     stochastic: bool = False
     hidden: Tensor | None = None
+    total_steps: Tensor | None = None
 
     @property
     def num_problems(self) -> int:
