@@ -124,7 +124,7 @@ class PortHamiltonian(DropIn):
         if isinstance(learned, PortHamiltonianKronecker):
             self._rotation = learned.max_preconditioner_dim, learned.precondition_frequency
         self._network = FrozenController(learned.controller)
-        self._ball, self._decay = (learned.budget, learned.radius), learned.decay
+        self._ball, self._anytime = (learned.budget, learned.radius), learned.anytime
         self._compile, self._kernels, self._average = compile, _kernels(compile), average
         self._report: in_place.Report | None = None
         self._flats = _Flats()
@@ -190,7 +190,7 @@ class PortHamiltonian(DropIn):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickle; see `torch.optim.Optimizer`."""
-        names = ("_network", "_ball", "_decay", "_rotation", "_compile", "_average", "reduce_loss", "process_group")
+        names = ("_network", "_ball", "_anytime", "_rotation", "_compile", "_average", "reduce_loss", "process_group")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -270,7 +270,7 @@ class PortHamiltonian(DropIn):
 
     def _factor(self, group: dict[str, Any], step: float) -> float:
         """The schedule's, of a group; torch's schedulers are known by what they put into it."""
-        anytime = None if "initial_lr" in group else self._decay
+        anytime = schedule.Anytime() if "initial_lr" in group else self._anytime
         return schedule.factor(step, group["total_steps"] or 0, anytime)
 
     def _warn_after_the_end(self, steps: float) -> None:

@@ -4,8 +4,8 @@ python -m ph_l2o.optim.export runs/…/checkpoints/best.ckpt mine.safetensors
 
 The weights in this package are written from last.ckpt of the runs of experiment=pretrain and pretrain_kronecker:
 
-python -m ph_l2o.optim.export … default.safetensors --set clock=50 --set decay=[200,0.5]
-python -m ph_l2o.optim.export … kronecker.safetensors --set clock=50 --set decay=[200,0.5] \
+python -m ph_l2o.optim.export … default.safetensors --set clock=50 --set decay=[200,0.5] --set warmup_steps=10
+python -m ph_l2o.optim.export … kronecker.safetensors --set clock=50 --set decay=[200,0.5] --set warmup_steps=10 \
     --set max_preconditioner_dim=1024
 
 python -m ph_l2o.optim.export untrained ph_l2o/weights/default.safetensors    # as meta-training starts, seed 0

@@ -84,6 +84,7 @@ class PortHamiltonian(LearnedOptimizer):
         total_steps: Steps of a run, >= 1, over which gain first rises, then falls to 0, see `schedule.py`; None: it
             does not.
         decay: Two numbers (K, p), > 0: without `total_steps` gain falls as (1 + k/K)^-p; None: it does not.
+        warmup_steps: Steps, >= 0, over which gain first rises without `total_steps`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -101,6 +102,7 @@ class PortHamiltonian(LearnedOptimizer):
         clock: int | None = None,
         total_steps: int | None = None,
         decay: Sequence[float] | None = None,
+        warmup_steps: int = 0,
     ):
         super().__init__()
         if hidden_size < 1:
@@ -116,7 +118,8 @@ class PortHamiltonian(LearnedOptimizer):
         if decay is not None and not (len(decay) == 2 and all(0 < x < math.inf for x in decay)):
             raise ValueError(f"optimizer.decay={list(decay)}: must be two finite numbers > 0, steps and power, or null")
         self.budget, self.radius, self.total_steps = budget, radius, total_steps
-        self.decay = None if decay is None else (float(decay[0]), float(decay[1]))
+        at_least("optimizer.warmup_steps", warmup_steps, 0, "steps")
+        self.anytime = schedule.Anytime(warmup_steps, None if decay is None else (float(decay[0]), float(decay[1])))
         self.controller = controller.Controller(hidden_size, init_lr, clock)
 
     def init(self, params: Params) -> PortHamiltonianState:
@@ -162,7 +165,7 @@ class PortHamiltonian(LearnedOptimizer):
         """Factor of each tensor's gain, `(B, T)`: the schedule's, and 0 where there is no gradient."""
         rate = (look.sums[:, GRADIENT].detach() > 0).to(look.grad)
         step = look.seen.step.clamp_min(1)
-        return rate * schedule.factor(step, state.total_steps, self.decay)[:, None]
+        return rate * schedule.factor(step, state.total_steps, self.anytime)[:, None]
 
     def diagnose(
         self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState

@@ -65,6 +65,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
         clock: See `PortHamiltonian`.
         total_steps: See `PortHamiltonian`.
         decay: See `PortHamiltonian`.
+        warmup_steps: See `PortHamiltonian`.
         precondition_frequency: Steps between power iterations, >= 1.
         max_preconditioner_dim: Longest side of a tensor that is rotated, >= 0.
 
@@ -87,6 +88,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
         clock: int | None = None,
         total_steps: int | None = None,
         decay: Sequence[float] | None = None,
+        warmup_steps: int = 0,
         precondition_frequency: int = 10,
         max_preconditioner_dim: int = 1024,
     ):
@@ -98,6 +100,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
             clock=clock,
             total_steps=total_steps,
             decay=decay,
+            warmup_steps=warmup_steps,
         )
         check_settings(precondition_frequency, max_preconditioner_dim)
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ph_l2o.optimizers.scheduled import WARM_UP
 from ph_l2o.port_hamiltonian.arithmetic import Number, arithmetic
 
 
-def factor(step: Number, total_steps: Number, decay: tuple[float, float] | None) -> Number:
+class Anytime(NamedTuple):
+    """The course of rates in runs whose length nobody knows.
+
+    Attributes:
+        warmup_steps: Steps of the linear rise, W.
+        decay: K and p, or None.
+    """
+
+    warmup_steps: int = 0
+    decay: tuple[float, float] | None = None
+
+    def factor(self, step: Number) -> Number:
+        """The factor of step k = 1, 2, …: min(1, k / (W + 1)) (1 + (k - 1) / K)^-p."""
+        xp = arithmetic(step)
+        rising = xp.clip(step / (self.warmup_steps + 1), 0.0, 1.0)
+        return rising * xp.exp(-self.decay[1] * xp.log(1 + (step - 1) / self.decay[0])) if self.decay else rising
+
+
+def factor(step: Number, total_steps: Number, anytime: Anytime) -> Number:
     """The factor of step k = 1, 2, …
 
     Over a run of T = `total_steps` it is that of `adamw+cosine`: with W = round(.05 T) steps of warm-up k / (W + 1) for
     k <= W, then ½ (1 + cos(π (k - 1 - W) / (T - W))), and 0 after T. With T = 0, of a run whose length nobody knows, it
-    is (1 + (k - 1) / K)^-p for the `decay` (K, p): with p in (½, 1] or near it, stochastic gradients come to rest
-    however long the run is (Robbins and Monro 1951). Without both it is 1.
+    is that of `anytime`: with p in (½, 1] or near it, stochastic gradients come to rest however long the run is
+    (Robbins and Monro 1951).
     """
     xp = arithmetic(step)
-    anytime = xp.exp(-decay[1] * xp.log(1 + (step - 1) / decay[0])) if decay else 0 * step + 1.0
     rise = xp.round(WARM_UP * total_steps)
     progress = xp.clip((step - 1 - rise) / xp.at_least(total_steps - rise, 1), 0.0, 1.0)
     falling = xp.where(step <= total_steps, 0.5 * (1 + xp.cos(math.pi * progress)), 0 * step)
-    return xp.where(total_steps > 0, xp.where(step <= rise, step / (rise + 1), falling), anytime)
+    return xp.where(total_steps > 0, xp.where(step <= rise, step / (rise + 1), falling), anytime.factor(step))

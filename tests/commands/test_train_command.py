@@ -92,7 +92,7 @@ def test_weights_are_where_a_training_starts(command, run_folder, tmp_path):
     trained, _ = load_checkpoint(run_folder() / "checkpoints" / "last.ckpt")
     for name, value in optimizer.state_dict().items():
         torch.testing.assert_close(trained.state_dict()[name], value, rtol=0, atol=1e-9)
-    assert trained.decay is None  # an argument, no part of the weights
+    assert trained.anytime.decay is None  # an argument, no part of the weights
 
 
 def test_evaluation_of_the_checkpoint_gives_the_number_of_the_training(command, run_folder, tmp_path):

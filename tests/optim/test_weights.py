@@ -78,7 +78,7 @@ def test_export_with_other_arguments(tmp_path, capsys):
     assert export.main([str(source), str(target), *settings]) == 0
     found = checkpoints.load_weights(target)
     assert isinstance(found, PortHamiltonianKronecker) and found.max_preconditioner_dim == 64
-    assert found.decay == (200, 0.5) and found.controller.clock == 50
+    assert found.anytime.decay == (200, 0.5) and found.controller.clock == 50
     assert torch.equal(found.controller.powers, optimizer.controller.powers)
     capsys.readouterr()
     for wrong, message in (
