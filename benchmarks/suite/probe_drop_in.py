@@ -20,9 +20,9 @@ def main() -> None:
     question = fresh.question()
     torch.set_num_threads(1)
     name, count, size = question["name"], question["count"], question["size"]
-    drop_in.taking_steps(name, 2, 10)  # what is loaded at the first use
+    drop_in.taking_steps(name, drop_in.matrices(2, 10))  # what is loaded at the first use
     gc.collect()
-    params = drop_in.parameters(count, size)
+    params = drop_in.parameters(drop_in.matrices(count, size))
     optimizer = drop_in.optimizer(name, params)
     before = _resident()
     for _ in range(3):

@@ -33,7 +33,6 @@ from ph_l2o.port_hamiltonian.blocks import (
     BUFFERS,
     Block,
     Resting,
-    RotatedBlock,
     dtype_of,
     memory_shapes,
     new_memory,
@@ -42,6 +41,7 @@ from ph_l2o.port_hamiltonian.blocks import (
 from ph_l2o.port_hamiltonian.controller import FrozenController
 from ph_l2o.port_hamiltonian.fused import Fused, load_library
 from ph_l2o.port_hamiltonian.kernels import Plain
+from ph_l2o.port_hamiltonian.turned import turned
 
 
 class PortHamiltonian(DropIn):
@@ -58,7 +58,8 @@ class PortHamiltonian(DropIn):
     by loading weights, is not taken back: the radius grows where it has to, as it does for parameters that are added.
 
     Half-precision parameters have a memory of float32, float64 ones of float64: four buffers for each parameter; with
-    `kronecker` four numbers more for each entry of the factors, of a matrix of m × n 2 m² + 2 n².
+    `kronecker` 2 m² + m n numbers more for a matrix of m × n, m < n and n > 128, 2 m² + 2 n² for
+    others, and 2 n² for a vector of up to 128.
     On a GPU a step waits for it four times, for a few numbers of each tensor.
 
     Args:
@@ -120,9 +121,9 @@ class PortHamiltonian(DropIn):
                 f"pretrained={pretrained}: holds {type(learned).__name__}, not PortHamiltonian or "
                 "PortHamiltonianKronecker; use ph_l2o.optim.load"
             )
-        self._rotation: tuple[int, int] | None = None  # longest side that is rotated, steps between power iterations
+        self._rotation: tuple[int, int, float | None] | None = None  # frequency, longest side and rank of the bases
         if isinstance(learned, PortHamiltonianKronecker):
-            self._rotation = learned.max_preconditioner_dim, learned.precondition_frequency
+            self._rotation = learned.precondition_frequency, learned.max_preconditioner_dim, learned.basis_rank
         self._network = FrozenController(learned.controller)
         self._ball, self._anytime = (learned.budget, learned.radius), learned.anytime
         self._compile, self._kernels, self._average = compile, _kernels(compile), average
@@ -249,17 +250,20 @@ class PortHamiltonian(DropIn):
         averaging = self._begin_averages(entries) if self._average else []
         if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
+        frequency = self._rotation[0] if self._rotation else 1
+        seen_in_bases = turned(map(self._bases, taking_part), active, frequency)
         kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
-        after, report = in_place.step(self._network, active, resting, loss, state, kernels, self._ball)
+        after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, kernels, self._ball)
         if report is None:
             in_place.write(account, state._replace(skipped=after.skipped))
             return
         in_place.write(account, after)
         self._report = report
+        for group in seen_in_bases:
+            group.renew(after.gradient_unit)
         for p, block in zip(taking_part, active, strict=True):
-            theta = block.finish(after.gradient_unit)
-            if theta.data_ptr() != p.data_ptr():
-                p.copy_(theta.view(p.shape))
+            if block.home.data_ptr() != p.data_ptr():
+                p.copy_(block.home.view(p.shape))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
         averages.advance(averaging)
@@ -295,14 +299,13 @@ class PortHamiltonian(DropIn):
         flats = self._flats.of(name, p, dtype, bases, memory)
         wake(memory)
         theta, grad = flat(p, dtype), flat(p.grad, dtype)
-        block = Block(name, tuple(p.shape), theta, grad, memory, flats, rate, weight_decay)
-        return block if bases is None or self._rotation is None else RotatedBlock(block, bases, self._rotation[1])
+        return Block(name, tuple(p.shape), theta, grad, memory, flats, rate, weight_decay)
 
     def _bases(self, p: Tensor) -> Eigenbases | None:
         """Those in which a parameter is seen, if there are any."""
         if self._rotation is None:
             return None
-        bases = bases_of(Layout(("",), (tuple(p.shape),)), self._rotation[0])
+        bases = bases_of(Layout(("",), (tuple(p.shape),)), *self._rotation[1:])
         return bases if bases.sizes else None
 
 

@@ -58,7 +58,7 @@ def check_memory(name: str, memory: Mapping[str, Any], shapes: Mapping[str, tupl
         if found != shape:
             raise ValueError(
                 f"the loaded state has {key} of shape {found} for parameter {name}, which needs {shape}: it is of "
-                "another model, or its parameters are in another order"
+                "another model or version, or its parameters are in another order"
             )
 
 

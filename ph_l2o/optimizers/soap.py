@@ -102,21 +102,24 @@ class SOAP(ClassicalOptimizer):
             age = step - 1
             begun = (age > 0)[:, None].to(grad.dtype)
             grad, decay = begun * grad, begun * decay
-        grad = plan.rotated(grad, old_basis)
+        turning = plan.opened(old_basis)
+        grad = plan.rotated(grad, turning)
         first = torch.lerp(grad, state.first, h["beta1"])
         second = torch.lerp(grad * grad, state.second, h["beta2"])
         move = adam_step(first, second, age.clamp_min(1)[:, None], h)
-        flat = params.flat * (1 - decay) - plan.rotated(move, old_basis, back=True)
+        flat = params.flat * (1 - decay) - plan.rotated(move, turning, back=True)
         if not plan.sizes:
             return params.like(flat), SOAPState(step, first, second, old_gram, old_basis)
 
-        gram = torch.lerp(plan.products(grads.flat.detach()), old_gram, h["beta2"].detach())
+        beta2 = h["beta2"].detach()
+        gram = plan.with_products(old_gram * beta2, turning, grads.flat.detach() * (1 - beta2).sqrt())
         (basis,) = where_rows(age == 0, lambda: (plan.eigenvectors(gram),), (old_basis,))
         due = (age > 0) & (age % self.precondition_frequency == 0)
 
         def renewed() -> tuple[Tensor, ...]:
-            new, orders = plan.improved(gram, basis)
-            return new, plan.moved(first, basis, new), plan.sorted(second, orders)
+            old = plan.opened(basis)
+            new, _, orders = plan.improved(gram, old)
+            return new, plan.moved(first, plan.change(old, plan.opened(new))), plan.sorted(second, orders)
 
         basis, first, second = where_rows(due, renewed, (basis, first, second))
         return params.like(flat), SOAPState(step, first, second, gram, basis)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from ph_l2o.optimizers.eigenbases import Eigenbases, eigenbases, where_rows
 from ph_l2o.params import Layout
 from ph_l2o.port_hamiltonian.energy import LEAST, averaging_weight
 
-_DECAY = 0.95  # of L and R
+DECAY = 0.95  # of L and R
 _LONGEST_VECTOR = 128  # that is rotated
+WHOLE = 128  # sides of up to this length keep all eigenvectors, whatever the rank
 _MOST = 1e30  # of a gradient's entries, so that sums of them do not overflow
-_EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
+FLOOR = 1e-5  # of the eigenvalues of L and R, over their mean
+EARLY = (1, 2, 4, 7)  # steps after which bases are renewed besides
 
 
-def bases_of(layout: Layout, longest: int) -> Eigenbases:
-    """The bases of matrices, with sides of up to `longest` rotated, and of short vectors."""
-    return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest))
+def bases_of(layout: Layout, longest: int, rank: float | None) -> Eigenbases:
+    """The bases of matrices, with sides of up to `longest` rotated, and of short vectors; `rank`: see `Eigenbases`."""
+    return eigenbases(layout, longest, min(_LONGEST_VECTOR, longest), rank, WHOLE)
 
 
 def within_range(grad: Tensor) -> Tensor:
     """Gradients `(B, N)`, those beyond the range of what can be rotated scaled down to it."""
-    largest = grad.detach().abs().amax(1, keepdim=True)
-    return torch.where(largest > _MOST, grad * (_MOST / largest), grad)
+    return grad * into_range(grad.detach().abs().amax(1, keepdim=True))
+
+
+def into_range(largest: Tensor) -> Tensor:
+    """What scales gradients down, for the largest absolute value of each."""
+    return (_MOST / largest).clamp_max(1)
 
 
 def renewed(
@@ -53,13 +58,21 @@ def renewed(
     Returns:
         L and R, Q_L and Q_R, and where the latter are new, booleans `(B,)`.
     """
-    weight = averaging_weight(_DECAY, step.clamp_min(1)).to(gram)[:, None]
-    gram = torch.lerp(gram.detach() * (change * change)[:, None], bases.products(grad, unit), weight)
-    first = step == 1
-    due = (step % frequency == 0) | (step[:, None] == step.new_tensor(_EARLY)).any(1)
-    (new,) = where_rows(first, lambda: (bases.eigenvectors(gram),), (basis,))
-    (new,) = where_rows(due & ~first, lambda: bases.improved(gram, basis)[:1], (new,))
+    old, first = bases.opened(basis), step == 1
+    keep, scale = weights(step.detach().clamp_min(1), change)
+    keep, scale = keep.to(gram)[:, None], scale.to(gram)[:, None]
+    grad = grad * (scale / bases.largest(grad).maximum(unit[:, None]))
+    gram = bases.with_products(gram.detach() * keep, old, grad)
+    due = (step % frequency == 0) | (step[:, None] == step.new_tensor(EARLY)).any(1)
+    new, gram = where_rows(first, lambda: bases.first(gram, grad), (basis, gram))
+    new, gram = where_rows(due & ~first, lambda: bases.improved(gram, old, FLOOR)[:2], (new, gram))
     return gram, new, due
+
+
+def weights(step: Tensor, change: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Of L and R, and of the gradient, before its product with itself."""
+    weight = averaging_weight(DECAY, step)
+    return change * change * (1 - weight), weight.sqrt()
 
 
 def in_new_bases(
@@ -72,7 +85,8 @@ def in_new_bases(
     kinetic: Tensor,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Averages, v and π, `(B, N)`, in new bases; π has no more energy than before, `(B,)`, whatever rounding does."""
-    turned = [bases.moved(x, old, new) for x in averages]
-    momentum = bases.moved(momentum, old, new)
+    changes = bases.change(bases.opened(old), bases.opened(new))
+    turned = [bases.moved(x, changes) for x in averages]
+    momentum = bases.moved(momentum, changes)
     fit = (kinetic / (0.5 * (momentum * momentum).sum(1)).clamp_min(LEAST)).clamp_max(1).sqrt().detach()
-    return turned, bases.moved_variances(second, old, new), momentum * fit[:, None]
+    return turned, bases.moved_variances(second, changes), momentum * fit[:, None]

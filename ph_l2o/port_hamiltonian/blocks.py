@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ph_l2o.optimizers.eigenbases import Eigenbases
-from ph_l2o.port_hamiltonian.bases import in_new_bases, renewed, within_range
 from ph_l2o.port_hamiltonian.energy import DECAYS, SECOND_DECAY, averaging_weight
 from ph_l2o.port_hamiltonian.state import MOMENTUM, SECOND, THETA
 
@@ -42,12 +41,13 @@ class Block:
     Attributes:
         name: For the diagnostics.
         shape: Shape of the parameter.
-        theta: Parameters, flat.
+        theta: Parameters, flat, as the step moves them.
         grad: Gradient, flat, of the same type.
         memory: See the module's text.
         flats: The four tensors of the memory, flat.
         rate: Factor of the gain in this step.
         weight_decay: The share rate · weight_decay / 1000 of θ goes in each step.
+        home: Parameters, flat, as the model has them; `theta` unless that is turned.
     """
 
     name: str
@@ -58,11 +58,10 @@ class Block:
     flats: tuple[Tensor, ...]
     rate: float
     weight_decay: float
+    home: Tensor = field(init=False)
 
-    def finish(self, gradient_unit: float) -> Tensor:
-        """After a step: the parameter's new values, flat."""
-        del gradient_unit
-        return self.theta
+    def __post_init__(self) -> None:
+        self.home = self.theta
 
 
 @dataclass(slots=True)
@@ -74,43 +73,6 @@ class Resting:
     """
 
     memory: dict[str, Any]
-
-
-class RotatedBlock(Block):
-    """A tensor in the coordinates of its bases.
-
-    Args:
-        plain: The tensor in its own coordinates.
-        bases: Its bases.
-        frequency: Steps between power iterations.
-    """
-
-    def __init__(self, plain: Block, bases: Eigenbases, frequency: int):
-        self._plain, self._bases, self._frequency = plain, bases, frequency
-        self._plain_grad = within_range(plain.grad[None])
-        self._start = bases.rotated(plain.theta[None], plain.memory["basis"])
-        grad = bases.rotated(self._plain_grad, plain.memory["basis"])[0]
-        rest = (plain.memory, plain.flats, plain.rate, plain.weight_decay)
-        super().__init__(plain.name, plain.shape, self._start[0].clone(), grad, *rest)
-
-    def finish(self, gradient_unit: float) -> Tensor:
-        """Also take the gradient into L and R, whose unit becomes G, and turn what is remembered to new bases."""
-        bases, memory, old = self._bases, self.memory, self.memory["basis"]
-        self._plain.theta.add_(bases.rotated(self.theta[None] - self._start, old, back=True)[0])
-        step = torch.tensor([float(memory["step"])], dtype=torch.float64, device="cpu")
-        change = memory["gram_unit"] / gradient_unit
-        unit, change, kinetic = old.new_tensor([[gradient_unit], [change], [0.5 * memory["momentum_square"]]])
-        memory["gram"], new, is_new = renewed(
-            bases, memory["gram"], old, self._plain_grad, unit, change, step, self._frequency
-        )
-        memory["gram_unit"] = gradient_unit
-        if is_new.item():
-            *averages, second, momentum = (x[None] for x in self.flats)
-            turned, *others = in_new_bases(bases, old, new, averages, second, momentum, kinetic)
-            for flat, x in zip(self.flats, (*turned, *others), strict=True):
-                flat.copy_(x[0])
-            memory["basis"] = new
-        return self._plain.theta
 
 
 def dtype_of(param: Tensor) -> torch.dtype:
@@ -212,7 +174,7 @@ def decay(active: Sequence[Block]) -> Array:
     for k, block in enumerate(active):
         if block.weight_decay and block.rate:
             left[k] = max(1 - _DECAY_UNIT * block.rate * block.weight_decay, 0.0)
-            block.theta.mul_(left[k])
+            block.home.mul_(left[k])
     return left
 
 

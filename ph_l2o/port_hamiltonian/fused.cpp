@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kBlock = 2048;
 
 struct Part {
-  enum { kGrad, kTheta, kFast, kSlow, kSecond, kMomentum, kPointers };
+  enum { kGrad, kTheta, kHome, kFast, kSlow, kSecond, kMomentum, kPointers };
 };
 
 template <typename T>
@@ -33,7 +33,7 @@ void largest(int64_t size, void* const* p, double, const double*, double* out) {
 template <typename T>
 void absorb(int64_t size, void* const* p, double unit, const double* number, double* out) {
   const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
-  const T* __restrict theta = static_cast<const T*>(p[Part::kTheta]);
+  const T* __restrict home = static_cast<const T*>(p[Part::kHome]);
   T* __restrict fast = static_cast<T*>(p[Part::kFast]);
   T* __restrict slow = static_cast<T*>(p[Part::kSlow]);
   T* __restrict second = static_cast<T*>(p[Part::kSecond]);
@@ -45,7 +45,7 @@ void absorb(int64_t size, void* const* p, double unit, const double* number, dou
     T gg = 0, ff = 0, ss = 0, tt = 0, gf = 0, gs = 0, gp = 0;
 #pragma omp simd reduction(+ : gg, ff, ss, tt, gf, gs, gp)
     for (int64_t i = first; i < end; ++i) {
-      const T g = factor * grad[i], pi = momentum[i], th = theta[i];
+      const T g = factor * grad[i], pi = momentum[i], th = home[i];
       const T f = fast[i] + of_fast * (g - fast[i]);
       const T s = slow[i] + of_slow * (g - slow[i]);
       fast[i] = f;
@@ -64,8 +64,8 @@ void absorb(int64_t size, void* const* p, double unit, const double* number, dou
   }
 }
 
-template <typename T>
-void predict(int64_t size, void* const* p, double unit, const double* number, double* out) {
+template <typename T, bool kPulls>
+void predict_with(int64_t size, void* const* p, double unit, const double* number, double* out) {
   const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
   const T* __restrict theta = static_cast<const T*>(p[Part::kTheta]);
   const T* __restrict fast = static_cast<const T*>(p[Part::kFast]);
@@ -82,7 +82,7 @@ void predict(int64_t size, void* const* p, double unit, const double* number, do
       const T h = q * (g + mix * (fast[i] - g));
       hh += h * h;
       hp += h * momentum[i];
-      ht += h * (q * theta[i]);
+      if constexpr (kPulls) ht += h * (q * theta[i]);
     }
     out[0] += hh;
     out[1] += hp;
@@ -90,8 +90,18 @@ void predict(int64_t size, void* const* p, double unit, const double* number, do
   }
 }
 
-// Theta need not be finite where there is no spring.
-template <typename T, bool kPulls>
+template <typename T>
+void predict(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  predict_with<T, false>(size, p, unit, number, out);
+}
+
+template <typename T>
+void predict_pulled(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  predict_with<T, true>(size, p, unit, number, out);
+}
+
+// Theta need not be finite where there is no spring; where it is turned there it begins at 0.
+template <typename T, bool kPulls, bool kFromTheta>
 void move_with(int64_t size, void* const* p, double unit, const double* number, double* out) {
   const T* __restrict grad = static_cast<const T*>(p[Part::kGrad]);
   T* __restrict theta = static_cast<T*>(p[Part::kTheta]);
@@ -110,7 +120,8 @@ void move_with(int64_t size, void* const* p, double unit, const double* number, 
       const T push = g + mix * (fast[i] - g);
       T pi = keep * momentum[i] - (force * q) * push;
       if constexpr (kPulls) pi -= (spring * q) * theta[i];
-      const T th = theta[i] + (rate * q) * pi;
+      T th = (rate * q) * pi;
+      if constexpr (kFromTheta) th += theta[i];
       momentum[i] = pi;
       theta[i] = th;
       pp += pi * pi;
@@ -123,7 +134,13 @@ void move_with(int64_t size, void* const* p, double unit, const double* number, 
 
 template <typename T>
 void move(int64_t size, void* const* p, double unit, const double* number, double* out) {
-  (number[4] != 0 ? move_with<T, true> : move_with<T, false>)(size, p, unit, number, out);
+  const bool is_turned = p[Part::kTheta] != p[Part::kHome];
+  (is_turned ? move_with<T, false, false> : move_with<T, false, true>)(size, p, unit, number, out);
+}
+
+template <typename T>
+void move_pulled(int64_t size, void* const* p, double unit, const double* number, double* out) {
+  (number[4] != 0 ? move_with<T, true, true> : move_with<T, false, true>)(size, p, unit, number, out);
 }
 
 template <typename T>
@@ -156,5 +173,9 @@ PASS(absorb, f32, float, 3, 7, false)
 PASS(absorb, f64, double, 3, 7, false)
 PASS(predict, f32, float, 2, 3, true)
 PASS(predict, f64, double, 2, 3, true)
+PASS(predict_pulled, f32, float, 2, 3, true)
+PASS(predict_pulled, f64, double, 2, 3, true)
 PASS(move, f32, float, 6, 2, false)
 PASS(move, f64, double, 6, 2, false)
+PASS(move_pulled, f32, float, 6, 2, false)
+PASS(move_pulled, f64, double, 6, 2, false)

@@ -67,13 +67,15 @@ class Fused:
         """See `Plain.absorb`."""
         return self._over_tensors(self._run("absorb", factor, weights, 7))
 
-    def predict(self, factor: float, numbers: Array) -> Array:
+    def predict(self, factor: float, numbers: Array, pulls: bool) -> Array:
         """See `Plain.predict`."""
-        return self._over_tensors(self._run("predict", factor, numbers, 3))
+        return self._over_tensors(self._run("predict_pulled" if pulls else "predict", factor, numbers, 3))
 
-    def move(self, factor: float, predicted: Array, numbers: Array) -> Array:
+    def move(self, factor: float, predicted: Array, numbers: Array, pulls: bool) -> Array:
         """See `Plain.move`."""
-        return self._over_tensors(self._run("move", factor, np.concatenate([predicted, numbers], 1), 2))
+        return self._over_tensors(
+            self._run("move_pulled" if pulls else "move", factor, np.concatenate([predicted, numbers], 1), 2)
+        )
 
     def _over_tensors(self, sums: Array) -> Array:
         return over_tensors(sums, self.owners, len(self.blocks))
@@ -84,7 +86,7 @@ class Fused:
         for n in chosen:
             k, first, _ = ranges[n]
             block, skipped = self.blocks[k], first * self.blocks[k].theta.element_size()
-            pointers += [x.data_ptr() + skipped for x in (block.grad, block.theta, *block.flats)]
+            pointers += [x.data_ptr() + skipped for x in (block.grad, block.theta, block.home, *block.flats)]
         count = len(chosen)
         integers = ctypes.c_int64 * count
         return (
@@ -112,7 +114,7 @@ def _check(block: Block) -> None:
 
     The four that are remembered are of one size and type, and dense, since views of them are flat.
     """
-    theta, grad, kept = block.theta, block.grad, block.flats[0]
+    theta, grad, kept = block.home, block.grad, block.flats[0]
     size, dtype = theta.numel(), theta.dtype
     alike = size == grad.numel() == kept.numel() and dtype is grad.dtype is kept.dtype
     if not (alike and theta.is_contiguous() and grad.is_contiguous()):

@@ -26,6 +26,7 @@ from ph_l2o.port_hamiltonian.blocks import Array, Block, Resting
 from ph_l2o.port_hamiltonian.fused import Fused
 from ph_l2o.port_hamiltonian.kernels import Plain
 from ph_l2o.port_hamiltonian.state import GRADIENT, SECOND, THETA, PortHamiltonianState, Seen
+from ph_l2o.port_hamiltonian.turned import Turned
 
 _LEAST_RHO = 1e-20
 _USUAL = (1e-6, 1e6)  # gradients' units for which S is 1
@@ -63,6 +64,7 @@ def step(
     network: controller.FrozenController,
     active: Sequence[Block],
     resting: Sequence[Resting],
+    turned: Sequence[Turned],
     loss: float | None,
     state: PortHamiltonianState,
     kernels: type[Plain] | type[Fused],
@@ -74,6 +76,7 @@ def step(
         network: The controller.
         active: The tensors that have a gradient, at least one.
         resting: Others that have taken part before.
+        turned: Those of the active tensors that are seen in bases.
         loss: The loss at θ, or None.
         state: Numbers before the step.
         kernels: The passes.
@@ -104,9 +107,10 @@ def step(
 
     # Second pass: what the force would do. Of it r⁺.
     predicted = np.array([floor / ports.rho * u**2, ports.mix]).T
-    squares, with_momentum, with_theta = passes.predict(factor, predicted).T
-    squares = root_squared / u * squares
     state, theta_square = _in_ball(state, active, resting, sums[THETA], ball)
+    pulls = _pulls(turned, theta_square, state)
+    squares, with_momentum, with_theta = passes.predict(factor, predicted, pulls).T
+    squares = root_squared / u * squares
     at_rest = memory.kinetic_energy(resting)
     moving = state._replace(kinetic=memory.kinetic_energy(active))
     before = energy.energies_before(Numbers.total(squares), theta_square, seen, moving, at_rest)
@@ -123,7 +127,9 @@ def step(
     spring = keep * of_scale * (spring / before.shrink)  # it acts on what θ was
     force = keep * of_push * (trust / root_length)
     moves = np.array([keep * before.rescale, force, spring, of_scale * root_length]).T
-    momentum_square, moved_square = passes.move(factor, predicted, moves).T
+    momentum_square, moved_square = passes.move(factor, predicted, moves, pulls).T
+    for group in turned:
+        moved_square[group.places] = group.land()
     memory.remember(active, momentum_square, moved_square * memory.decay(active) ** 2)
     kinetic = 0.5 * Numbers.total(momentum_square)
     pull = energy.spring_energy(memory.theta_square((*active, *resting)), state)
@@ -215,6 +221,15 @@ def _in_ball(
     elif any(now > old * (1 + _SET) for now, old in zip(squares.tolist(), before, strict=True)):
         wanted = math.sqrt(square)
     return state._replace(rest_radius=max(state.rest_radius, wanted)), square
+
+
+def _pulls(turned: Sequence[Turned], theta_square: float, state: PortHamiltonianState) -> bool:
+    """Whether the spring acts; then θ is turned too."""
+    pulls = math.sqrt(theta_square) > state.rest_radius
+    if pulls:
+        for group in turned:
+            group.turn_theta()
+    return pulls
 
 
 def _tensor(state: PortHamiltonianState) -> Tensor:

@@ -65,7 +65,7 @@ class Plain:
             foreach._foreach_lerp_(batch.slow, grads, batch.of(of_slow))
             foreach._foreach_mul_(batch.second, [1 - w for w in second])
             foreach._foreach_addcmul_(batch.second, grads, grads, second)
-            columns = (grads, batch.fast, batch.slow, batch.momentum, batch.theta)
+            columns = (grads, batch.fast, batch.slow, batch.momentum, batch.home)
             for g, fast, slow, pi, theta in zip(*columns, strict=True):
                 found += [
                     dot(g, g), dot(fast, fast), dot(slow, slow), dot(theta, theta),
@@ -73,15 +73,16 @@ class Plain:
                 ]  # fmt: skip
         return self._sums(found, 7, self.batches)
 
-    def predict(self, factor: float, numbers: Array) -> Array:
+    def predict(self, factor: float, numbers: Array, pulls: bool) -> Array:
         """Find the scale q = (v + floor)^(-1/4), and ĝ between g and its average.
 
         Args:
             factor: As for `absorb`.
             numbers: floor, and the average's share in ĝ, `(T, 2)`.
+            pulls: Whether the spring acts.
 
         Returns:
-            Sums `(T, 3)` of (q ĝ)², q ĝ π and q ĝ q θ.
+            Sums `(T, 3)` of (q ĝ)², q ĝ π and, where the spring acts, q ĝ q θ, else 0.
         """
         floor, mix = numbers.T.tolist()
         dot, found = torch.dot, list[Tensor]()
@@ -92,19 +93,22 @@ class Plain:
                 foreach._foreach_copy_(batch.scales, batch.second)
                 foreach._foreach_add_(batch.scales, batch.of(floor))
             batch.scale.rsqrt_().sqrt_()
-            pushes = batch.pushes(factor, mix)
+            pushes, nothing = batch.pushes(factor, mix), batch.scale.new_zeros(())
             batch.scratch.mul_(batch.scale)
             for push, pi, scale, theta in zip(pushes, batch.momentum, batch.scales, batch.theta, strict=True):
-                found += [dot(push, push), dot(push, pi), dot(push.mul_(scale), theta)]
+                found += [dot(push, push), dot(push, pi), dot(push.mul_(scale), theta) if pulls else nothing]
         return self._sums(found, 3, reversed(self.batches))
 
-    def move(self, factor: float, predicted: Array, numbers: Array) -> Array:
+    def move(self, factor: float, predicted: Array, numbers: Array, pulls: bool) -> Array:
         """π ← keep π - q (force ĝ + spring θ), θ ← θ + rate q π.
+
+        The θ of turned tensors begins at 0 where the spring does not act.
 
         Args:
             factor: As for `absorb`.
             predicted: `numbers` of `predict`.
             numbers: keep, force, spring and rate, `(T, 4)`.
+            pulls: Whether the spring acts.
 
         Returns:
             Sums `(T, 2)` of π² and θ² afterwards.
@@ -116,8 +120,11 @@ class Plain:
             pushes = batch.pushes(factor, mix)
             foreach._foreach_mul_(batch.momentum, batch.of(keep))
             foreach._foreach_addcmul_(batch.momentum, batch.scales, pushes, batch.of(force))
-            if any(pull := batch.of(spring)):  # θ need not be finite elsewhere
+            if pulls and any(pull := batch.of(spring)):  # θ need not be finite elsewhere
                 foreach._foreach_addcmul_(batch.momentum, batch.scales, batch.theta, pull)
+            for theta, home in zip(batch.theta, batch.home, strict=True):
+                if not pulls and theta.data_ptr() != home.data_ptr():
+                    theta.zero_()
             foreach._foreach_addcmul_(batch.theta, batch.scales, batch.momentum, batch.of(rate))
             for pi, theta in zip(batch.momentum, batch.theta, strict=True):
                 found += [dot(pi, pi), dot(theta, theta)]
@@ -149,7 +156,7 @@ class _Batch:
     def use(self, scratch: Tensor, scale: Tensor) -> None:
         """Take a scratch that batches share, and a buffer that `predict` leaves to `move`."""
         columns = map(list, zip(*self.parts, strict=True))
-        self.grad, self.theta, self.fast, self.slow, self.second, self.momentum = columns
+        self.grad, self.theta, self.home, self.fast, self.slow, self.second, self.momentum = columns
         sizes = [x.numel() for x in self.theta]
         self.scratch, self.scale = scratch, scale
         self.views, self.scales = list(scratch.split(sizes)), list(scale.split(sizes))
@@ -197,7 +204,7 @@ def over_tensors(sums: Array, owners: list[int], count: int) -> Array:
 
 def _parts(block: Block, length: int) -> list[tuple[Tensor, ...]]:
     """Gradient, θ and what is remembered, in parts of at most `length` coordinates."""
-    columns = (block.grad, block.theta, *block.flats)
+    columns = (block.grad, block.theta, block.home, *block.flats)
     if block.theta.numel() <= length:
         return [columns]
     return list(zip(*(x.split(length) for x in columns), strict=True))

@@ -18,8 +18,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ph_l2o.optimizers.eigenbases import check_settings, where_rows
-from ph_l2o.params import Params
+from ph_l2o.optimizers.eigenbases import Eigenbases, check_settings, where_rows
+from ph_l2o.params import Layout, Params
 from ph_l2o.port_hamiltonian.bases import bases_of, in_new_bases, renewed, within_range
 from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.port_hamiltonian.state import PortHamiltonianState
@@ -48,12 +48,14 @@ class PortHamiltonianKronecker(PortHamiltonian):
 
     It has the same meta-parameters as `PortHamiltonian`, and can be used with weights that were trained for that one.
 
-    Vectors of up to 128 numbers are rotated too, by the eigenvectors of the average of ggᵀ.
+    Vectors of up to 128 numbers are rotated too, by eigenvectors of the average of ggᵀ.
 
     The first step is the plain optimizer's. After it L = GGᵀ and R = GᵀG have their exact eigenvectors as bases, later
-    power iterations Q ← QR(LQ) bring them up to date. The averages of the gradient and π turn with the bases, v as
-    variances of uncorrelated numbers do. Bases count as constants in meta-gradients: the derivative of eigenvectors is
-    infinite where eigenvalues meet.
+    power iterations Q ← QR(LQ) bring them up to date. Of a matrix's longer side, if it is longer than 128, only half
+    as many leading eigenvectors are kept as the shorter one has (`sides.LeadingSide`): so the state of large matrices
+    has at most four numbers for each weight beside the plain optimizer's, and the cost grows with m²n, not mn². The
+    averages of the gradient and π turn with the bases, v as variances of uncorrelated numbers do. Bases count as
+    constants in meta-gradients: the derivative of eigenvectors is infinite where eigenvalues meet.
 
     A step without new bases costs no decomposition; to know that, `update` looks at the step counter, as `SOAP` does.
 
@@ -68,6 +70,8 @@ class PortHamiltonianKronecker(PortHamiltonian):
         warmup_steps: See `PortHamiltonian`.
         precondition_frequency: Steps between power iterations, >= 1.
         max_preconditioner_dim: Longest side of a tensor that is rotated, >= 0.
+        basis_rank: Eigenvectors of a matrix's longer side, if longer than 128, over the length of its shorter one, in
+            (0, 1]: so many are kept; None: all.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -91,6 +95,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
         warmup_steps: int = 0,
         precondition_frequency: int = 10,
         max_preconditioner_dim: int = 1024,
+        basis_rank: float | None = 0.5,
     ):
         super().__init__(
             hidden_size=hidden_size,
@@ -103,11 +108,18 @@ class PortHamiltonianKronecker(PortHamiltonian):
             warmup_steps=warmup_steps,
         )
         check_settings(precondition_frequency, max_preconditioner_dim)
+        if basis_rank is not None and not 0 < basis_rank <= 1:
+            raise ValueError(f"optimizer.basis_rank={basis_rank}: must be in (0, 1], or null")
         self.precondition_frequency, self.max_preconditioner_dim = precondition_frequency, max_preconditioner_dim
+        self.basis_rank = basis_rank
+
+    def bases(self, layout: Layout) -> Eigenbases:
+        """Those in which an optimizee is seen."""
+        return bases_of(layout, self.max_preconditioner_dim, self.basis_rank)
 
     def init(self, params: Params) -> KroneckerState:  # type: ignore[override]
         """Nothing seen yet, in the coordinates of θ; see `LearnedOptimizer.init`."""
-        basis = bases_of(params.layout, self.max_preconditioner_dim).identity(params.flat)
+        basis = self.bases(params.layout).identity(params.flat)
         return KroneckerState(super().init(params), torch.zeros_like(basis), basis)
 
     def hide_loss(self, state: KroneckerState, hidden: Tensor) -> KroneckerState:  # type: ignore[override]
@@ -122,26 +134,25 @@ class PortHamiltonianKronecker(PortHamiltonian):
         self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
     ) -> dict[str, Tensor]:
         """See `PortHamiltonian.diagnose`."""
-        bases = bases_of(params.layout, self.max_preconditioner_dim)
-        rotated_params, rotated_grads = (x.like(bases.rotated(x.flat, state.basis)) for x in (params, grads))
+        bases = self.bases(params.layout)
+        rotated_params, rotated_grads = (
+            x.like(bases.rotated(x.flat, bases.opened(state.basis))) for x in (params, grads)
+        )
         return super().diagnose(rotated_params, rotated_grads, loss, state.dynamics)
 
     def update(  # type: ignore[override]
         self, params: Params, grads: Params, loss: Tensor | None, state: KroneckerState
     ) -> tuple[Params, KroneckerState]:
         """One step; see `PortHamiltonian.update`."""
-        bases, before, basis = (
-            bases_of(params.layout, self.max_preconditioner_dim),
-            state.dynamics,
-            state.basis.detach(),
-        )
+        bases, before, basis = self.bases(params.layout), state.dynamics, state.basis.detach()
         if bases.sizes:
             grads = grads.like(within_range(grads.flat))
-        inside = params.like(bases.rotated(params.flat, basis))
-        new, after = super().update(inside, grads.like(bases.rotated(grads.flat, basis)), loss, before)
+        turning = bases.opened(basis)
+        inside = params.like(bases.rotated(params.flat, turning))
+        new, after = super().update(inside, grads.like(bases.rotated(grads.flat, turning)), loss, before)
         if not bases.sizes:
             return new, state._replace(dynamics=after)
-        params = params.like(params.flat + bases.rotated(new.flat - inside.flat, basis, back=True))
+        params = params.like(params.flat + bases.rotated(new.flat - inside.flat, turning, back=True))
 
         fine = after.step > before.step
         grad = torch.where(fine[:, None], grads.flat.detach(), 0.0)

@@ -10,12 +10,18 @@ from ph_l2o.optim import PortHamiltonian
 from ph_l2o.optimizers import PortHamiltonian as Learned
 from ph_l2o.optimizers import PortHamiltonianKronecker
 from ph_l2o.params import Params
-from ph_l2o.port_hamiltonian import fused, kernels
+from ph_l2o.port_hamiltonian import bases, fused, kernels, turned
 from tests.optim.conftest import account, needs_compiler
 
 SHAPES = ((30, 20), (30,), (3, 2, 2, 1, 2), (), (1,))
 COMPILE = [False, pytest.param(True, marks=needs_compiler)]
 CLASSES = pytest.mark.parametrize("learned", [Learned, PortHamiltonianKronecker], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def leading_sides(monkeypatch):
+    """Not only in large matrices."""
+    monkeypatch.setattr(bases, "WHOLE", 0)
 
 
 def attack(steps: int, kind: str, dtype=torch.float64):
@@ -80,6 +86,47 @@ def test_equal_to_the_pure_update(learned, compile, kind, loss_kind, monkeypatch
     for name, value in account(optimizer).items():
         assert value == pytest.approx(getattr(dynamics, name).item(), rel=1e-9, abs=1e-12), name
     assert optimizer.skipped == (3 if loss_kind in ("given", "negative", "lost") else 2)
+
+
+@pytest.mark.parametrize("learned", [Learned, PortHamiltonianKronecker])
+@pytest.mark.parametrize("compile", COMPILE)
+@torch.no_grad()
+def test_equal_to_the_pure_update_where_the_spring_acts(learned, compile):
+    start, gradients, losses = attack(40, "usual")
+    tensors = [x.clone().requires_grad_() for x in start]
+    learned = learned(hidden_size=8, radius=2.0, init_lr=30.0)
+    optimizer = PortHamiltonian(tensors, pretrained=learned, compile=compile)
+    reference, params, state = pure(learned, start, torch.float64)
+    pulls = 0
+    for k, (grads, loss) in enumerate(zip(gradients, losses, strict=True)):
+        for p, g in zip(tensors, grads, strict=True):
+            p.grad = g.sub_(p, alpha=0.3 * (k < 20))  # away from 0
+        optimizer.step(loss=loss)
+        packed = Params.from_tensors({str(i): g[None] for i, g in enumerate(grads)})
+        params, state = reference.update(params, packed, loss[None], state)
+        for i, p in enumerate(tensors):
+            torch.testing.assert_close(p, params[str(i)][0], rtol=1e-8, atol=1e-10)
+        pulls += optimizer.diagnostics()["spring"] > 0
+    assert 5 < pulls < 40
+
+
+@torch.no_grad()
+def test_tensors_that_are_turned_together_step_as_alone(monkeypatch):
+    """Equal shapes, of which some rest now and then, so that their bases are renewed at other times."""
+    found = []
+    for length in (1, 25, 2**17):
+        monkeypatch.setattr(turned, "LENGTH", length)
+        torch.manual_seed(0)
+        tensors = [torch.randn(4, 3, dtype=torch.float64).requires_grad_() for _ in range(5)]
+        optimizer = PortHamiltonian(tensors, pretrained="kronecker")
+        for k in range(25):
+            for i, p in enumerate(tensors):
+                grad = torch.randn_like(p)
+                p.grad = None if i == 1 + k % 7 else grad
+            optimizer.step(loss=1.0)
+        found.append(torch.stack([*tensors, *(optimizer.state[p]["second"] for p in tensors)]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-9, atol=1e-12)
 
 
 @CLASSES
