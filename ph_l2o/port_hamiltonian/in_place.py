@@ -117,9 +117,7 @@ def step(
     root_length = math.sqrt(before.length)
     keep = energy.inverse_inertia(ports.keep, gain / np.sqrt(floor), before, seen, state)
     spring = before.spring * root_length
-    products = before.rescale * of_push * with_momentum
-    if spring:
-        products -= spring * root_squared * with_theta
+    products = before.rescale * of_push * with_momentum - (spring * root_squared * with_theta if spring else 0.0)
     trust, share = energy.solve_for_r(float(keep @ products), float(keep @ squares), before)
 
     # Third pass: π and θ.
