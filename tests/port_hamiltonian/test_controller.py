@@ -45,8 +45,8 @@ def expected(
         *(math.tanh(k / scale - 1) for scale in (20, 100, 1000)),
     ]
     features, ports = [], []
-    columns = (flat, old.momentum, grad / unit, *now.averages, now.second)
-    for t, (theta, pi, g, m9, m99, v) in enumerate(zip(*(x.split(layout.sizes) for x in columns), strict=True)):
+    columns = (flat, old.momentum, grad / unit, *now.averages, now.second, now.start_squares)
+    for t, (theta, pi, g, m9, m99, v, starts) in enumerate(zip(*(x.split(layout.sizes) for x in columns), strict=True)):
         log_v, shape = math.log(v.mean().item() + 1e-20), layout.shapes[t]
         of_tensor = [
             0.25 * max(log_square(m9) - log_v, -6),
@@ -67,7 +67,8 @@ def expected(
         x = torch.tensor([*of_tensor, *of_problem, *static], dtype=flat.dtype)
         out = optimizer.controller(x)
         mix, keep, lean, rho = torch.sigmoid(out[1:]).tolist()
-        size = max(math.sqrt((theta * theta).mean().item()), 0.05)
+        size, at_start = (max(math.sqrt(squares.mean().item()), 0.05) for squares in (theta * theta, starts))
+        size = min(size, 1.5 * at_start)
         powers = optimizer.controller.powers.tolist()
         log_lr = out[0].item() + powers[0] * length + powers[1] * math.log(size)
         features.append(x)
@@ -93,7 +94,7 @@ def test_features_and_ports_match_the_reference(layout, clock, monkeypatch):
     params = Params(torch.randn(PROBLEMS, layout.numel, dtype=torch.float64), layout)
     params.flat[1] *= 1e-3  # entries below the least size
     state = optimizer.hide_loss(optimizer.init(params), torch.arange(PROBLEMS) == 2)
-    for _ in range(30):
+    for k in range(30):
         seen.clear()
         found.clear()
         grads = params.like(params.flat + torch.randn_like(params.flat))
@@ -106,4 +107,4 @@ def test_features_and_ports_match_the_reference(layout, clock, monkeypatch):
             features, sets = expected(optimizer, layout, params.flat[i], grads.flat[i], loss[i].item(), old, now)
             torch.testing.assert_close(rows[i], features)
             torch.testing.assert_close(ports[i], sets)
-        params, state = new, following
+        params, state = (new.like(3 * new.flat) if k == 15 else new), following
