@@ -30,6 +30,7 @@ _LEAST_LOSS = 1e-36
 _LEAST_SHARE = 1e-4
 _LEAST_THETA = 0.05  # of the size of a tensor's entries: biases start at 0
 _MOST_GROWTH = 1.5  # of that size since the start that lr follows; else longer steps and growth drive each other
+_FREE = 100.0  # in logs: what starts at 0, as heads, branches and linear models often do, has no size to keep to
 _TYPICAL_LENGTH = 2.0
 
 
@@ -151,7 +152,8 @@ def ports(
         xp.at_least(0.5 * xp.log(squares + _TINY), math.log(_LEAST_THETA))
         for squares in (means[..., THETA], starts / sizes)
     )
-    log_theta = xp.lesser(log_theta, log_start + math.log(_MOST_GROWTH))
+    most = log_start + math.log(_MOST_GROWTH) + _FREE * (starts <= 0)
+    log_theta = xp.lesser(log_theta, most)
     log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta
     return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 

@@ -493,7 +493,7 @@ def test_shapes_and_purity():
     optimizer = hostile(0, torch.float32)
     params, gradients, losses = attack(layout, 0, torch.float32)
     n, b = layout.numel, KINDS
-    shapes = {"averages": (b, 2, n), "second": (b, n), "momentum": (b, n)}
+    shapes = {"averages": (b, 2, n), "second": (b, n), "momentum": (b, n), "start_squares": (b, n)}
     state = optimizer.init(params)
     for step in range(3):
         assert {name: tuple(x.shape) for name, x in state._asdict().items()} == dict.fromkeys(
