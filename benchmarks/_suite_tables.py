@@ -13,15 +13,16 @@ FORMS = ("port_hamiltonian_kronecker", "port_hamiltonian")
 NAMES = {"adam": "Adam", BEST: "best baseline", "best_untuned": "best untuned"}
 
 
-def section(files: Files) -> list[str]:
-    """Ratios on each task, over tasks, and where they are below 1."""
-    if "generalise" not in files:
+def section(files: Files, key: str = "generalise") -> list[str]:
+    """Ratios on each task, over tasks, and where they are below 1; of the result file `key`."""
+    if key not in files:
         return []
-    content = files["generalise"]
+    content = files[key]
     optimizers = ", ".join(content["optimizers"])
     constant = "with a learning rate that is constant during a run"
     rates = "some under a schedule, as their names say" if any("+" in name for name in baselines(content)) else constant
     tuned = "tuned for each task, at the same number of steps"
+    images = ["![Median loss against inner steps on the tasks, beside tuned baselines](images/suite.png)"]
     return [
         f"{len(content['tasks'])} tasks that no optimizer here was trained on, see [comparison.md](comparison.md); "
         f"{content['num_problems']} test problems of each. The loss is the mean of the last tenth of the steps. Each "
@@ -29,12 +30,30 @@ def section(files: Files) -> list[str]:
         f", {rates}; the learned optimizers are not "
         "tuned. A ratio is the loss of the reference over that of the optimizer: above 1 the optimizer is better. In "
         "brackets: 95 % intervals over problems.",
-        made([content], f"python evaluate.py experiment=generalise 'optimizers=[{optimizers}]'"),
-        "![Median loss against inner steps on the tasks, beside tuned baselines](images/suite.png)",
+        made([content], f"python evaluate.py suite={content['suite']} 'optimizers=[{optimizers}]'"),
+        *(images if key == "generalise" else []),
         on_each_task(content),
         over_tasks(content),
+        *held_out_and_speed(content),
         lost(content),
     ]
+
+
+def held_out_and_speed(content: Content) -> list[str]:
+    """A row for each optimizer: held-out losses, steps to the reference's loss, time of a step."""
+    summary = {name: parts for name, parts in content["summary"].items() if "speed_up" in parts}
+    if not summary:
+        return []
+    by_task = rows_by_task(content).values()
+    lines = []
+    for name, parts in summary.items():
+        cells = [f"**{name}**" if name in learned(content) else name]
+        for part in (parts.get("held_out_ratio"), parts["speed_up"]):
+            cells += [_interval(part, "iqm"), f"{part['worst']:.3g} ({part['worst_task']})"] if part else ["", ""]
+        cells.append(f"{1e3 * sum(rows[name]['step_seconds'] for rows in by_task) / len(by_task):.2g}")
+        lines.append(cells)
+    header = ["over tasks", "held-out loss, interquartile mean", "worst", "speed-up in steps, interquartile mean"]
+    return [_measure.table([*header, "worst", "ms for a step of a problem, mean"], lines)]
 
 
 def learned(content: Content) -> list[str]:
@@ -106,9 +125,10 @@ def lost(content: Content) -> str:
     return "\n".join(lines)
 
 
-def readme_rows(content: Content) -> list[list[str]]:
-    """Ratios to both references, and where they are worst; Kronecker-factored form and plain form."""
-    forms = [content["summary"][name] for name in FORMS]
+def readme_rows(content: Content, mode: str = "", kind: str = "unseen tasks") -> list[list[str]]:
+    """Ratios to both references, and where they are worst; Kronecker-factored form and plain form in a mode."""
+    names = [name + mode for name in FORMS]
+    forms = [content["summary"][name] for name in names]
     count = len(baselines(content))
     first, *_ = references(content)
     texts = {first: f"tuned {NAMES.get(first, first)}'s loss", BEST: f"loss of the best of {count} tuned baselines"}
@@ -116,12 +136,12 @@ def readme_rows(content: Content) -> list[list[str]]:
     for key, text in texts.items():
         parts = [form[f"ratio_to_{key}"] for form in forms]
         cells = [f"{_interval(part, 'iqm')}, better on {part['better']}" for part in parts]
-        rows.append([f"{len(content['tasks'])} unseen tasks: {text} / ours, interquartile mean [95 %]", *cells])
+        rows.append([f"{len(content['tasks'])} {kind}: {text} / ours, interquartile mean [95 %]", *cells])
     worst = [form[f"ratio_to_{first}"] for form in forms]
     cells = [f"{part['worst']:.3g} on `{part['worst_task']}`" for part in worst]
     rows.append([f"the worst of these tasks: {texts[first]} / ours", *cells])
     by_task = rows_by_task(content).values()
-    counts = [sum(rows[name][f"ratio_to_{BEST}"]["ci95"][1] < 1 for rows in by_task) for name in FORMS]
+    counts = [sum(rows[name][f"ratio_to_{BEST}"]["ci95"][1] < 1 for rows in by_task) for name in names]
     rows.append(["of these tasks, lost to the best baseline, beyond noise", *map(str, counts)])
     return rows
 

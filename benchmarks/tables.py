@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import re
 import textwrap
 from collections.abc import Callable, Mapping
@@ -228,6 +229,8 @@ def _worse(entry: Mapping[str, Any]) -> str:
 
 SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "Tasks that the shipped weights never saw": _suite_tables.section,
+    "The same tasks, all under a schedule": functools.partial(_suite_tables.section, key="generalise_scheduled"),
+    "Whole trainings": functools.partial(_suite_tables.section, key="jobs_test"),
     "Quadratics": _compared.quadratics,
     "MNIST": _compared.mnist,
     "Size of the network": sizes,
