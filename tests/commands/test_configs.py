@@ -143,7 +143,7 @@ def test_every_optimizer_runs_three_steps_of_every_task(combination, optimizer, 
     nodes = combination(next(row for row in ROWS if row[:2] == (optimizer, task)))
     made_task, made = build(nodes["task"], "task"), build(nodes["optimizer"], "optimizer")
     made_task.prepare()
-    problem = made_task.sample(ProblemKeys(0, "train", 0, range(2)))
+    problem = made_task.sample(ProblemKeys(1, "train", 0, range(2)))  # of the mixture a network
     objective = OBJECTIVES["mean_log_loss"]
     estimate = Truncated()(Window(made, dict(made.named_parameters()), problem, start(made, problem), 0, 3, objective))
     assert estimate.losses.shape == (3, 2)

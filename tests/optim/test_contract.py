@@ -140,7 +140,7 @@ def test_a_state_of_the_other_kind_of_weights_is_refused(model, kinds):
 def test_the_keys_of_a_saved_state_stay(model):
     """What is saved today has to be loaded by later versions."""
     buffers = {"fast", "slow", "second", "momentum", "account"}
-    buffers |= {"step", "second_sum", "momentum_square", "theta_square", "gradient_factor"}
+    buffers |= {"step", "second_sum", "momentum_square", "theta_square", "start_square", "gradient_factor"}
     for kind, more in (("default", set()), ("kronecker", {"basis", "gram", "gram_unit"})):
         optimizer = ours(kind, model.parameters())
         train(model, optimizer, 1)

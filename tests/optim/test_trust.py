@@ -152,7 +152,7 @@ def test_a_gradient_that_ends_does_not_let_a_tensor_run_away(make, after):
         optimizer.step()
         if k == 0:
             first = (p - 1).abs().max().item()
-    assert (p - 1).abs().max() <= 12 * first  # of AdamW, 6
+    assert (p - 1).abs().max() <= 6 * 11 * first  # of AdamW, 6; ours warms up, from 1/11 of a whole step
 
 
 def test_two_heads_in_turn(make):
