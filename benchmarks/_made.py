@@ -34,7 +34,7 @@ def _made(content: Content, command: str) -> str:
     if revision := content.get("git_revision"):
         words.append(f"at {', '.join(_short(r) for r in revision.split(', '))}")
     missing = [name for name, key in (("machine", "machine"), ("revision", "git_revision")) if not content.get(key)]
-    unknown = f" The file is from before files named their {' and '.join(missing)}." if missing else ""
+    unknown = f" The file does not name its {' and '.join(missing)}." if missing else ""
     return f"{', '.join(words)}.{unknown}"
 
 

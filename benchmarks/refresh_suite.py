@@ -3,8 +3,8 @@
     python benchmarks/refresh_suite.py docs/results/generalise.json --data data
 
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
-minutes on one core. Problems come from the same keys, so pairs stay pairs. Which revision measured which rows is in
-`made`. With `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's
+minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these
+rows, and in `made` that of the baselines. With `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's
 horizon.
 """
 
@@ -77,10 +77,8 @@ def main() -> None:
         print(name, {key: (round(found.iqm, 3), round(found.worst, 3)) for key, found in parts.items()})
     if not arguments.schedule:
         made = {name: content[name] for name in ("git_revision", "versions") if name in content}
-        content["made"] = {
-            "baselines": content.get("made", {}).get("baselines", made),
-            "shipped": _measure.made_with(1),
-        }
+        content["made"] = {"baselines": content.get("made", {}).get("baselines") or made}
+        content |= _measure.made_with(1)
         _measure.write_json(arguments.file, content)
 
 
