@@ -85,8 +85,11 @@ def _network(content: Content) -> str:
 
 
 def _across(contents: Sequence[Content]) -> list[str]:
-    """Tables with a column for each network."""
-    by_name = [{row["optimizer"]: row for row in content["rows"]} for content in contents]
+    """Tables with a column for each network, of the optimizers that all of them have."""
+    everywhere = set.intersection(*({row["optimizer"] for row in content["rows"]} for content in contents))
+    by_name = [
+        {row["optimizer"]: row for row in content["rows"] if row["optimizer"] in everywhere} for content in contents
+    ]
     columns = [_network(content) for content in contents]
 
     def table(title: str, cell: Callable[[Row], str]) -> str:
@@ -101,7 +104,12 @@ def _across(contents: Sequence[Content]) -> list[str]:
         return [f"{name} − {baseline}", *map(interval, pairs)]
 
     rows = by_name[0].items()
-    differences = [difference(name, baseline) for name, row in rows for baseline in row["paired_differences"] or {}]
+    differences = [
+        difference(name, baseline)
+        for name, row in rows
+        for baseline in row["paired_differences"] or {}
+        if baseline in everywhere
+    ]
     return [
         table("mean loss of the last 10 steps (of all)", lambda row: _two(row["last10_mean"], row["all_mean"])),
         _measure.table(["paired difference, last 10 [95 %]", *columns], differences),

@@ -20,15 +20,15 @@ def section(files: Files, key: str = "generalise") -> list[str]:
     content = files[key]
     optimizers = ", ".join(content["optimizers"])
     reference = f" reference={content['reference']}" if content.get("reference", "adam") != "adam" else ""
+    tuned = f"({len(baselines(content))}: {', '.join(baselines(content))}) is tuned for each task"
     constant = "with a learning rate that is constant during a run"
     rates = "some under a schedule, as their names say" if any("+" in name for name in baselines(content)) else constant
-    tuned = "tuned for each task, at the same number of steps"
     images = ["![Median loss against inner steps on the tasks, beside tuned baselines](images/suite.png)"]
     return [
         f"{len(content['tasks'])} tasks that no optimizer here was trained on, see [comparison.md](comparison.md); "
         f"{content['num_problems']} test problems of each. The loss is the mean of the last tenth of the steps. Each "
-        f"baseline ({len(baselines(content))}: {', '.join(baselines(content))}) is {tuned}, on {content['tuning_problems']} validation problems"
-        f", {rates}; the learned optimizers are not "
+        f"baseline {tuned}, at the same number of steps, on {content['tuning_problems']} validation problems, {rates}; "
+        "the learned optimizers are not "
         "tuned. A ratio is the loss of the reference over that of the optimizer: above 1 the optimizer is better. In "
         "brackets: 95 % intervals over problems.",
         made([content], f"python evaluate.py suite={content['suite']} 'optimizers=[{optimizers}]'{reference}"),

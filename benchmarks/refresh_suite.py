@@ -3,9 +3,9 @@
     python benchmarks/refresh_suite.py docs/results/generalise.json --data data
 
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
-minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these
-rows, and in `made` that of the baselines. With `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's
-horizon.
+minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these rows,
+and in `made` that of the baselines. With `--schedule` it prints, and does not write, what the weights reach with
+`total_steps` set to each task's horizon.
 """
 
 from __future__ import annotations
