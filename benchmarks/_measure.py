@@ -152,24 +152,16 @@ def machine(threads: int | None = None) -> dict[str, Any]:
     """Where the numbers come from."""
     import torch
 
-    cpu, cores = _cpu(), os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    from ph_l2o.evaluation.result_files import machine_in_words, processor
+
     return {
-        "words": f"{cpu}, {cores} cores, {memory:.0f} GiB of memory, {platform.system()} {platform.machine()}",
-        "cpu": cpu,
-        "cores": cores,
+        "words": machine_in_words(),
+        "cpu": processor(),
+        "cores": os.cpu_count(),
         "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def made_with(threads: int | None = None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -184,7 +176,7 @@ def made_with(threads: int | None = None, before: Mapping[str, Any] | None = Non
     now = revision()
     earlier = now if before is None else before.get("git_revision") or "unknown"
     now = earlier if now in earlier.split(", ") else f"{earlier}, {now}"
-    return {"command": command(sys.argv), "machine": machine(threads), **provenance(), "git_revision": now}
+    return {**provenance(), "command": command(sys.argv), "machine": machine(threads), "git_revision": now}
 
 
 def revision() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -50,6 +51,22 @@ class ResultFiles(ABC):
 
 
 def provenance() -> dict[str, Any]:
-    """The revision of the code in the working folder, and versions."""
+    """The revision of the code in the working folder, versions, and the machine."""
     versions = {"ph_l2o": ph_l2o.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {"git_revision": git_revision(), "versions": versions}
+    return {"git_revision": git_revision(), "versions": versions, "machine": machine_in_words()}
+
+
+def machine_in_words() -> str:
+    """Processor, cores, memory and system of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    where = f"{platform.system()} {platform.machine()}"
+    return f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB of memory, {where}"
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

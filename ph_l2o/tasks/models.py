@@ -161,7 +161,9 @@ class CausalAttention(BatchedModule):
         self.num_layers = at_least("task.model.num_layers", num_layers, 1, "blocks")
         if at_least("task.model.width", width, 1, "of the residual stream") % num_heads:
             raise ValueError(f"task.model.width={width}: must be a multiple of num_heads={num_heads}")
-        self.norm, self.post_norm = norm, norm and post_norm
+        if post_norm and not norm:
+            raise ValueError("task.model.post_norm=true: must be false where task.model.norm=false (there is no norm)")
+        self.norm, self.post_norm = norm, post_norm
         self.add_affine("_in", inputs, width)
         self.position = nn.Parameter(0.1 * torch.randn(length, width))
         for k in range(num_layers):

@@ -80,6 +80,7 @@ def test_the_command_takes_one_from_outside(outside, command, run_folder):
     content = json.loads((run_folder() / "comparison.json").read_text())
     assert [row["optimizer"] for row in content["rows"]] == ["signdescent", "signdescent+triangle", "adam+best"]
     assert set(content["versions"]) == {"ph_l2o", "torch", "python"} and "git_revision" in content
+    assert f"{os.cpu_count()} cores" in content["machine"]
     best = content["rows"][2]
     assert best["schedule"] in best["grid"]["schedule"] == ["constant", "cosine", "linear"]
     assert "schedule" in outcome.out

@@ -168,6 +168,10 @@ NAMES = ", ".join(ACTIVATIONS)
         (lambda: RecurrentNet(2, 2, num_layers=0), "task.model.num_layers=0: must be >= 1 (layers)"),
         (lambda: CausalAttention(2, 2, 3, width=0), "task.model.width=0: must be >= 1 (of the residual stream)"),
         (lambda: CausalAttention(2, 2, 3, width=5), "task.model.width=5: must be a multiple of num_heads=2"),
+        (
+            lambda: CausalAttention(2, 2, 3, width=4, norm=False, post_norm=True),
+            "task.model.post_norm=true: must be false where task.model.norm=false (there is no norm)",
+        ),
     ],
 )
 def test_bad_arguments(make, message):
