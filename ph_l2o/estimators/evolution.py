@@ -26,7 +26,7 @@ from ph_l2o.estimators.directions import Noise, check_noise, draw
 from ph_l2o.estimators.estimator import Estimate, Estimator
 from ph_l2o.estimators.exchange import gathered, keys_of_all, num_processes
 from ph_l2o.inner import EAGER, Carry, Executor, Objective, Window, start
-from ph_l2o.inner.meta_parameters import join, size, split
+from ph_l2o.inner.meta_parameters import join, size, split, trained
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Problem
@@ -154,7 +154,7 @@ class PersistentStrategy(EvolutionStrategy):
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """All particles at the problems' start."""
         carry = swap_axes(repeat(start(optimizer, problem), 2 * self.num_pairs))
-        phi = dict(optimizer.named_parameters())
+        phi = trained(optimizer)
         total = next(iter(phi.values())).new_zeros(problem.num_problems, self.num_pairs, size(phi))
         return Carry(carry.params, ParticleState(carry.state, total.detach()), carry.buffers)
 

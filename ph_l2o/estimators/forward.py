@@ -15,7 +15,7 @@ from ph_l2o.estimators.objectives import value_and_weights
 from ph_l2o.estimators.tangents import as_leaves, hessian_times, is_differentiable, jacobian_times
 from ph_l2o.inner import EAGER, Carry, Eager, Executor, Steps, Window, value_and_gradient
 from ph_l2o.inner.carry import state_tensors
-from ph_l2o.inner.meta_parameters import call_with, size, split
+from ph_l2o.inner.meta_parameters import call_with, size, split, trained
 from ph_l2o.inner.particles import flat_update, per_problem
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.params import Params
@@ -80,7 +80,7 @@ class Forward(Estimator):
     def start(self, optimizer: LearnedOptimizer, problem: Problem) -> Carry:
         """The problems' start, which does not depend on φ: all tangents are zero."""
         carry = super().start(optimizer, problem)
-        count = self.num_directions or size(dict(optimizer.named_parameters()))
+        count = self.num_directions or size(trained(optimizer))
 
         def zeros(x: Tensor) -> Tensor:
             return x.new_zeros(x.shape[0], count, *x.shape[1:])

@@ -14,6 +14,11 @@ from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 T = TypeVar("T")
 
 
+def trained(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
+    """The meta-parameters that meta-training changes: those that require a gradient."""
+    return {name: p for name, p in optimizer.named_parameters() if p.requires_grad}
+
+
 def size(phi: Mapping[str, Tensor]) -> int:
     """Number of meta-parameters, D."""
     return sum(p.numel() for p in phi.values())

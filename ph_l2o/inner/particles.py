@@ -51,7 +51,8 @@ def flat_update(optimizer: LearnedOptimizer) -> Update:
 
 def particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """The optimizer's step of all particles: parameters, gradients, losses `(P, B)` and state → parameters, state."""
-    return _shared(optimizer, phi) if all(p.shape[1] == 1 for p in phi.values()) else _per_problem(optimizer, phi)
+    shared = all(p.shape[1] == 1 for p in phi.values())
+    return _shared(optimizer, phi) if shared and not optimizer.phi_by_problem else _per_problem(optimizer, phi)
 
 
 def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
@@ -70,10 +71,11 @@ def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
 
 def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """Meta-parameters differ between problems too: one call for each particle and problem."""
-    one = per_problem(optimizer, {name: p.flatten(0, 1) for name, p in phi.items()})
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         lead = loss.shape
+        of_each = {name: p.expand(-1, lead[1], *p.shape[2:]).flatten(0, 1) for name, p in phi.items()}
+        one = per_problem(optimizer, of_each)
         flat, state = one(
             params.like(params.flat.flatten(0, 1)), params.like(grads.flat.flatten(0, 1)), loss.flatten(),
             map_state(lambda x: x.flatten(0, 1), state),
@@ -85,6 +87,13 @@ def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Upda
 
 def per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """The optimizer's step with meta-parameters `(B, *shape)`, those of each problem its own."""
+    if optimizer.phi_by_problem:
+
+        def together(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
+            after, state = functional_call(optimizer, dict(phi), (params, grads, loss, state))
+            return after.flat, state
+
+        return together
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         def one(phi: dict[str, Tensor], flat: Tensor, grad: Tensor, loss: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ph_l2o import checkpoints
 from ph_l2o.errors import CheckpointError, Interrupted, NonFiniteError
 from ph_l2o.estimators import Estimator
+from ph_l2o.inner.meta_parameters import trained
 from ph_l2o.interruption import Interruption
 from ph_l2o.meta.episodes import Episode, EpisodeSource
 from ph_l2o.meta.executors import ExecutorChoice
@@ -84,6 +85,9 @@ class MetaLearner(pl.LightningModule):
     ):
         super().__init__()
         settings.check_truncation(estimator)
+        chosen = settings.trained(optimizer)
+        for name, p in optimizer.named_parameters():
+            p.requires_grad_(name in chosen)
         self.optimizer, self.task, self.estimator, self.meta = optimizer, task, estimator, settings
         self.seed, self.config = seed, config or {"optimizer": optimizer.recipe}
         source = EpisodeSource(
@@ -132,7 +136,7 @@ class MetaLearner(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The outer optimizer with its schedule."""
-        outer, schedule = self.meta.configure(self.optimizer.parameters())
+        outer, schedule = self.meta.configure(trained(self.optimizer).values())
         return {"optimizer": outer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -180,7 +184,7 @@ class MetaLearner(pl.LightningModule):
             self._leave_out(found.left_out)
         self._metrics = found.metrics
         factor = 1.0 if found.is_finite else math.nan
-        return _Surrogate.apply(found.outer_loss, factor, found.gradient, *self.optimizer.parameters())
+        return _Surrogate.apply(found.outer_loss, factor, found.gradient, *trained(self.optimizer).values())
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ph_l2o.estimators import Estimator
 from ph_l2o.estimators.objectives import EPS
 from ph_l2o.inner import Window
+from ph_l2o.inner.meta_parameters import trained
 from ph_l2o.interruption import Interruption
 from ph_l2o.meta.executors import ExecutorChoice
 from ph_l2o.meta.processes import mean_over_processes
@@ -96,8 +97,8 @@ class WindowAverage:
     def _window(self, done: float, **where: Any) -> _Found:
         optimizer, settings = self._optimizer, self._settings
         episode = self._episodes.take_turn(optimizer, done, **where)
-        count = self._estimator.window_length(settings.truncation, episode.horizon)
-        phi = dict(optimizer.named_parameters())
+        count = settings.window_length(self._estimator, episode.horizon)
+        phi = trained(optimizer)
         window = Window(optimizer, phi, episode.problem, episode.carry, episode.age, count, settings.outer_loss)
         estimate = self._executors.estimate(window)
         episode.carry, episode.age = estimate.carry, episode.age + count

@@ -134,7 +134,7 @@ def _problem_of_outer(states: list[dict[str, Any]], outer: torch.optim.Optimizer
 
 def _after_a_step(optimizer: LearnedOptimizer, settings: MetaSettings) -> tuple[torch.optim.Optimizer, LRScheduler]:
     """The outer optimizer and its schedule on copies of the parameters, with all state that it will have."""
-    copies = [torch.nn.Parameter(p.detach().clone()) for p in optimizer.parameters()]
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in settings.trained(optimizer).values()]
     outer, schedule = settings.configure(copies)
     for p in copies:
         p.grad = torch.zeros_like(p)

@@ -14,6 +14,7 @@ from ph_l2o.checks import did_you_mean
 from ph_l2o.estimators import OBJECTIVES, Estimator
 from ph_l2o.inner import Objective
 from ph_l2o.meta.outer_optimizer import OUTER_OPTIMIZERS, OUTER_SCHEDULES, MakeOptimizer, MakeSchedule, outer_schedule
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 
 _COUNTS = {
     "outer_steps": "updates of the learned optimizer",
@@ -39,7 +40,7 @@ class MetaSettings:
         outer_steps: Updates of the learned optimizer, >= 1.
         num_problems: Problems of a batch, over all processes, >= 1.
         horizons: Inner steps of the episodes, taken in turn; each >= `truncation`.
-        truncation: Inner steps of a window, after which there is a meta-gradient, >= 1.
+        truncation: Inner steps of a window, after which there is a meta-gradient, >= 1; None: whole episodes.
         curriculum: Share of the outer steps, in [0, 1], in which the longest of the horizons that episodes take grows
             from the first of `horizons` to the last; 0: all from the start.
         episodes: Episodes that are under way at once, >= 1; outer steps take their windows in turn, so that windows
@@ -54,6 +55,8 @@ class MetaSettings:
         outer_optimizer: What updates the learned optimizer: `adam`, `adamw`, `sgd`, or what makes a torch.optim
             optimizer of parameters and `lr`.
         learning_rate: Of the outer optimizer, > 0.
+        only: Names of the meta-parameters, or of modules with them, that are trained, such as `controller.4`; the
+            others stay as they are. None: all are.
         schedule: `cosine` (to 0 at the last outer step), `constant`, or what makes a scheduler of torch.optim of an
             optimizer; it steps with each outer step.
         warmup_steps: Outer steps of linear warm-up, >= 0; 0 for a scheduler of one's own.
@@ -69,7 +72,7 @@ class MetaSettings:
     outer_steps: int = 600
     num_problems: int = 64
     horizons: tuple[int, ...] = (20, 60, 100, 100, 200)
-    truncation: int = 20
+    truncation: int | None = 20
     curriculum: float = 0.0
     episodes: int = 1
     windows: int = 1
@@ -77,6 +80,7 @@ class MetaSettings:
     tell_steps: bool = False
     rescale: float = 0.0
     objective: str | Objective = "mean_log_loss"
+    only: tuple[str, ...] | None = None
     outer_optimizer: str | MakeOptimizer = "adam"
     learning_rate: float = 3e-3
     schedule: str | MakeSchedule = "cosine"
@@ -89,9 +93,10 @@ class MetaSettings:
     def __post_init__(self) -> None:
         for name, what in _COUNTS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if (value is not None or name != "truncation") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"meta.{name}={value}: must be a whole number >= 1 ({what})")
         self.horizons = tuple(self.horizons)
+        self.only = None if self.only is None else tuple(self.only)
         if not self.horizons or any(not isinstance(h, int) or h < 1 for h in self.horizons):
             raise ValueError(f"meta.horizons={list(self.horizons)}: must be whole numbers >= 1 (inner steps)")
         for name, known in _CHOICES.items():
@@ -127,14 +132,33 @@ class MetaSettings:
         schedule = outer_schedule(outer, self.schedule, outer_steps=self.outer_steps, warmup_steps=self.warmup_steps)
         return outer, schedule
 
+    def trained(self, optimizer: LearnedOptimizer) -> dict[str, nn.Parameter]:
+        """The meta-parameters that are trained, by name.
+
+        Raises:
+            ValueError: If `only` names something else.
+        """
+        found = dict(optimizer.named_parameters())
+        if self.only is None:
+            return found
+        for part in self.only:
+            if not any(f"{name}.".startswith(f"{part}.") for name in found):
+                hint = did_you_mean(part, found)
+                raise ValueError(f"meta.only={list(self.only)}: {part} is no meta-parameter and no module{hint}")
+        return {n: p for n, p in found.items() if any(f"{n}.".startswith(f"{part}.") for part in self.only)}
+
+    def window_length(self, estimator: Estimator, horizon: int) -> int:
+        """Inner steps of the windows of an episode."""
+        return estimator.window_length(horizon if self.truncation is None else self.truncation, horizon)
+
     def inner_steps(self, estimator: Estimator) -> int:
         """Inner steps of the whole run, at least."""
-        return self.outer_steps * self.windows * estimator.window_length(self.truncation, min(self.horizons))
+        return self.outer_steps * self.windows * self.window_length(estimator, min(self.horizons))
 
     def check_truncation(self, estimator: Estimator) -> None:
         """Raise ValueError if an estimator's window does not fit into every episode."""
         shortest = min(self.horizons)
-        if estimator.window_length(self.truncation, shortest) > shortest:
+        if self.window_length(estimator, shortest) > shortest:
             raise ValueError(
                 f"meta.truncation={self.truncation}: must be <= the shortest of meta.horizons={list(self.horizons)}"
             )

@@ -101,7 +101,6 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "unstack": (lambda x: x.unbind(-1), lambda x: x.T),
     "table": (lambda layout, rows, like: layout.table(rows, like), lambda layout, rows, like: _array(layout, rows)),
     "columns": (_columns, _array_columns),
-    "by_rows": (lambda net, x: net(x.flatten(0, 1)).unflatten(0, (-1, x.shape[1])), lambda net, x: net(x)),
 }
 Tensors = SimpleNamespace(**{name: on_tensors for name, (on_tensors, _) in _OPERATIONS.items()})
 Numbers = SimpleNamespace(**{name: on_numbers for name, (_, on_numbers) in _OPERATIONS.items()})

@@ -35,7 +35,9 @@ _TYPICAL_LENGTH = 2.0
 
 
 class Controller(nn.Sequential):
-    """From features `(…, 27)` to ports `(…, 5)`: two hidden layers, beside which lr scales with two natural lengths.
+    """From features `(B, T, 27)` to ports `(B, T, 5)`: two hidden layers; lr scales with two natural lengths besides.
+
+    Its parameters may have the problems' axis B in front: then each problem has a controller of its own.
 
     Args:
         hidden_size: Width of the hidden layers, >= 1.
@@ -60,8 +62,15 @@ class Controller(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:
         """The network's part."""
         for layer in list(self)[:5]:
-            input = layer(input)
+            if isinstance(layer, nn.Linear) and layer.weight.dim() == 3:
+                input = torch.baddbmm(layer.bias.unsqueeze(-2), input, layer.weight.mT)
+            else:
+                input = layer(input)
         return input
+
+    def power(self, k: int) -> Tensor:
+        """One of `powers`, for numbers `(B, T)`."""
+        return self.powers[..., k, None]
 
 
 class FrozenController:
@@ -82,6 +91,10 @@ class FrozenController:
         for of_layer, of_bias in hidden:
             x = np.tanh(x @ of_layer + of_bias)
         return x @ weight + bias
+
+    def power(self, k: int) -> float:
+        """One of the powers."""
+        return self.powers[k]
 
 
 class Ports(NamedTuple):
@@ -146,7 +159,7 @@ def ports(
         _of_problem(length, log_growth, log_size, network.clock, seen, state),
         xp.table(layout, static_features, second_mean),
     )
-    out = xp.by_rows(network, features)
+    out = network(features)
     log_lr, (mix, keep, lean, rho) = out[..., 0], xp.unstack(xp.sigmoid(out[..., 1:]))
     log_theta, log_start = (
         xp.at_least(0.5 * xp.log(squares + _TINY), math.log(_LEAST_THETA))
@@ -154,7 +167,7 @@ def ports(
     )
     most = log_start + math.log(_MOST_GROWTH) + _FREE * (starts <= 0)
     log_theta = xp.lesser(log_theta, most)
-    log_lr = log_lr + network.powers[0] * xp.per_tensor(length) + network.powers[1] * log_theta
+    log_lr = log_lr + network.power(0) * xp.per_tensor(length) + network.power(1) * log_theta
     return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 
 

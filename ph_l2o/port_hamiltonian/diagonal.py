@@ -91,6 +91,7 @@ class PortHamiltonian(LearnedOptimizer):
     """
 
     takes_padding: ClassVar[bool] = True
+    phi_by_problem: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -101,7 +101,7 @@ def test_features_and_ports_match_the_reference(layout, clock, monkeypatch):
         grads = params.like(params.flat + torch.randn_like(params.flat))
         loss = grads.flat.square().sum(1) * torch.tensor([1.0, 1.0, 1.0, 1e6], dtype=torch.float64)
         new, following = optimizer.update(params, grads, loss, state)
-        rows = seen[0].unflatten(0, (PROBLEMS, -1))
+        rows = seen[0]
         ports = torch.stack(found[0], 2)
         for i in range(PROBLEMS):
             old, now = (map_state(lambda x: x[i], s) for s in (state, following))  # noqa: B023
