@@ -39,8 +39,8 @@ from ph_l2o.port_hamiltonian.blocks import (
     wake,
 )
 from ph_l2o.port_hamiltonian.controller import FrozenController
-from ph_l2o.port_hamiltonian.fused import Fused, load_library
-from ph_l2o.port_hamiltonian.kernels import Plain
+from ph_l2o.port_hamiltonian.fused import load_library
+from ph_l2o.port_hamiltonian.passes import passes_for
 from ph_l2o.port_hamiltonian.turned import turned
 
 
@@ -126,7 +126,9 @@ class PortHamiltonian(DropIn):
             self._rotation = learned.precondition_frequency, learned.max_preconditioner_dim, learned.basis_rank
         self._network = FrozenController(learned.controller)
         self._ball, self._anytime = (learned.budget, learned.radius), learned.anytime
-        self._compile, self._kernels, self._average = compile, _kernels(compile), average
+        self._compile, self._average = compile, average
+        if compile:
+            load_library()
         self._report: in_place.Report | None = None
         self._flats = _Flats()
         defaults = {"lr": lr, "weight_decay": weight_decay, "total_steps": total_steps}
@@ -198,8 +200,8 @@ class PortHamiltonian(DropIn):
         """See `DropIn`."""
         super().__setstate__(state)
         self._report, self._flats = None, _Flats()
-        if "_compile" in state:
-            self._kernels = _kernels(self._compile)
+        if state.get("_compile"):
+            load_library()
 
     def _copied(self, given: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
         found, accounts = dict[Tensor, dict[str, Any]](), dict[int, Tensor]()
@@ -252,8 +254,8 @@ class PortHamiltonian(DropIn):
             return
         frequency = self._rotation[0] if self._rotation else 1
         seen_in_bases = turned(map(self._bases, taking_part), active, frequency)
-        kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
-        after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, kernels, self._ball)
+        make = passes_for((p.device for p in taking_part), self._compile)
+        after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, make, self._ball)
         if report is None:
             in_place.write(account, state._replace(skipped=after.skipped))
             return
@@ -354,10 +356,3 @@ class _Flats:
 def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamiltonian]:
     """Whether `PortHamiltonian` takes this optimizer's steps; a subclass may take others."""
     return type(learned) in (PurePortHamiltonian, PortHamiltonianKronecker)
-
-
-def _kernels(compile: bool) -> type[Plain] | type[Fused]:
-    if not compile:
-        return Plain
-    load_library()
-    return Fused
