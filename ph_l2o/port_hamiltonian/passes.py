@@ -1,4 +1,4 @@
-"""Which passes over the coordinates a step takes: Triton's on GPUs, compiled loops on CPUs if asked for, else plain ones.
+"""Which passes a step takes: Triton's on GPUs, compiled loops on CPUs where asked for, else plain operations.
 
 Triton is imported, and its kernels are compiled, when a tensor on a GPU is first stepped.
 """

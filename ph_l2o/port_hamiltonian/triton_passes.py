@@ -1,8 +1,10 @@
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportMissingImports=false
 """The three passes over the coordinates on a GPU: each is one launch over all tensors of a device and type.
 
 A program of a launch takes a chunk of a tensor. It finds its tensor's pointers and numbers in tables on the device and
 leaves its sums there, which a second launch adds up to those of tensors, always in the same order; they are float64.
 
+# X
 This module imports Triton, which comes with torch for GPUs; `passes.py` says where it is used.
 """
 
@@ -197,7 +199,7 @@ def _largest(
     DTYPE: tl.constexpr, ALIGNED: tl.constexpr, LENGTH: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """The largest absolute value, or NaN if anything is not finite."""
-    row, tensor, first, count = _chunk(chunks, pointers, LENGTH, ALIGNED)
+    row, _, first, count = _chunk(chunks, pointers, LENGTH, ALIGNED)
     grads = _buffer(row, 0, first, DTYPE, ALIGNED)
     most, none = tl.zeros((STEP,), DTYPE), tl.zeros((STEP,), DTYPE)
     for begin in range(0, count, STEP):

@@ -105,7 +105,11 @@ def test_the_same_sums_each_time():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("grad", torch.ones(5, dtype=torch.float64), "tensor 0: 5 numbers of torch.float64 .* beside 5 of torch.float32"),
+        (
+            "grad",
+            torch.ones(5, dtype=torch.float64),
+            "tensor 0: 5 numbers of torch.float64 .* beside 5 of torch.float32",
+        ),
         ("grad", torch.ones(4), "tensor 0: 4 numbers"),
         ("grad", torch.ones(10)[::2], r"tensor 0: has strides \(2,\)"),
     ],

@@ -56,7 +56,9 @@ def test_plain_operations_and_one_warning_where_triton_fails(gpu, recwarn):
         raise RuntimeError("Failed to find C compiler.\nPlease specify one")
 
     gpu["works"] = fail
-    with pytest.warns(match=r"Triton fails on cuda:0 \(RuntimeError: Failed to find C compiler.\); steps there are slow"):
+    with pytest.warns(
+        match=r"Triton fails on cuda:0 \(RuntimeError: Failed to find C compiler.\); steps there are slow"
+    ):
         assert passes.passes_for([GPU], False) is Plain
     recwarn.clear()
     assert passes.passes_for([GPU], False) is Plain and not recwarn
