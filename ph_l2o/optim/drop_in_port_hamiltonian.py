@@ -34,6 +34,7 @@ from ph_l2o.port_hamiltonian.blocks import (
     Block,
     Resting,
     dtype_of,
+    foreach,
     memory_shapes,
     new_memory,
     wake,
@@ -243,17 +244,17 @@ class PortHamiltonian(DropIn):
         state = in_place.state_of(account)
         self._warn_after_the_end(state.step)
         rates = {id(group): rate(group) * self._factor(group, state.step + 1) for group in self.param_groups}
+        bases = list(map(self._bases, taking_part))
         active = [
-            self._block(name, p, account, rates[id(group)], float(group["weight_decay"]))
-            for name, p, group in entries
-            if p.grad is not None
+            self._block(name, p, of_p, account, rates[id(group)], float(group["weight_decay"]))
+            for (name, p, group), of_p in zip((e for e in entries if e[1].grad is not None), bases, strict=True)
         ]
         self._flats.keep(taking_part)
         averaging = self._begin_averages(entries) if self._average else []
         if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
         frequency = self._rotation[0] if self._rotation else 1
-        seen_in_bases = turned(map(self._bases, taking_part), active, frequency)
+        seen_in_bases = turned(bases, active, frequency)
         make = passes_for((p.device for p in taking_part), self._compile)
         after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, make, self._ball)
         if report is None:
@@ -263,9 +264,10 @@ class PortHamiltonian(DropIn):
         self._report = report
         for group in seen_in_bases:
             group.renew(after.gradient_unit)
-        for p, block in zip(taking_part, active, strict=True):
-            if block.home.data_ptr() != p.data_ptr():
-                p.copy_(block.home.view(p.shape))
+        copies = [(p, block.home.view(p.shape)) for p, block in zip(taking_part, active, strict=True)
+                  if block.home.data_ptr() != p.data_ptr()]  # fmt: skip
+        if copies:
+            foreach._foreach_copy_(*map(list, zip(*copies, strict=True)))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
         averages.advance(averaging)
@@ -291,10 +293,12 @@ class PortHamiltonian(DropIn):
 
     _is_over = _average = False
 
-    def _block(self, name: str, p: Tensor, account: Tensor, rate: float, weight_decay: float) -> Block:
+    def _block(
+        self, name: str, p: Tensor, bases: Eigenbases | None, account: Tensor, rate: float, weight_decay: float
+    ) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
         assert p.grad is not None
-        dtype, memory, bases = dtype_of(p), self.state[p], self._bases(p)
+        dtype, memory = dtype_of(p), self.state[p]
         if "momentum" not in memory:
             memory.update(new_memory(p, bases))
             memory[in_place.ACCOUNT] = account

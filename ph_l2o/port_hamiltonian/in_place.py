@@ -125,8 +125,8 @@ def step(
     force = keep * of_push * (trust / root_length)
     moves = np.array([keep * before.rescale, force, spring, of_scale * root_length]).T
     momentum_square, moved_square = passes.move(factor, predicted, moves, pulls).T
-    for group in turned:
-        moved_square[group.places] = group.land()
+    for group, squares in [(group, group.land()) for group in turned]:  # all, before the host waits for one
+        moved_square[group.places] = squares.to("cpu", torch.float64).numpy()
     memory.remember(active, momentum_square, moved_square * memory.decay(active) ** 2)
     kinetic = 0.5 * Numbers.total(momentum_square)
     pull = energy.spring_energy(memory.theta_square((*active, *resting)), state)

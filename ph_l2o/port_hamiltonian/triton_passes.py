@@ -83,12 +83,13 @@ class _Group:
 
     def __init__(self, device: torch.device, dtype: torch.dtype, blocks: Sequence[Block], places: list[int]):
         self.device, self.places = device, places
-        table = np.array([(*_pointers(block), block.theta.numel()) for block in blocks], dtype=np.int64)
+        sizes = tuple(block.theta.numel() for block in blocks)
+        table = np.array([x for block, size in zip(blocks, sizes, strict=True) for x in (*_pointers(block), size)])
         self.pointers = _sent(table, device)
-        self.chunks, self.starts = _chunks(tuple(table[:, -1].tolist()), device)
+        self.chunks, self.starts = _chunks(sizes, device)
         self.constants: dict[str, Any] = {
             "DTYPE": _TYPES[dtype],
-            "ALIGNED": bool(np.bitwise_or.reduce(table, axis=None) % _ALIGNED == 0),
+            "ALIGNED": bool(np.bitwise_or.reduce(table) % _ALIGNED == 0),
             "LENGTH": LENGTH,
             "STEP": _BYTES // dtype.itemsize,
         }
@@ -123,8 +124,8 @@ def works(device: torch.device) -> bool:
     return True
 
 
-def _pointers(block: Block) -> tuple[int, ...]:
-    return tuple(x.data_ptr() for x in (block.grad, block.theta, block.home, *block.flats))
+def _pointers(block: Block) -> list[int]:
+    return [x.data_ptr() for x in (block.grad, block.theta, block.home, *block.flats)]
 
 
 def _sent(table: Array | np.ndarray[Any, Any], device: torch.device) -> Tensor:
@@ -144,16 +145,19 @@ def _chunks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _check(block: Block) -> None:
-    """Raise ValueError unless the kernels can read and write a tensor's buffers as they lie in memory."""
-    dtype, device, size = block.theta.dtype, block.theta.device, block.theta.numel()
-    for x in (block.theta, block.grad, block.home, *block.flats):
-        if x.dtype is not dtype or dtype not in _TYPES or x.device != device or x.numel() != size:
-            raise ValueError(
-                f"tensor {block.name}: {x.numel()} numbers of {x.dtype} on {x.device} beside {size} of {dtype} on "
-                f"{device}; must be alike, of float32 or float64"
-            )
-        if not x.is_contiguous():
-            raise ValueError(f"tensor {block.name}: has strides {x.stride()}; must be contiguous")
+    """Raise ValueError unless the kernels can read and write a tensor's buffers as they lie in memory.
+
+    The four that are remembered are of one size and type, and dense, since views of them are flat.
+    """
+    theta, grad, kept = block.theta, block.grad, block.flats[0]
+    size, dtype = theta.numel(), theta.dtype
+    alike = dtype in _TYPES and dtype is grad.dtype is kept.dtype and size == grad.numel() == kept.numel()
+    if not (alike and theta.is_contiguous() and grad.is_contiguous() and theta.device == grad.device == kept.device):
+        text = "; ".join(f"{x.numel()} numbers of {x.dtype} on {x.device}" for x in (theta, grad, kept))
+        raise ValueError(
+            f"tensor {block.name}: θ, its gradient and what is remembered of it are {text}; must be dense and alike, "
+            "of float32 or float64"
+        )
 
 
 @triton.jit
