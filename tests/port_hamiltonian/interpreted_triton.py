@@ -19,7 +19,8 @@ IMPORTED_EARLY = "triton" in sys.modules
 from ph_l2o.port_hamiltonian import triton_passes  # noqa: E402
 from ph_l2o.port_hamiltonian.triton_passes import Triton  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, for numbers that are not finite
+# Of numpy, for numbers that are not finite; of the interpreter's own code.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 ODD, ROUND = (1, 64, 65, 7, 300, 63), (16, 64, 320)  # chunks are of 64 coordinates
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-13}
 
