@@ -11,7 +11,6 @@ from unittest import mock
 import _measure
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ph_l2o.optim import PortHamiltonian, drop_in_port_hamiltonian
@@ -65,7 +64,9 @@ def shapes(width: int, depth: int) -> list[tuple[int, ...]]:
 def tensors(width: int, depth: int, device: torch.device) -> list[Tensor]:
     """Parameters with gradients."""
     torch.manual_seed(0)
-    params = [torch.nn.Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes(width, depth)]
+    params: list[Tensor] = [
+        torch.nn.Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes(width, depth)
+    ]
     for p in params:
         p.grad = 0.01 * torch.randn_like(p)
     return params
@@ -158,7 +159,7 @@ def _profiled(step: Step, device: torch.device) -> dict[str, Any]:
             step()
         wait(device)
     events = profiler.key_averages()
-    work = [e for e in events if e.device_type == DeviceType.CUDA and not e.key.startswith("Optimizer.step#")]
+    work = [e for e in events if e.device_type.name == "CUDA" and not e.key.startswith("Optimizer.step#")]
     longest = sorted(work, key=lambda e: e.self_device_time_total, reverse=True)[:8]
     return {
         "launches": sum(e.count for e in events if e.key in LAUNCHES) / PERIOD,
@@ -167,6 +168,34 @@ def _profiled(step: Step, device: torch.device) -> dict[str, Any]:
         "device ms": sum(e.self_device_time_total for e in work) / PERIOD / 1e3,
         "longest, ms": {e.key[:80]: e.self_device_time_total / PERIOD / 1e3 for e in longest},
     }
+
+
+def orthogonal(device: torch.device, size: int) -> dict[str, Any]:
+    """Milliseconds, in turns, of what makes new bases of 6 factors together, and how far they are from orthogonal."""
+    torch.manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(6, size, size, dtype=torch.float64)).Q
+    near = torch.linalg.qr(vectors + 0.01 / size**0.5 * torch.randn(6, size, size, dtype=torch.float64)).Q
+    factor = vectors * torch.logspace(0, -5, size, dtype=torch.float64) @ vectors.mT
+    power = (factor @ near).float().to(device)
+    ways: dict[str, Callable[[], Tensor]] = {
+        "qr": lambda: torch.linalg.qr(power).Q,
+        "qr, one by one": lambda: torch.stack([torch.linalg.qr(x).Q for x in power]),
+        "cholesky, float64": lambda: _by_cholesky(power.double()).float(),
+        "cholesky, float32": lambda: _by_cholesky(power),
+    }
+    times = _measure.contest({name: _timed(way, device) for name, way in ways.items()}, 3, unit="ms", better="lower")
+    eye = torch.eye(size, device=device)
+    distances = {name: float((q.mT @ q - eye).abs().max()) for name, q in ((name, way()) for name, way in ways.items())}
+    return {"side": size, "distances": distances, "entries": times.entries}
+
+
+def _by_cholesky(x: Tensor) -> Tensor:
+    """Q of QR with a positive diagonal of R, in two rounds (Yamamoto et al. 2015, "CholeskyQR2")."""
+    x = x / x.norm(dim=1, keepdim=True)
+    for _ in range(2):
+        lower = torch.linalg.cholesky_ex(x.mT @ x).L
+        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False)
+    return x
 
 
 def reason(error: Exception) -> str:

@@ -138,6 +138,11 @@ def waits(device: torch.device, quick: bool) -> dict[str, Any]:
     return _gpu_steps.waits(device, (16, 1) if quick else SIZES["1.9e7"])
 
 
+def orthogonal(device: torch.device, quick: bool) -> dict[str, Any]:
+    """See `_gpu_steps.orthogonal`."""
+    return _gpu_steps.orthogonal(device, 16 if quick else 512)
+
+
 def meta_training(on_cpu: bool, compile: str | bool) -> Callable[[torch.device, bool], dict[str, Any]]:
     """Task-steps/s of meta-training, the median of its second half; seconds with compilation; the most memory.
 
@@ -181,6 +186,7 @@ PARTS: dict[
     "step times, 1.9e7": (20, step_times("1.9e7", ALL, 7)),
     "step times, 1e8": (15, step_times("1e8", tuple(name for name in ALL if name != "kronecker"), 5)),
     "waits": (15, waits),
+    "orthogonal": (5, orthogonal),
     "meta-training, device": (10, meta_training(False, False)),
     "meta-training, cpu": (10, meta_training(True, False)),
     "meta-training, device, compiled": (45, meta_training(False, "step")),
