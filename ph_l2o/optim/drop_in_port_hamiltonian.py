@@ -34,13 +34,14 @@ from ph_l2o.port_hamiltonian.blocks import (
     Block,
     Resting,
     dtype_of,
+    foreach,
     memory_shapes,
     new_memory,
     wake,
 )
 from ph_l2o.port_hamiltonian.controller import FrozenController
-from ph_l2o.port_hamiltonian.fused import Fused, load_library
-from ph_l2o.port_hamiltonian.kernels import Plain
+from ph_l2o.port_hamiltonian.fused import load_library
+from ph_l2o.port_hamiltonian.passes import passes_for
 from ph_l2o.port_hamiltonian.turned import turned
 
 
@@ -126,7 +127,9 @@ class PortHamiltonian(DropIn):
             self._rotation = learned.precondition_frequency, learned.max_preconditioner_dim, learned.basis_rank
         self._network = FrozenController(learned.controller)
         self._ball, self._anytime = (learned.budget, learned.radius), learned.anytime
-        self._compile, self._kernels, self._average = compile, _kernels(compile), average
+        self._compile, self._average = compile, average
+        if compile:
+            load_library()
         self._report: in_place.Report | None = None
         self._flats = _Flats()
         defaults = {"lr": lr, "weight_decay": weight_decay, "total_steps": total_steps}
@@ -198,8 +201,8 @@ class PortHamiltonian(DropIn):
         """See `DropIn`."""
         super().__setstate__(state)
         self._report, self._flats = None, _Flats()
-        if "_compile" in state:
-            self._kernels = _kernels(self._compile)
+        if state.get("_compile"):
+            load_library()
 
     def _copied(self, given: Mapping[str, Any]) -> dict[Tensor, dict[str, Any]]:
         found, accounts = dict[Tensor, dict[str, Any]](), dict[int, Tensor]()
@@ -241,19 +244,19 @@ class PortHamiltonian(DropIn):
         state = in_place.state_of(account)
         self._warn_after_the_end(state.step)
         rates = {id(group): rate(group) * self._factor(group, state.step + 1) for group in self.param_groups}
+        bases = list(map(self._bases, taking_part))
         active = [
-            self._block(name, p, account, rates[id(group)], float(group["weight_decay"]))
-            for name, p, group in entries
-            if p.grad is not None
+            self._block(name, p, of_p, account, rates[id(group)], float(group["weight_decay"]))
+            for (name, p, group), of_p in zip((e for e in entries if e[1].grad is not None), bases, strict=True)
         ]
         self._flats.keep(taking_part)
         averaging = self._begin_averages(entries) if self._average else []
         if loss is None and not state.step and asks_for_a_state((block.grad, block.rate) for block in active):
             return
         frequency = self._rotation[0] if self._rotation else 1
-        seen_in_bases = turned(map(self._bases, taking_part), active, frequency)
-        kernels = self._kernels if all(p.device.type == "cpu" for p in taking_part) else Plain
-        after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, kernels, self._ball)
+        seen_in_bases = turned(bases, active, frequency)
+        make = passes_for((p.device for p in taking_part), self._compile)
+        after, report = in_place.step(self._network, active, resting, seen_in_bases, loss, state, make, self._ball)
         if report is None:
             in_place.write(account, state._replace(skipped=after.skipped))
             return
@@ -261,9 +264,10 @@ class PortHamiltonian(DropIn):
         self._report = report
         for group in seen_in_bases:
             group.renew(after.gradient_unit)
-        for p, block in zip(taking_part, active, strict=True):
-            if block.home.data_ptr() != p.data_ptr():
-                p.copy_(block.home.view(p.shape))
+        copies = [(p, block.home.view(p.shape)) for p, block in zip(taking_part, active, strict=True)
+                  if block.home.data_ptr() != p.data_ptr()]  # fmt: skip
+        if copies:
+            foreach._foreach_copy_(*map(list, zip(*copies, strict=True)))
         # Compiled loops don't tell autograd.
         torch.autograd.graph.increment_version(taking_part)
         averages.advance(averaging)
@@ -289,10 +293,12 @@ class PortHamiltonian(DropIn):
 
     _is_over = _average = False
 
-    def _block(self, name: str, p: Tensor, account: Tensor, rate: float, weight_decay: float) -> Block:
+    def _block(
+        self, name: str, p: Tensor, bases: Eigenbases | None, account: Tensor, rate: float, weight_decay: float
+    ) -> Block:
         """A parameter that takes part, with a memory from its first gradient on."""
         assert p.grad is not None
-        dtype, memory, bases = dtype_of(p), self.state[p], self._bases(p)
+        dtype, memory = dtype_of(p), self.state[p]
         if "momentum" not in memory:
             memory.update(new_memory(p, bases))
             memory[in_place.ACCOUNT] = account
@@ -354,10 +360,3 @@ class _Flats:
 def is_port_hamiltonian(learned: LearnedOptimizer) -> TypeGuard[PurePortHamiltonian]:
     """Whether `PortHamiltonian` takes this optimizer's steps; a subclass may take others."""
     return type(learned) in (PurePortHamiltonian, PortHamiltonianKronecker)
-
-
-def _kernels(compile: bool) -> type[Plain] | type[Fused]:
-    if not compile:
-        return Plain
-    load_library()
-    return Fused

@@ -6,7 +6,8 @@ theory; `in_place.py` has the step of the drop-in, on a user's own tensors. Ener
 A step of the drop-in, from top to bottom:
 
 1. `in_place.py`, `step`: the order of things; three passes over the coordinates, and numbers between them.
-2. `kernels.py`, `Plain`: the passes `absorb`, `predict` and `move`; `fused.cpp` has them as compiled loops.
+2. `kernels.py`, `Plain`: the passes `absorb`, `predict` and `move`; `fused.cpp` has them as compiled loops, for
+   GPUs `triton_passes.py`; `passes.py` says which are taken.
 3. `controller.py`, `ports`: what the network sees of each tensor, and what it sets.
 4. `energy.py`: `observe` the loss and the gradient, `energies_before` the step, `solve_for_r`, `energy_after` it.
 

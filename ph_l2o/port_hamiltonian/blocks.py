@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 BUFFERS = ("fast", "slow", "second", "momentum")
 _SUMS = ("second_sum", "momentum_square")
 NEW = -1.0
+foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
 _DECAY_UNIT = 1e-3  # learning rate of AdamW with which a weight decay means the same
 
 
@@ -170,12 +171,11 @@ def shrink(active: Sequence[Block], factor: float) -> None:
 
 def decay(active: Sequence[Block]) -> Array:
     """Take weight decay's share of each tensor; what is left of 1, `(T,)`."""
-    left = np.ones(len(active))
-    for k, block in enumerate(active):
-        if block.weight_decay and block.rate:
-            left[k] = max(1 - _DECAY_UNIT * block.rate * block.weight_decay, 0.0)
-            block.home.mul_(left[k])
-    return left
+    left = [max(1 - _DECAY_UNIT * block.rate * block.weight_decay, 0.0) for block in active]
+    homes = [(block.home, x) for block, x in zip(active, left, strict=True) if x != 1]
+    if homes:
+        foreach._foreach_mul_(*map(list, zip(*homes, strict=True)))
+    return np.array(left)
 
 
 def remember(active: Sequence[Block], momentum_squares: Array | None, theta_squares: Array) -> None:

@@ -23,8 +23,7 @@ from ph_l2o.port_hamiltonian import blocks as memory
 from ph_l2o.port_hamiltonian import controller, energy
 from ph_l2o.port_hamiltonian.arithmetic import Numbers
 from ph_l2o.port_hamiltonian.blocks import Array, Block, Resting
-from ph_l2o.port_hamiltonian.fused import Fused
-from ph_l2o.port_hamiltonian.kernels import Plain
+from ph_l2o.port_hamiltonian.passes import MakePasses
 from ph_l2o.port_hamiltonian.state import GRADIENT, SECOND, THETA, PortHamiltonianState, Seen
 from ph_l2o.port_hamiltonian.turned import Turned
 
@@ -67,7 +66,7 @@ def step(
     turned: Sequence[Turned],
     loss: float | None,
     state: PortHamiltonianState,
-    kernels: type[Plain] | type[Fused],
+    make: MakePasses,
     ball: tuple[float, float],
 ) -> tuple[PortHamiltonianState, Report | None]:
     """One step; θ and what the blocks remember change in place.
@@ -79,13 +78,13 @@ def step(
         turned: Those of the active tensors that are seen in bases.
         loss: The loss at θ, or None.
         state: Numbers before the step.
-        kernels: The passes.
+        make: Makes the passes.
         ball: Budget and radius, see the pure optimizer.
 
     Returns:
         Numbers after the step, and what was done; None if the step was skipped.
     """
-    passes = kernels(active)
+    passes = make(active)
     seen = energy.observe(passes.largest(), loss, state)
     if not seen.finite:
         return state._replace(skipped=state.skipped + 1), None
@@ -126,8 +125,8 @@ def step(
     force = keep * of_push * (trust / root_length)
     moves = np.array([keep * before.rescale, force, spring, of_scale * root_length]).T
     momentum_square, moved_square = passes.move(factor, predicted, moves, pulls).T
-    for group in turned:
-        moved_square[group.places] = group.land()
+    for group, squares in [(group, group.land()) for group in turned]:  # all, before the host waits for one
+        moved_square[group.places] = squares.to("cpu", torch.float64).numpy()
     memory.remember(active, momentum_square, moved_square * memory.decay(active) ** 2)
     kinetic = 0.5 * Numbers.total(momentum_square)
     pull = energy.spring_energy(memory.theta_square((*active, *resting)), state)

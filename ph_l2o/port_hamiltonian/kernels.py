@@ -6,15 +6,13 @@ Passes take and return numbers for each tensor, float64; what they mean is in `p
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ph_l2o.port_hamiltonian.blocks import Array, Block
+from ph_l2o.port_hamiltonian.blocks import Array, Block, foreach
 
-foreach: Any = torch  # operations over lists, which torch's own optimizers use; their names are private
 _LENGTH = 2**17  # coordinates of a batch on a CPU, so that what one operation leaves is in the cache for the next
 
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ph_l2o.optimizers.eigenbases import Eigenbases
 from ph_l2o.port_hamiltonian.bases import EARLY, FLOOR, in_new_bases, into_range, weights
-from ph_l2o.port_hamiltonian.blocks import Array, Block
-from ph_l2o.port_hamiltonian.kernels import foreach
+from ph_l2o.port_hamiltonian.blocks import Block, foreach
 
 LENGTH = 2**17  # coordinates that are turned at once on a CPU, so that what one operation leaves is in its cache
 
@@ -48,12 +47,12 @@ class Turned:
         self._start = self._bases.rotated(torch.stack([block.home for block in self._blocks]), self._turning)
         self._thetas.copy_(self._start)
 
-    def land(self) -> Array:
-        """Take the move back to the parameters; ‖θ‖² of each tensor, `(T,)`."""
+    def land(self) -> Tensor:
+        """Take the move back to the parameters; ‖θ‖² of each tensor, `(T,)`, where they are."""
         moves = self._thetas if self._start is None else self._thetas - self._start
         homes = [block.home for block in self._blocks]
         foreach._foreach_add_(homes, list(self._bases.rotated(moves, self._turning, back=True)))
-        return torch.stack([home.dot(home) for home in homes]).to("cpu", torch.float64).numpy()
+        return _squares(homes)
 
     def renew(self, gradient_unit: float) -> None:
         """Take the gradient into L and R, whose unit becomes G, and turn what is remembered to new bases."""
@@ -75,7 +74,8 @@ class Turned:
         """Take new bases, and what is remembered to them; L and R."""
         columns = list(zip(*(block.flats for block in self._blocks), strict=True))
         *averages, second, momentum = map(torch.stack, columns)
-        kinetic = momentum.new_tensor([0.5 * memory["momentum_square"] for memory in self._memories])
+        energies = [0.5 * memory["momentum_square"] for memory in self._memories]
+        kinetic = torch.tensor(energies, dtype=momentum.dtype).to(momentum.device, non_blocking=True)
         turned, *others = in_new_bases(self._bases, self._basis, new, averages, second, momentum, kinetic)
         for column, rows in zip(columns, (*turned, *others), strict=True):
             foreach._foreach_copy_(column, list(rows))
@@ -113,3 +113,10 @@ def _largest(rows: Tensor) -> Tensor:
     if rows.device.type == "cpu":  # where that is several times as fast
         return torch.stack([torch.stack(row.aminmax()) for row in rows]).abs().amax(1, keepdim=True)
     return rows.abs().amax(1, keepdim=True)
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
+    """The sum of squares of each, `(T,)`."""
+    if tensors[0].device.type == "cpu":
+        return torch.stack([x.dot(x) for x in tensors])
+    return torch.stack(foreach._foreach_norm(tensors)).square()  # in few launches
