@@ -31,6 +31,7 @@ from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian
 from ph_l2o.params import Params
+from ph_l2o.port_hamiltonian import energy
 from ph_l2o.port_hamiltonian.controller import Controller
 from ph_l2o.port_hamiltonian.state import Energies, PortHamiltonianState, Seen
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
@@ -63,7 +64,7 @@ class Ratio(PortHamiltonian):
         """With all of π's energy, which the account has already paid for."""
         before = super().energies_before(spent, square, seen, state)
         kinetic = torch.minimum(state.kinetic, state.energy - before.pull)
-        r_squared = torch.minimum(before.phi.clamp_max(1), state.energy - before.pull - kinetic)
+        r_squared = torch.minimum(before.phi.clamp_max(energy.HEIGHT), state.energy - before.pull - kinetic)
         return before._replace(rescale=torch.ones_like(before.rescale), kinetic=kinetic, r_squared=r_squared)
 
 

@@ -42,6 +42,7 @@ from ph_l2o.inner import Carry, inner_step, start
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker, map_state
 from ph_l2o.params import Layout, Params
+from ph_l2o.port_hamiltonian import energy
 from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 from ph_l2o.tasks import Landscape, Quadratic, Task
 
@@ -132,7 +133,7 @@ def looked(
     """After one more step."""
     theta, momentum, kappa = flat.double(), state.momentum.double(), state.stiffness.double()
     phi = (loss.double() / state.loss_unit.double()).clamp_min(1e-4)
-    r_squared = state.trust.double().square() * torch.where(state.uses_loss > 0, phi, 1.0)
+    r_squared = state.trust.double().square() * energy.HEIGHT * torch.where(state.uses_loss > 0, phi, 1.0)
     square = theta.square().sum(1)
     spring = 0.5 * kappa * (square.sqrt() - state.rest_radius.double()).clamp_min(0).square()
     above = (r_squared + 0.5 * momentum.square().sum(1) + spring - state.energy.double()) / seen.energy

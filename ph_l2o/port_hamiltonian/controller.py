@@ -30,6 +30,7 @@ _LEAST_LOSS = 1e-36
 _LEAST_SHARE = 1e-4
 _LEAST_THETA = 0.05  # of the size of a tensor's entries: biases start at 0
 _MOST_GROWTH = 1.5  # of that size since the start that lr follows; else longer steps and growth drive each other
+_PROGRESS, _MOST_PROGRESS = 0.5, math.log(30.0)  # power of the loss's fall over about 100 steps in lr, and most of it
 _FREE = 100.0  # in logs: what starts at 0, as heads, branches and linear models often do, has no size to keep to
 _TYPICAL_LENGTH = 2.0
 
@@ -167,6 +168,7 @@ def ports(
     )
     most = log_start + math.log(_MOST_GROWTH) + _FREE * (starts <= 0)
     log_theta = xp.lesser(log_theta, most)
+    log_lr = log_lr + _PROGRESS * xp.per_tensor(_progress(seen))
     log_lr = log_lr + network.power(0) * xp.per_tensor(length) + network.power(1) * log_theta
     return Ports(log_lr + 0.5 * lean * xp.per_tensor(log_growth), mix, keep, _MOST_RHO * rho, lean)
 
@@ -193,6 +195,13 @@ def _natural_length(log_mean: Number, log_size: Number, seen: Seen) -> Number:
     log_unit = xp.log(xp.at_least(seen.loss_fast, _LEAST_LOSS)) - xp.log(seen.gradient_unit)
     length = log_unit - log_size - 0.5 * log_mean + _TYPICAL_LENGTH
     return xp.where(seen.uses_loss > 0, xp.clip(length, -10, 10), 0.0)
+
+
+def _progress(seen: Seen) -> Number:
+    """Log of how far the loss has fallen, its slow average over its fast one, >= 0; 0 where the loss is not used."""
+    xp = arithmetic(seen.loss_fast)
+    slow, fast = (xp.log(xp.at_least(loss, _LEAST_LOSS)) for loss in (seen.loss_slow, seen.loss_fast))
+    return xp.where(seen.uses_loss > 0, xp.clip(slow - fast, 0.0, _MOST_PROGRESS), 0.0)
 
 
 def _of_problem(

@@ -7,7 +7,7 @@ in `docs/theory.md`.
 Symbols (code ↔ mathematics):
 
 - `flat`, `momentum` ↔ θ, π; `grad` ↔ g = ∇f(θ), in units of `gradient_unit` ↔ G; `scale` ↔ s > 0
-- `loss_unit` ↔ U > 0, the unit of energy, an average of the loss; `length` ↔ L = U / G; `phi` ↔ φ = f / U
+- `loss_unit` ↔ U > 0, the unit of energy, an average of the loss; `length` ↔ L = U / G; `phi` ↔ φ = 4 f / U
 - `push` ↔ h = s ĝ with ĝ = (1 - mix) g + mix m; the port of r is c = h / (2 √(φ L))
 - `keep` ↔ 1 / (1 + D), D ≥ 0, so that R = diag(D) is positive semidefinite
 - `stiffness` ↔ κ > 0, `rest_radius` ↔ R₀ of the spring V(θ) = ½κ (‖θ‖ - R₀)₊², which is felt outside of R₀ only;
@@ -23,7 +23,7 @@ One step, with r shared by all coordinates of a problem:
 It satisfies Δ(r² + ½‖π‖² + V(θ)) ≤ -Σ D (π⁺)² - (Δr)² - ½‖Δπ‖² ≤ 0 for any c, s ≥ 0, D ≥ 0 and κ ≥ 0: J is
 skew-symmetric (c and s enter with opposite signs), R ⪰ 0, and the implicit step only dissipates more.
 
-All energies are numbers without units. Before a step π is expressed in the new unit U, and r² is set to min(φ, 1), both
+All energies are numbers without units. Before a step π is expressed in the new unit U, and r² is set to min(φ, 4), both
 as far as the account `energy` pays (an energy tank: Duindam and Stramigioli 2004; Franken et al. 2011). Of what a
 step releases the share 1/k leaves the account for good. So the account never increases, r² + ½‖π‖² + V(θ) never
 exceeds it, and ‖θ‖ ≤ R₀ + √(2 E₀ / κ) for ever. A tensor whose gradient is 0 has s = 0: it stays as it is.

@@ -13,7 +13,8 @@ DECAYS = (0.9, 0.99)  # of the gradient's averages
 SECOND_DECAY = 0.95  # of the squared gradient's average
 LOSS_DECAYS = (0.9, 0.99)
 LEAST, _MOST = 1e-36, 1e36  # of units
-_LEAST_PHI = 1e-4
+HEIGHT = 4.0  # φ over f / U: the higher r stands, the less a step takes of it, and the later it brakes
+_LEAST_RELATIVE = 1e-4  # f / U
 _LEAST_R = 1e-12  # up to it r² is 0, since its square root is differentiated
 _LOG_LENGTH = 40.0  # of L, so that neither L nor 1 / L overflows in products
 _JUMP = 1e3  # the gradient's unit changes by at most this in a step
@@ -96,7 +97,7 @@ def energies_before(
     now = xp.where(uses, seen.loss, xp.where(spent > 0, spent * seen.gradient_unit, state.loss_unit))
     unit = xp.clip(xp.lerp(state.loss_unit, now, seen.weights[3]), LEAST, _MOST)
     length = xp.exp(xp.clip(xp.log(unit) - xp.log(seen.gradient_unit), -_LOG_LENGTH, _LOG_LENGTH))
-    phi = xp.where(uses, xp.at_least(seen.loss / unit, _LEAST_PHI), 1.0)
+    phi = HEIGHT * xp.where(uses, xp.at_least(seen.loss / unit, _LEAST_RELATIVE), 1.0)
     size = _root(square, LEAST)
     beyond = xp.at_least(size - state.rest_radius, 0.0)
     pull = 0.5 * state.stiffness * beyond * beyond
@@ -110,7 +111,7 @@ def energies_before(
     rescale = xp.minimum(rescale, room / xp.at_least(state.kinetic, _LEAST_R))
     rescale = xp.where(seen.finite, rescale, 1.0)
     kinetic = state.kinetic * rescale
-    r_squared = xp.minimum(xp.at_most(phi, 1), room - kinetic)
+    r_squared = xp.minimum(xp.at_most(phi, HEIGHT), room - kinetic)
     r_squared = xp.where(r_squared > _LEAST_R, r_squared, 0.0)
     return Energies(unit, length, phi, _root(rescale, LEAST), kinetic, pull, spring, r_squared, shrink)
 

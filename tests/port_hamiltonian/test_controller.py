@@ -25,13 +25,14 @@ def expected(
     """Features `(T, 27)` and the ports log gain, mix, keep, ρ, lean `(T, 5)` of one problem, for the next state."""
     uses, unit, k, count = bool(now.uses_loss), now.gradient_unit.item(), now.step.item(), layout.numel
     mean, reference = now.second_mean.item() + 1e-20, now.reference.item() + 1e-20
-    length = 0.0
+    length = progress = 0.0
     of_loss = [0.0] * 4
     if uses:
         fast, slow, start = now.loss_fast.item(), now.loss_slow.item(), now.loss_start.item()
         of_loss = [0.3 * math.log(loss / fast), 0.3 * math.log(fast / slow), 0.3 * math.log(loss / start), 1.0]
         length = math.log(fast / (unit * count * math.sqrt(mean))) + 2
         length = min(max(length, -10), 10)
+        progress = min(max(math.log(slow / fast), 0), math.log(30))
     growth = max(math.log(mean / reference), -12)
     k = k if optimizer.controller.clock is None else optimizer.controller.clock
     of_problem = [
@@ -70,7 +71,7 @@ def expected(
         size, at_start = (max(math.sqrt(squares.mean().item()), 0.05) for squares in (theta * theta, starts))
         size = min(size, 1.5 * at_start) if starts.any() else size
         powers = optimizer.controller.powers.tolist()
-        log_lr = out[0].item() + powers[0] * length + powers[1] * math.log(size)
+        log_lr = out[0].item() + 0.5 * progress + powers[0] * length + powers[1] * math.log(size)
         features.append(x)
         ports.append([log_lr + 0.5 * lean * growth, mix, keep, 0.999 * rho, lean])
     return torch.stack(features), torch.tensor(ports, dtype=flat.dtype)

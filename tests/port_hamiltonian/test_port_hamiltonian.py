@@ -72,7 +72,7 @@ def reference(
     newest = f if uses else spent * unit if spent > 0 else old.loss_unit.item()
     loss_unit = min(max(average(old.loss_unit.item(), newest, 0.9, k), 1e-36), 1e36)
     length = min(max(loss_unit / unit, math.exp(-40)), math.exp(40))
-    phi = max(f / loss_unit, 1e-4) if uses else 1.0
+    phi = 4 * (max(f / loss_unit, 1e-4) if uses else 1.0)
     kappa, rest, account = old.stiffness.item(), old.rest_radius.item(), old.energy.item()
 
     def potential(theta: Tensor) -> float:
@@ -82,7 +82,7 @@ def reference(
     slope = kappa * max(size - rest, 0.0) / max(size, 1e-18)  # ∇V(θ) over θ
     kinetic = 0.5 * (old.momentum**2).sum().item()
     rescale = min(old.loss_unit.item() / loss_unit, (account - pull) / max(kinetic, 1e-12)) if k > 1 else 1.0
-    r_squared = min(phi, 1, account - pull - rescale * kinetic)
+    r_squared = min(phi, 4, account - pull - rescale * kinetic)
     r = math.sqrt(r_squared) if r_squared > 1e-12 else 0.0
     before = r * r + rescale * kinetic + pull
 
@@ -189,12 +189,12 @@ def gradient_of(params: Params, gradient: Tensor) -> Params:
 def in_use(params: Params, loss: Tensor | None, state: PortHamiltonianState) -> Tensor:
     """H = r² + ½‖π‖² + V(θ) after a step, in float64."""
     theta, pi, kappa = params.flat.double(), state.momentum.double(), state.stiffness.double()
-    phi = torch.ones_like(kappa)
+    relative = torch.ones_like(kappa)
     if loss is not None:
         used = (state.uses_loss > 0) & loss.isfinite()
-        phi = torch.where(used, (loss.double() / state.loss_unit.double()).clamp_min(1e-4), phi)
+        relative = torch.where(used, (loss.double() / state.loss_unit.double()).clamp_min(1e-4), relative)
     beyond = (theta.norm(dim=1) - state.rest_radius.double()).clamp_min(0)
-    return state.trust.double() ** 2 * phi + 0.5 * (pi * pi).sum(1) + 0.5 * kappa * beyond**2
+    return state.trust.double() ** 2 * 4 * relative + 0.5 * (pi * pi).sum(1) + 0.5 * kappa * beyond**2
 
 
 def assert_close(actual: Tensor, expected: Tensor | float, size: Tensor | float = 0.0, rtol: float = 1e-9) -> None:
@@ -276,10 +276,10 @@ def test_energy_and_ball_on_hostile_sequences(layout, dtype, tolerance, seed):
         assert (state.energy <= old.energy).all()
         assert (in_use(params, loss, state) <= state.energy.double() + tolerance * start)[fine].all()
         assert (params.flat.double().norm(dim=1) <= radius * (1 + tolerance)).all()
-        # Re-setting r and π injects at most 1 + (ρ - 1)₊ K; see docs/theory.md.
+        # Re-setting r and π injects at most 4 + (ρ - 1)₊ K; see docs/theory.md.
         count += fine
         growth = torch.where(old.step > 0, (old.loss_unit / state.loss_unit).double() - 1, 0.0).clamp_min(0)
-        injected += fine * (1 + growth * old.kinetic.double())
+        injected += fine * (4 + growth * old.kinetic.double())
         worst_mean = torch.maximum(worst_mean, injected / count.clamp_min(1))
         lost = worst_mean * (1 + count.clamp_min(1).log())
         assert (state.energy.double() >= start - lost - STEPS * tolerance * start).all()
