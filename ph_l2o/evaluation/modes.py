@@ -1,4 +1,4 @@
-"""Modes of a learned optimizer, which follow its name as suffixes: `port_hamiltonian+cosine+no_loss`."""
+"""Modes of a learned optimizer, which follow its name as suffixes: `port_hamiltonian+total_steps+no_loss`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _averaged(optimizer: LearnedOptimizer, horizon: int) -> LearnedOptimizer:
 
 # By suffix, in the order in which they apply, whatever the order of the suffixes. A further one is a line here.
 MODES: dict[str, Mode] = {
-    "cosine": _over_the_run,  # warm-up and cosine over the run: `total_steps` is its horizon
+    "total_steps": _over_the_run,  # warm-up and a linear fall over the run: `total_steps` is its horizon
     "no_loss": _without_loss,
     "average": _averaged,  # judged at the average of its iterates
 }

@@ -49,10 +49,10 @@ class PortHamiltonian(DropIn):
     """A learned optimizer with an energy that cannot grow; there is no learning rate to tune.
 
     It goes where `torch.optim.AdamW` goes. With `total_steps`, where the length of the run is known, it warms up over
-    5 % of it and ends with a cosine. `step()` needs no loss; with `step(loss=loss)`, `step(closure)` or, before a loop
-    that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a loss is missing or negative, losses
-    are not used any more. A step with a gradient or loss that is not finite is skipped and counted, in
-    `optimizer.skipped`.
+    5 % of it and then lets rates fall linearly to 0. `step()` needs no loss; with `step(loss=loss)`, `step(closure)`
+    or, before a loop that calls `step()` itself, `optimizer.loss = loss` it is usually faster. Once a loss is missing
+    or negative, losses are not used any more. A step with a gradient or loss that is not finite is skipped and
+    counted, in `optimizer.skipped`.
 
     ‖θ‖ over all parameters that take part never exceeds `optimizer.radius()`, whatever the gradients are; within half
     of it nothing pulls at them. A parameter whose gradient is None or 0 stays as it is. What is changed otherwise, as
@@ -73,7 +73,7 @@ class PortHamiltonian(DropIn):
             `.safetensors`, or an optimizer of `ph_l2o.optimizers`. `kronecker` steps in the eigenbases of matrices
             (`PortHamiltonianKronecker`): better where weights are matrices, and dearer.
         compile: Whether to compile the loops over coordinates, with the C++ compiler that this needs; on the CPU.
-        total_steps: Steps of the run, >= 1: the learning rates rise over the first 5 % and fall by half a cosine to 0
+        total_steps: Steps of the run, >= 1: the learning rates rise over the first 5 % and fall linearly to 0
             with the last; later steps change nothing, and the first of them warns. None: they fall as
             (1 + k/200)^(-1/2), for runs of any length, or as a scheduler of torch.optim says.
         average: Whether to keep averages of the parameters, for `averaged` and `averaged_state_dict`: for runs of which

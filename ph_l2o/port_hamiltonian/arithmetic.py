@@ -73,7 +73,6 @@ _OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "maximum": (torch.maximum, max),
     "at_most": (torch.clamp_max, min),
     "lerp": (torch.lerp, lambda start, end, weight: start + weight * (end - start)),
-    "cos": (torch.cos, math.cos),
     "round": (torch.round, round),
     "tanh": (torch.tanh, math.tanh),
     "isfinite": (torch.isfinite, math.isfinite),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from ph_l2o.optimizers.scheduled import WARM_UP
@@ -30,13 +29,13 @@ class Anytime(NamedTuple):
 def factor(step: Number, total_steps: Number, anytime: Anytime) -> Number:
     """The factor of step k = 1, 2, …
 
-    Over a run of T = `total_steps` it is that of `adamw+cosine`: with W = round(.05 T) steps of warm-up k / (W + 1) for
-    k <= W, then ½ (1 + cos(π (k - 1 - W) / (T - W))), and 0 after T. With T = 0, of a run whose length nobody knows, it
-    is that of `anytime`: with p in (½, 1] or near it, stochastic gradients come to rest however long the run is
-    (Robbins and Monro 1951).
+    Over a run of T = `total_steps` it is that of `adamw+linear`: with W = round(.05 T) steps of warm-up k / (W + 1)
+    for k <= W, then 1 - (k - 1 - W) / (T - W), and 0 after T (Bergsma et al. 2025, "Straight to zero", arXiv
+    2502.15938, for AdamW). With T = 0, of a run whose length nobody knows, it is that of `anytime`: with p in (½, 1]
+    or near it, stochastic gradients come to rest however long the run is (Robbins and Monro 1951).
     """
     xp = arithmetic(step)
     rise = xp.round(WARM_UP * total_steps)
     progress = xp.clip((step - 1 - rise) / xp.at_least(total_steps - rise, 1), 0.0, 1.0)
-    falling = xp.where(step <= total_steps, 0.5 * (1 + xp.cos(math.pi * progress)), 0 * step)
+    falling = xp.where(step <= total_steps, 1 - progress, 0 * step)
     return xp.where(total_steps > 0, xp.where(step <= rise, step / (rise + 1), falling), anytime.factor(step))

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 
 def test_the_command_takes_modes(command, run_folder):
-    entries = "optimizers=[port_hamiltonian+cosine, port_hamiltonian+no_loss, adam+untuned]"
+    entries = "optimizers=[port_hamiltonian+total_steps, port_hamiltonian+no_loss, adam+untuned]"
     outcome = command("evaluate", entries, "horizon=5", "num_problems=2", "task.dim=3")
     assert outcome.code == 0, outcome.err
     rows = json.loads((run_folder() / "comparison.json").read_text())["rows"]
@@ -38,12 +38,12 @@ def test_jobs_are_both_halves(command):
 
 def test_jobs_smoke(command, run_folder, mnist_root):
     tasks = "suite_tasks=[cancer_dropout, cancer_unscaled]"
-    entries = "optimizers=[port_hamiltonian+cosine+no_loss, adamw+cosine, nadamw+cosine+untuned]"
+    entries = "optimizers=[port_hamiltonian+total_steps+no_loss, adamw+cosine, nadamw+cosine+untuned]"
     words = ("suite=jobs", tasks, entries, "horizon=3", "num_problems=2", f"paths.data={mnist_root}")
     outcome = command("evaluate", *words)
     assert outcome.code == 0, outcome.err
     result = json.loads((run_folder() / "suite.json").read_text())
-    ours = result["summary"]["port_hamiltonian+cosine+no_loss"]
+    ours = result["summary"]["port_hamiltonian+total_steps+no_loss"]
     keys = ["ratio_to_adamw+cosine", "ratio_to_best_baseline", "ratio_to_best_untuned", "held_out_ratio", "speed_up"]
     assert list(ours) == keys and all(part["num_tasks"] == 2 for part in ours.values())
     assert (run_folder() / "suite_profile.png").is_file() and "suite_profile.png" in outcome.out

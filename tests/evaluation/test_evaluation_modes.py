@@ -33,7 +33,7 @@ def losses(optimizer: Any) -> torch.Tensor:
 def test_with_total_steps(shipped):
     by_hand = copy.deepcopy(shipped)
     by_hand.total_steps = 12
-    assert torch.equal(losses(InMode(shipped, ("cosine",)).at(12)), losses(by_hand))
+    assert torch.equal(losses(InMode(shipped, ("total_steps",)).at(12)), losses(by_hand))
     assert not torch.equal(losses(by_hand), losses(shipped)) and shipped.total_steps is None
 
 
@@ -47,14 +47,14 @@ def test_without_the_loss_it_is_hidden(shipped):
 
 
 def test_modes_combine_in_any_order(shipped):
-    both = [losses(InMode(shipped, words).at(12)) for words in (("cosine", "no_loss"), ("no_loss", "cosine"))]
-    assert torch.equal(*both) and not torch.equal(both[0], losses(InMode(shipped, ("cosine",)).at(12)))
+    both = [losses(InMode(shipped, words).at(12)) for words in (("total_steps", "no_loss"), ("no_loss", "total_steps"))]
+    assert torch.equal(*both) and not torch.equal(both[0], losses(InMode(shipped, ("total_steps",)).at(12)))
 
 
 @pytest.mark.parametrize(
     ("optimizer", "mode", "message"),
     [
-        (RNNprop(), "cosine", "[+]cosine: RNNprop has no total_steps"),
+        (RNNprop(), "total_steps", "[+]total_steps: RNNprop has no total_steps"),
         (RNNprop(), "no_los", "[+]no_los: no mode has this name; did you mean no_loss"),
     ],
 )
@@ -72,15 +72,15 @@ def test_one_that_needs_the_loss_cannot_go_without(shipped):
 
 def test_in_a_suite_the_horizon_is_the_tasks(shipped):
     suite = {"short": (Quadratic(3), 6), "long": (Quadratic(3), 12)}
-    made = compare_suite({"ours": InMode(shipped, ("cosine",)), "adam": "adam"}, suite, num_problems=3)
+    made = compare_suite({"ours": InMode(shipped, ("total_steps",)), "adam": "adam"}, suite, num_problems=3)
     assert made.roles == {"ours": "learned", "adam": "baseline"}
     for task, horizon in (("short", 6), ("long", 12)):
-        found = losses(InMode(shipped, ("cosine",)).at(horizon)) if horizon == 12 else None
+        found = losses(InMode(shipped, ("total_steps",)).at(horizon)) if horizon == 12 else None
         if found is not None:
             assert made.tasks[task].runs["ours"].losses.tolist() == pytest.approx(found[-1].tolist())
     assert named_optimizers([InMode(shipped, ("no_loss",))]).keys() == {"porthamiltonian+no_loss"}
-    rows = compare([InMode(shipped, ("cosine",))], Quadratic(3), horizon=6, num_problems=3).rows
-    assert rows[0]["kind"] == "learned" and rows[0]["optimizer"] == "porthamiltonian+cosine"
+    rows = compare([InMode(shipped, ("total_steps",))], Quadratic(3), horizon=6, num_problems=3).rows
+    assert rows[0]["kind"] == "learned" and rows[0]["optimizer"] == "porthamiltonian+total_steps"
 
 
 def test_untuned_rows_run_as_they_are():

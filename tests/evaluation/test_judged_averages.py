@@ -57,7 +57,7 @@ def module_buffers(problem):
 def test_the_suffix():
     made = InMode(PortHamiltonian(), ("average", "no_loss")).at(20)
     assert isinstance(made, Averaged) and made.optimizer.optimizer.total_steps is None and not made.needs_loss
-    assert InMode(PortHamiltonian(), ("average", "cosine")).at(20).optimizer.total_steps == 20
+    assert InMode(PortHamiltonian(), ("average", "total_steps")).at(20).optimizer.total_steps == 20
     with pytest.raises(ValueError, match=r"\+average: .*ScheduleFreeAdamW: averages already"):
         InMode(ScheduleFreeAdamW(), ("average",))
     assert Averaged(Scheduled(Adam(), horizon=3)).reads_out
