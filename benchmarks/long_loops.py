@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import argparse as _source
+import functools
 import json
 import math
 import time
@@ -78,7 +79,7 @@ def trained(job: str, make: Callable[..., Any], steps: int, *, with_loss: bool) 
     torch.manual_seed(0)
     model, loss_of = JOBS[job](torch.Generator().manual_seed(0))
     optimizer, began, losses = make(model.parameters()), time.perf_counter(), list[float]()
-    schedule = None if isinstance(optimizer, PortHamiltonian) else _cosine(optimizer, steps)
+    schedule = None if isinstance(optimizer, PortHamiltonian) else cosine(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = loss_of()
@@ -96,7 +97,8 @@ def trained(job: str, make: Callable[..., Any], steps: int, *, with_loss: bool) 
     return {"tenths": [float(f"{x:.5g}") for x in parts.tolist()], "size": round(size, 1), "seconds": seconds}
 
 
-def _cosine(optimizer: Any, steps: int) -> Any:
+def cosine(optimizer: Any, steps: int) -> Any:
+    """A scheduler: 5 % of warm-up, then half a cosine to 0."""
     rise = round(0.05 * steps)
 
     def factor(k: int) -> float:
@@ -160,11 +162,17 @@ class _GRU(nn.Module):
         return self.gru(x)[0]
 
 
-def _text(middle: Callable[[], nn.Module], out: int, generator: torch.Generator) -> tuple[nn.Module, Loss]:
+@functools.cache
+def text_codes() -> tuple[Tensor, int]:
+    """The characters of argparse.py and typing.py as numbers, and how many kinds there are."""
     text = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (_source, typing))
     characters = sorted(set(text))
-    codes = torch.tensor([characters.index(c) for c in text])
-    model = _Characters(len(characters), 32, middle(), out)
+    return torch.tensor([characters.index(c) for c in text]), len(characters)
+
+
+def _text(middle: Callable[[], nn.Module], out: int, generator: torch.Generator) -> tuple[nn.Module, Loss]:
+    codes, count = text_codes()
+    model = _Characters(count, 32, middle(), out)
 
     def loss() -> Tensor:
         starts = torch.randint(len(codes) - CONTEXT - 1, (8, 1), generator=generator)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import _compared
+import _gpu_tables
 import _measure
 import _suite_tables
 import _violations
@@ -243,6 +244,7 @@ SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "Killed runs": kills,
     "Processes": processes,
     "Time and memory": speed,
+    "On a GPU": _gpu_tables.section,
 }
 
 
