@@ -16,8 +16,8 @@ def section(files: Files) -> list[str]:
     parts = content["parts"]
     return [
         f"On one {content['machine']['gpu']}, while other processes used other cores of the machine. Milliseconds of a "
-        "step on matrices of transformers, median (minimum – maximum) in turns; bytes for each weight that stay, and that "
-        "a step needs besides. `plain operations` is what the optimizer does where Triton is missing.",
+        "step on matrices of transformers, median (minimum – maximum) in turns; bytes for each weight that stay, and "
+        "that a step needs besides. `plain operations` is what the optimizer does where Triton is missing.",
         made([content], "bash benchmarks/gpu.sh"),
         steps(parts),
         waits(parts["waits"]),

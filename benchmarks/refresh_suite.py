@@ -1,11 +1,13 @@
 """Run the shipped weights anew on the tasks of a result of `evaluate.py suite=…`, whose baselines stay as measured.
 
     python benchmarks/refresh_suite.py docs/results/generalise.json --data data
+    python benchmarks/refresh_suite.py docs/results/generalise_scheduled.json --rows runs/…/suite.json
 
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
 minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these rows,
-and in `made` that of the baselines. With `--schedule` it prints, and does not write, what the weights reach with
-`total_steps` set to each task's horizon.
+and in `made` that of the baselines. With `--rows` the learned optimizers are those of another result of the same
+suite, which has the same reference among its rows: ratios to it, held-out losses and speed-ups are taken over. With
+`--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's horizon.
 """
 
 from __future__ import annotations
@@ -40,9 +42,13 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--schedule", action="store_true")
+    parser.add_argument("--rows", type=Path, help="another result, whose learned rows are taken")
     arguments = parser.parse_args()
     set_up_torch(1)
     content = json.loads(arguments.file.read_text())
+    if arguments.rows:
+        _measure.write_json(arguments.file, with_rows_of(content, json.loads(arguments.rows.read_text())))
+        return
     register()
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("evaluate", [f"suite={content['suite']}", f"paths.data={arguments.data.resolve()}"])
@@ -80,6 +86,38 @@ def main() -> None:
         content["made"] = {"baselines": content.get("made", {}).get("baselines") or made}
         content |= _measure.made_with(1)
         _measure.write_json(arguments.file, content)
+
+
+def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A result with the learned optimizers of another one of the same problems in place of its own."""
+    for key in ("suite", "seed", "num_problems", "reference"):
+        if content[key] != other[key]:
+            raise SystemExit(f"--rows: {key}={other[key]}: must be {content[key]}, as in the file")
+    ratios: dict[str, dict[str, dict[str, Ratio]]] = {}
+    draws: dict[str, Draws] = {}
+    rows = []
+    for number, task in enumerate(dict.fromkeys(row["task"] for row in content["rows"])):
+        kept = [row for row in content["rows"] if row["task"] == task and row["kind"] != "learned"]
+        new = [row for row in other["rows"] if row["task"] == task and row["kind"] == "learned"]
+        judged = {row["optimizer"]: np.array([float(x) for x in row["losses"]]) for row in new}
+        references, untuned = (
+            {row["optimizer"]: _as_reference(row) for row in kept if row["kind"] == kind}
+            for kind in ("baseline", "untuned")
+        )
+        generator = ProblemKeys(content["seed"], "test", number, ()).episode_generator(Purpose.BOOTSTRAP)
+        best, ratios[task], draws[task] = task_ratios(judged, references, "", generator, untuned)
+        for row in new:
+            found = {f"ratio_to_{key}": x for key, x in ratios[task][row["optimizer"]].items()}
+            row |= {key: {"ratio": x.value, "ci95": list(x.ci95)} for key, x in found.items()} | {"best_baseline": best}
+        rows += new + kept
+    summary = {name: dict(other["summary"][name]) for name in ratios[task]}
+    for name, parts in summarize_ratios(ratios, draws).items():
+        summary[name] |= {f"ratio_to_{key}": found._asdict() for key, found in parts.items()}
+        print(name, {key: (round(found.iqm, 3), round(found.worst, 3)) for key, found in parts.items()})
+    summary |= {name: parts for name, parts in content["summary"].items() if any(r["optimizer"] == name for r in kept)}
+    made = {key: content[key] for key in ("git_revision", "versions", "machine") if key in content}
+    names = dict.fromkeys(row["optimizer"] for row in rows)
+    return {**other, "optimizers": list(names), "summary": summary, "rows": rows, "made": {"baselines": made}}
 
 
 def _as_reference(row: Row) -> Any:
