@@ -1,0 +1,44 @@
+"""The learned optimizers of one result of a suite beside the baselines of another."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import refresh_suite
+
+RESULT = Path(__file__).parents[2] / "docs" / "results" / "generalise_scheduled.json"
+
+
+def test_rows_of_the_same_result_change_no_ratio():
+    content = json.loads(RESULT.read_text())
+    made = refresh_suite.with_rows_of(copy.deepcopy(content), copy.deepcopy(content))
+    key = ("task", "optimizer")
+    before = {tuple(row[k] for k in key): row for row in content["rows"]}
+    assert {tuple(row[k] for k in key) for row in made["rows"]} == set(before)
+    for row in made["rows"]:
+        for name, ratio in ((k, v) for k, v in row.items() if k.startswith("ratio_to_best")):
+            assert ratio["ratio"] == pytest.approx(before[row["task"], row["optimizer"]][name]["ratio"], rel=1e-9)
+    for name, parts in content["summary"].items():
+        for reference, summary in parts.items():
+            assert made["summary"][name][reference]["iqm"] == pytest.approx(summary["iqm"], rel=1e-9), (name, reference)
+
+
+def test_learned_rows_are_those_of_the_other_result():
+    content = json.loads(RESULT.read_text())
+    other = copy.deepcopy(content)
+    for row in other["rows"]:
+        row["losses"] = [float(x) / 2 for x in row["losses"]]
+    made = refresh_suite.with_rows_of(copy.deepcopy(content), other)
+    for row, before in zip(made["rows"], content["rows"], strict=True):
+        if row["kind"] == "learned":
+            ratios = row["ratio_to_best_baseline"]["ratio"], before["ratio_to_best_baseline"]["ratio"]
+            assert ratios[0] == pytest.approx(2 * ratios[1], rel=1e-9)
+        else:
+            assert row == before
+
+
+def test_results_of_other_problems_are_refused():
+    content = json.loads(RESULT.read_text())
+    with pytest.raises(SystemExit, match="seed=1: must be 0, as in the file"):
+        refresh_suite.with_rows_of(content, {**content, "seed": 1})
