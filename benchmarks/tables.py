@@ -30,6 +30,7 @@ import long_run
 import rastrigin
 import run
 import scaling
+import small_transformers
 from _made import Files, load, made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,21 @@ def loops(files: Files) -> list[str]:
         "where that was lower by more than a tenth. AdamW has warm-up, cosine and the best of three learning rates.",
         made([content], ""),
         long_loops.table(content["jobs"]),
+    ]
+
+
+def transformers(files: Files) -> list[str]:
+    """Networks that start small."""
+    if "small_transformers" not in files:
+        return []
+    content = files["small_transformers"]
+    return [
+        f"Do {' and '.join(content['models'])} of width 32 train in every mode of the drop-in? Mean loss over the last "
+        f"tenth of {content['steps']:,} steps, smallest – largest of {content['seeds']} seeds. A network that has learned "
+        f"nothing reaches {content['entropy']:.2f}, the entropy of single characters. BERT does not train here, nor with "
+        "AdamW; [experiments.md](experiments.md#networks-that-start-small-not-solved) has what was tried.",
+        made([content], "python benchmarks/small_transformers.py --json docs/results/small_transformers.json"),
+        small_transformers.table(content),
     ]
 
 
@@ -237,6 +253,7 @@ SECTIONS: dict[str, Callable[[Files], list[str]]] = {
     "Size of the network": sizes,
     "Ten thousand steps": long_runs,
     "Ten thousand steps in a user's loop": loops,
+    "Small transformers": transformers,
     "Rastrigin's function": landscape,
     "Bias and variance of the estimators": bias,
     "The guarantee, attacked": attacks,
