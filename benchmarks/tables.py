@@ -104,8 +104,8 @@ def transformers(files: Files) -> list[str]:
     return [
         f"Do {' and '.join(content['models'])} of width 32 train in every mode of the drop-in? Mean loss over the "
         f"last tenth of {content['steps']:,} steps, smallest – largest of {content['seeds']} seeds. A network that has "
-        f"learned nothing reaches {content['entropy']:.2f}, the entropy of single characters. BERT does not "
-        "train here, nor with AdamW; [experiments.md](experiments.md#networks-that-start-small-not-solved) has what was tried.",
+        f"learned nothing reaches {content['entropy']:.2f}, the entropy of single characters. BERT does not train "
+        "here, nor with AdamW; [experiments.md](experiments.md#networks-that-start-small-not-solved) says more.",
         made([content], "python benchmarks/small_transformers.py --json docs/results/small_transformers.json"),
         small_transformers.table(content),
     ]
