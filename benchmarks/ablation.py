@@ -4,9 +4,9 @@ python benchmarks/ablation.py --task mnist --variants whole,ratio --seeds 0,1 --
 
 - `whole`: `PortHamiltonian` as it is;
 - `hidden loss`: it never uses the loss;
-- `no brake`: r² follows φ, also where the loss is above its average, without the limit 1;
+- `no brake`: r² follows φ, also where the loss is above its average, without a limit;
 - `ratio`: π is not expressed in the loss's new unit, so that its energy is a share of the loss as that falls;
-- `small budget`: 2 in place of 100, with the same spring;
+- `small budget`: 8 in place of 100, with the same spring;
 - `one average`: without the slow average of the gradient among the features.
 """
 
@@ -49,7 +49,7 @@ class HiddenLoss(PortHamiltonian):
 
 
 class NoBrake(PortHamiltonian):
-    """r² follows φ without the limit 1."""
+    """r² follows φ without a limit."""
 
     def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
         """As far as the account pays."""
@@ -70,7 +70,7 @@ class Ratio(PortHamiltonian):
 
 class _Fast(Controller):
     def forward(self, input: Tensor) -> Tensor:
-        shown = [float(k not in SLOW) for k in range(input.shape[1])]
+        shown = [float(k not in SLOW) for k in range(input.shape[-1])]
         return super().forward(input * torch.tensor(shown, dtype=input.dtype, device=input.device))
 
 
@@ -87,7 +87,7 @@ VARIANTS: dict[str, Callable[..., PortHamiltonian]] = {
     "hidden loss": HiddenLoss,
     "no brake": NoBrake,
     "ratio": Ratio,
-    "small budget": functools.partial(PortHamiltonian, budget=2.0, radius=1000 * math.sqrt(2 / 100)),
+    "small budget": functools.partial(PortHamiltonian, budget=8.0, radius=1000 * math.sqrt(8 / 100)),
     "one average": OneAverage,
 }
 ACTIVATIONS = ("sigmoid", "relu", "tanh")

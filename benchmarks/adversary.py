@@ -82,12 +82,16 @@ class Controllers(nn.Module):
         self.powers = powers.repeat_interleave(repeats, 0).T[..., None]
         self.clock = None
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def power(self, k: int) -> Tensor:
+        """One of the powers, for each problem."""
+        return self.powers[k]
+
+    def forward(self, features: Tensor) -> Tensor:
         """From features to ports."""
-        x = rows.unflatten(0, (len(self.weights[0]), -1))
+        x = features.flatten(0, 1).unflatten(0, (len(self.weights[0]), -1))
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, torch.tanh(x) if k else x, weight)
-        return x.flatten(0, 1)
+        return x.view(*features.shape[:-1], -1)
 
 
 def many(

@@ -3,7 +3,7 @@
     python benchmarks/average.py --json docs/results/average.json --data data
 
 Each job runs twice with the shipped Kronecker-factored weights, on two problems: as they are, whose rates fall as
-(1 + k/200)^(-1/2) for ever, and with `total_steps`, warm-up and cosine over the job. Beside the first go averages of
+(1 + k/200)^(-1/2) for ever, and with `total_steps`, warm-up and a linear fall. Beside the first go averages of
 its iterates, in which iterate k weighs as k^η, for all η at once. What counts is the loss over the last tenth of the
 steps at each of these weights, on the same mini-batches. Goes on with what the JSON file has.
 """

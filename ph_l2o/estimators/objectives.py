@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ph_l2o.inner import Objective
 
 EPS = 1e-9
-_DIVERGED = 20.0
+_DIVERGED = math.exp(20.0)
 
 
 def mean_log_loss(losses: Tensor) -> Tensor:
@@ -29,11 +31,11 @@ def final_loss(losses: Tensor) -> Tensor:
 def late_log_loss(losses: Tensor) -> Tensor:
     """Mean over problems of log(loss + 1e-9), with the mean loss of the last tenth of the steps. Losses `(K, B)`, >= 0.
 
-    For windows that are whole episodes. What is not finite counts as a loss of e²⁰, so that a particle that diverges is
-    worse than all others, and not left out.
+    For windows that are whole episodes. What is not finite, or more, counts as a loss of e²⁰, so that a particle that
+    diverges is worse than all others, and not left out.
     """
     late = losses[-max(1, len(losses) // 10) :].mean(0)
-    return torch.where(torch.isfinite(late), (late + EPS).log(), _DIVERGED).mean()
+    return torch.where(torch.isfinite(late), late, _DIVERGED).clamp_max(_DIVERGED).add(EPS).log().mean()
 
 
 OBJECTIVES: dict[str, Objective] = {

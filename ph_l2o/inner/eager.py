@@ -12,7 +12,7 @@ from ph_l2o.inner.carry import Carry
 from ph_l2o.inner.executor import Cotangents, Executor, Order, Steps, Tape
 from ph_l2o.inner.loop import value_and_gradient
 from ph_l2o.inner.meta_parameters import call_with
-from ph_l2o.inner.particles import Particles, particle_update
+from ph_l2o.inner.particles import Particles, batched_particle_update
 from ph_l2o.inner.window import Window
 
 
@@ -145,7 +145,7 @@ class EagerParticles(Steps[Carry]):
     def __init__(self, window: Window):
         super().__init__(window)
         self.start = window.carry
-        self._problem, self._update = Particles(window.problem), particle_update(window.optimizer, window.phi)
+        self._problem, self._update = Particles(window.problem), batched_particle_update(window.optimizer, window.phi)
 
     def step(self, carry: Carry, batch: Any) -> tuple[Carry, Tensor]:
         loss, grads, buffers = value_and_gradient(self._problem, carry.params, carry.buffers, batch)

@@ -14,7 +14,7 @@ from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 T = TypeVar("T")
 
 
-def trained(optimizer: LearnedOptimizer) -> dict[str, Tensor]:
+def trained(optimizer: LearnedOptimizer) -> dict[str, nn.Parameter]:
     """The meta-parameters that meta-training changes: those that require a gradient."""
     return {name: p for name, p in optimizer.named_parameters() if p.requires_grad}
 

@@ -51,8 +51,22 @@ def flat_update(optimizer: LearnedOptimizer) -> Update:
 
 def particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """The optimizer's step of all particles: parameters, gradients, losses `(P, B)` and state → parameters, state."""
-    shared = all(p.shape[1] == 1 for p in phi.values())
-    return _shared(optimizer, phi) if shared and not optimizer.phi_by_problem else _per_problem(optimizer, phi)
+    return _shared(optimizer, phi) if all(p.shape[1] == 1 for p in phi.values()) else _per_problem(optimizer, phi)
+
+
+def batched_particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+    """The same, with all particles and problems as one batch where the optimizer's class says that this is possible."""
+    if "phi_by_problem" not in vars(type(optimizer)) or not optimizer.phi_by_problem:  # a subclass may add to φ
+        return particle_update(optimizer, phi)
+
+    def together(_: LearnedOptimizer, of_each: Mapping[str, Tensor]) -> Update:
+        def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
+            after, state = functional_call(optimizer, dict(of_each), (params, grads, loss, state))
+            return after.flat, state
+
+        return update
+
+    return _per_problem(optimizer, phi, together)
 
 
 def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
@@ -69,13 +83,17 @@ def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     return update
 
 
-def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+def _per_problem(
+    optimizer: LearnedOptimizer,
+    phi: Mapping[str, Tensor],
+    one_by_one: Callable[[LearnedOptimizer, Mapping[str, Tensor]], Update] | None = None,
+) -> Update:
     """Meta-parameters differ between problems too: one call for each particle and problem."""
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         lead = loss.shape
         of_each = {name: p.expand(-1, lead[1], *p.shape[2:]).flatten(0, 1) for name, p in phi.items()}
-        one = per_problem(optimizer, of_each)
+        one = (one_by_one or per_problem)(optimizer, of_each)
         flat, state = one(
             params.like(params.flat.flatten(0, 1)), params.like(grads.flat.flatten(0, 1)), loss.flatten(),
             map_state(lambda x: x.flatten(0, 1), state),
@@ -87,13 +105,6 @@ def _per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Upda
 
 def per_problem(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
     """The optimizer's step with meta-parameters `(B, *shape)`, those of each problem its own."""
-    if optimizer.phi_by_problem:
-
-        def together(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
-            after, state = functional_call(optimizer, dict(phi), (params, grads, loss, state))
-            return after.flat, state
-
-        return together
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         def one(phi: dict[str, Tensor], flat: Tensor, grad: Tensor, loss: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -301,6 +301,7 @@ class MetaLearner(pl.LightningModule):
             "config": self.config,
             "seed": self.seed,
             "outer_step": self.global_step,
+            "trained": list(trained(self.optimizer)),
             **self._rotation.state(),
             "skipped_steps": self.skipped_steps,
             "windows_left_out": self.windows_left_out,

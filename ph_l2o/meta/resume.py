@@ -84,6 +84,9 @@ def _problem(checkpoint: Mapping[str, Any], optimizer: LearnedOptimizer, setting
         return f"it has {len(own['episodes'])} episodes under way, meta.episodes={settings.episodes}"
     if problem := problem_of_weights(weights_of(checkpoint), optimizer.state_dict()):
         return f"its {problem}"
+    names = [name for name, _ in optimizer.named_parameters()]
+    if own.get("trained", names) != list(settings.trained(optimizer)):
+        return f"it trains {ascii(own['trained'])[:200]}, other meta-parameters than meta.only says"
     outer, schedule = _after_a_step(optimizer, settings)
     return (
         _problem_of_outer(checkpoint["optimizer_states"], outer)

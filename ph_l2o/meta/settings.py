@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,13 @@ class MetaSettings:
             if (value is not None or name != "truncation") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"meta.{name}={value}: must be a whole number >= 1 ({what})")
         self.horizons = tuple(self.horizons)
-        self.only = None if self.only is None else tuple(self.only)
+        if self.only is not None:
+            names = tuple(self.only) if isinstance(self.only, Sequence) and not isinstance(self.only, str) else ()
+            if not names or any(not isinstance(name, str) or not name for name in names):
+                raise ValueError(
+                    f"meta.only={self.only}: must be a list of names of meta-parameters, or of their modules, or null"
+                )
+            self.only = names
         if not self.horizons or any(not isinstance(h, int) or h < 1 for h in self.horizons):
             raise ValueError(f"meta.horizons={list(self.horizons)}: must be whole numbers >= 1 (inner steps)")
         for name, known in _CHOICES.items():

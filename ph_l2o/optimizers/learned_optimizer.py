@@ -30,8 +30,8 @@ class LearnedOptimizer(nn.Module, ABC):
             nothing elsewhere, so that one compiled `update` serves all architectures. Tensors of the state must have
             their coordinates last; `layout` is for sums over tensors, and says nothing else but `layout.table`.
         reads_out: Whether `readout` gives other parameters than those at which gradients are taken.
-        phi_by_problem: Whether `update` takes meta-parameters with the problems' axis in front, `(B, *shape)`: then
-            each problem has its own.
+        phi_by_problem: Whether `update` takes meta-parameters with the problems' axis in front, `(B, *shape)`, any of
+            them: then each problem has its own. It is not inherited.
         compiles_well: Whether a compiled update is faster than an eager one, so that `compile=auto` may compile it.
         recipe: Class and constructor arguments as a configuration node; empty if they are not plain values.
     """

@@ -62,11 +62,15 @@ class Controller(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """The network's part."""
-        for layer in list(self)[:5]:
-            if isinstance(layer, nn.Linear) and layer.weight.dim() == 3:
-                input = torch.baddbmm(layer.bias.unsqueeze(-2), input, layer.weight.mT)
-            else:
-                input = layer(input)
+        layers = list(self)[:5]
+        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        if all(layer.weight.dim() == 2 and layer.bias.dim() == 1 for layer in linear):
+            rows = input.flatten(0, -2) if input.dim() > 2 else input
+            for layer in layers:
+                rows = layer(rows)
+            return rows.view(*input.shape[:-1], -1)
+        for k, layer in enumerate(linear):
+            input = (torch.tanh(input) if k else input) @ layer.weight.mT + layer.bias.unsqueeze(-2)
         return input
 
     def power(self, k: int) -> Tensor:

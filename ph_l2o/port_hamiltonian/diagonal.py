@@ -77,7 +77,7 @@ class PortHamiltonian(LearnedOptimizer):
     Args:
         hidden_size: Width of the controller's two hidden layers, >= 1.
         init_lr: Learning rate of tensors whose entries are of size 1, before meta-training, > 0.
-        budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 1.
+        budget: Energy that the account starts with, in units of the loss, > 0; r² starts at 4, or at all of it.
         radius: ‖θ‖ stays below `radius` · max(‖θ₀‖, √N), >= 2.
         clock: The number of a step, >= 1, that the controller sees in place of all numbers of steps, so that what it
             does depends on what it meets and not on the time; None: it sees these, for horizons as in training.

@@ -80,6 +80,7 @@ class PortHamiltonianKronecker(PortHamiltonian):
     """
 
     takes_padding: ClassVar[bool] = False  # where matrices lie is part of the rule
+    phi_by_problem: ClassVar[bool] = True
     compiles_well: ClassVar[bool] = False  # a graph computes new bases in every step
 
     def __init__(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_learner import Kill, Killed
 
+from ph_l2o.errors import CheckpointError
 from ph_l2o.estimators import ES, OBJECTIVES, Truncated
 from ph_l2o.meta import MetaLearner, MetaSettings, fit
 from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianKronecker
@@ -37,9 +38,28 @@ def test_only_what_is_named_is_trained(form, estimator, tmp_path):
         assert torch.equal(p, made.optimizer.get_parameter(name)), name
 
 
-def test_a_name_that_nothing_has_is_refused():
-    with pytest.raises(ValueError, match=r"meta.only=\['controler.4'\]: controler.4 is no meta-parameter and no"):
-        learner(only=["controler.4"])
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (["controler.4"], r"meta.only=\['controler.4'\]: controler.4 is no meta-parameter and no module"),
+        ([], r"meta.only=\[\]: must be a list of names"),
+        ("controller.4", r"meta.only=controller.4: must be a list of names"),
+        (3, r"meta.only=3: must be a list of names"),
+        ([""], r"meta.only=\[''\]: must be a list of names"),
+    ],
+)
+def test_names_that_make_no_sense_are_refused(only, message):
+    with pytest.raises(ValueError, match=message):
+        learner(only=only)
+
+
+def test_a_resume_that_trains_something_else_is_refused(tmp_path):
+    settings = {"outer_steps": 4, "horizons": (6,), "truncation": 3}
+    with pytest.raises(Killed):
+        fit(learner(only=["controller.0.bias"], **settings), tmp_path, callbacks=[Kill(3)])
+    again = learner(only=["controller.2.bias"], **settings)
+    with pytest.raises(CheckpointError, match=r"other meta-parameters than meta\.only says"):
+        fit(again, tmp_path, callbacks=[], ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("form", [PortHamiltonian, PortHamiltonianKronecker])
@@ -57,7 +77,7 @@ def test_late_log_loss():
     losses = torch.rand(25, 3, dtype=torch.float64) + 0.1
     expected = sum(math.log(losses[-2:, b].mean().item() + 1e-9) for b in range(3)) / 3
     assert OBJECTIVES["late_log_loss"](losses).item() == pytest.approx(expected, rel=1e-12)
-    for broken in (math.inf, math.nan):
+    for broken in (math.inf, math.nan, 1e30):
         losses[-1, 1] = broken
         rest = sum(math.log(losses[-2:, b].mean().item() + 1e-9) for b in (0, 2))
         assert OBJECTIVES["late_log_loss"](losses).item() == pytest.approx((rest + 20) / 3, rel=1e-12)

@@ -110,3 +110,18 @@ def test_features_and_ports_match_the_reference(layout, clock, monkeypatch):
             torch.testing.assert_close(rows[i], features)
             torch.testing.assert_close(ports[i], sets)
         params, state = (new.like(3 * new.flat) if k == 15 else new), following
+
+
+@pytest.mark.parametrize("own", [["4.bias"], ["4.weight"], ["0.weight", "2.bias", "powers"], None])
+@torch.no_grad()
+def test_problems_with_controllers_of_their_own(own):
+    """Some or all parameters with the problems' axis in front, against one problem at a time."""
+    torch.manual_seed(0)
+    network = controller.Controller(4, 0.05).double()
+    shared = dict(network.named_parameters())
+    phi = {n: p + torch.randn(3, *p.shape, dtype=p.dtype) if own is None or n in own else p for n, p in shared.items()}
+    features = torch.randn(3, 3, 27, dtype=torch.float64)
+    found = torch.func.functional_call(network, phi, (features,))
+    for b in range(3):
+        alone = {n: phi[n][b] if phi[n].dim() > shared[n].dim() else phi[n] for n in phi}
+        torch.testing.assert_close(found[b], torch.func.functional_call(network, alone, (features[b : b + 1],))[0])
