@@ -28,11 +28,18 @@ def made(contents: Sequence[Content], command: str) -> str:
 
 def _made(content: Content, command: str) -> str:
     words = [f"Made by `{content.get('command', command)}`"]
-    if machine := content.get("machine"):
+    machine = content.get("machine")
+    if isinstance(machine, str):  # of evaluate.py, which does not measure time
+        versions = content["versions"]
+        words.append(f"on {machine}, torch {versions['torch']}, Python {versions['python']}")
+    elif machine:
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         words.append(f"on {machine['words']}, {threads}, torch {machine['torch']}, Python {machine['python']}")
     if revision := content.get("git_revision"):
         words.append(f"at {', '.join(_short(r) for r in revision.split(', '))}")
+    if baselines := content.get("made", {}).get("baselines", {}).get("machine"):
+        made = content["made"]["baselines"]
+        words.append(f"baselines on {baselines}, torch {made['versions']['torch']}, at {_short(made['git_revision'])}")
     missing = [name for name, key in (("machine", "machine"), ("revision", "git_revision")) if not content.get(key)]
     unknown = f" The file does not name its {' and '.join(missing)}." if missing else ""
     return f"{', '.join(words)}.{unknown}"
