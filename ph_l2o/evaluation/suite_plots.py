@@ -45,9 +45,16 @@ def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in figure.axes[len(comparison.tasks) :]:
         axes.set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), fontsize=_FONT_SIZE, frameon=False)
+    _legend_above(figure)
     return figure
+
+
+def _legend_above(figure: Figure) -> None:
+    """In as many columns as there is room for."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    room = figure.get_figwidth() * 72 / (0.6 * _FONT_SIZE)  # characters
+    columns = max(1, min(len(labels), int(room / (max(map(len, labels), default=0) + 8))))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=_FONT_SIZE, frameon=False)
 
 
 def plot_ratios(comparison: SuiteOutcome) -> Figure:
@@ -90,8 +97,7 @@ def plot_ratios(comparison: SuiteOutcome) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].invert_yaxis()  # shared: the first task on top
     if len(judged) > 1:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=_FONT_SIZE, frameon=False)
+        _legend_above(figure)
     return figure
 
 
