@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def entropy() -> float:
     return -(shares * shares.clamp_min(1e-12).log()).sum().item()
 
 
-def table(content: dict[str, Any]) -> str:
+def table(content: Mapping[str, Any]) -> str:
     """Largest and smallest of the seeds; AdamW at the rate with the best mean."""
     lines = []
     for name in (*MODES, "AdamW, best of 3"):
