@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -162,6 +163,12 @@ def machine(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def taken_up(path: Path | None, new: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result file has so far, or a `new` one, with what made it; of one thread."""
+    before = json.loads(path.read_text()) if path and path.exists() else None
+    return {**(before or new), **made_with(1, before)}
 
 
 def made_with(threads: int | None = None, before: Mapping[str, Any] | None = None) -> dict[str, Any]:

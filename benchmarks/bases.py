@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -48,9 +47,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_up_torch(1)
-    before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
-    content = before or {"steps": arguments.steps, "losses": {}}
-    content |= _measure.made_with(1, before)
+    content = _measure.taken_up(arguments.json, {"steps": arguments.steps, "losses": {}})
     names, jobs = arguments.variants.split(","), arguments.jobs.split(",")
     for seed in arguments.seeds.split(","):
         for job in jobs:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import argparse as _source
 import functools
-import json
 import math
 import time
 import typing
@@ -44,9 +43,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_up_torch(1)
-    before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
-    content = before or {"steps": arguments.steps, "jobs": {}}
-    content |= _measure.made_with(1, before)
+    content = _measure.taken_up(arguments.json, {"steps": arguments.steps, "jobs": {}})
     for job in arguments.jobs.split(","):
         rows = content["jobs"].setdefault(job, {})
         for name, make in optimizers(arguments.steps):
@@ -78,8 +75,17 @@ def trained(job: str, make: Callable[..., Any], steps: int, *, with_loss: bool) 
     """The mean loss in each tenth, ‖θ‖ at the end, and seconds."""
     torch.manual_seed(0)
     model, loss_of = JOBS[job](torch.Generator().manual_seed(0))
-    optimizer, began, losses = make(model.parameters()), time.perf_counter(), list[float]()
-    schedule = None if isinstance(optimizer, PortHamiltonian) else cosine(optimizer, steps)
+    began = time.perf_counter()
+    losses = losses_of(make(model.parameters()), loss_of, steps, with_loss=with_loss)
+    parts = torch.tensor(losses, dtype=torch.float64).view(TENTHS, -1).mean(1)
+    size = math.sqrt(sum(p.detach().square().sum().item() for p in model.parameters()))
+    seconds = round(time.perf_counter() - began, 1)
+    return {"tenths": [float(f"{x:.5g}") for x in parts.tolist()], "size": round(size, 1), "seconds": seconds}
+
+
+def losses_of(optimizer: Any, loss_of: Loss, steps: int, *, with_loss: bool) -> list[float]:
+    """Of a plain training loop; an optimizer that is not ours has warm-up and cosine."""
+    schedule, losses = None if isinstance(optimizer, PortHamiltonian) else cosine(optimizer, steps), list[float]()
     for _ in range(steps):
         optimizer.zero_grad()
         loss = loss_of()
@@ -91,10 +97,7 @@ def trained(job: str, make: Callable[..., Any], steps: int, *, with_loss: bool) 
         if schedule:
             schedule.step()
         losses.append(loss.item())
-    parts = torch.tensor(losses, dtype=torch.float64).view(TENTHS, -1).mean(1)
-    size = math.sqrt(sum(p.detach().square().sum().item() for p in model.parameters()))
-    seconds = round(time.perf_counter() - began, 1)
-    return {"tenths": [float(f"{x:.5g}") for x in parts.tolist()], "size": round(size, 1), "seconds": seconds}
+    return losses
 
 
 def cosine(optimizer: Any, steps: int) -> Any:

@@ -12,7 +12,6 @@ the last tenth of 1,000 steps for each seed. An hour on one core; goes on with w
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import _measure
 import torch
 import torch.nn.functional as F
-from long_loops import CONTEXT, cosine, text_codes
+from long_loops import CONTEXT, losses_of, text_codes
 from torch import Tensor, nn
 
 from ph_l2o.commands.numerics import set_up_torch
@@ -83,10 +82,8 @@ def trained(model_name: str, seed: int, make: Any, *, with_loss: bool) -> float:
     codes, count = text_codes()
     causal = model_name == "GPT-2"
     model = Transformer(count + 1, norm_first=norm_first, tied=tied, causal=causal)  # and one for what is masked
-    optimizer = make(model.parameters())
-    schedule = None if isinstance(optimizer, PortHamiltonian) else cosine(optimizer, STEPS)
-    losses = list[float]()
-    for _ in range(STEPS):
+
+    def loss() -> Tensor:
         starts = torch.randint(len(codes) - CONTEXT - 1, (BATCH, 1))
         rows = codes[starts + torch.arange(CONTEXT + 1)]
         if causal:
@@ -95,16 +92,9 @@ def trained(model_name: str, seed: int, make: Any, *, with_loss: bool) -> float:
             inputs, hidden = rows[:, :-1], torch.rand(BATCH, CONTEXT) < 1 / 7
             targets = inputs.masked_fill(~hidden, -100)
             inputs = inputs.masked_fill(hidden, count)
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-        loss.backward()
-        if with_loss:
-            optimizer.step(loss=loss)
-        else:
-            optimizer.step()
-        if schedule:
-            schedule.step()
-        losses.append(loss.item())
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    losses = losses_of(make(model.parameters()), loss, STEPS, with_loss=with_loss)
     return sum(losses[-STEPS // 10 :]) / (STEPS // 10)
 
 
@@ -114,9 +104,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     set_up_torch(1)
-    before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
-    content = before or {"steps": STEPS, "seeds": SEEDS, "entropy": entropy(), "models": {}}
-    content |= _measure.made_with(1, before)
+    content = _measure.taken_up(arguments.json, {"steps": STEPS, "seeds": SEEDS, "entropy": entropy(), "models": {}})
     for model in MODELS:
         rows = content["models"].setdefault(model, {})
         for name, make, with_loss in optimizers():
