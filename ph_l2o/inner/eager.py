@@ -145,7 +145,8 @@ class EagerParticles(Steps[Carry]):
     def __init__(self, window: Window):
         super().__init__(window)
         self.start = window.carry
-        self._problem, self._update = Particles(window.problem), batched_particle_update(window.optimizer, window.phi)
+        self._problem = Particles(window.problem)
+        self._update = batched_particle_update(window.optimizer, window.phi, window.problem.num_problems)
 
     def step(self, carry: Carry, batch: Any) -> tuple[Carry, Tensor]:
         loss, grads, buffers = value_and_gradient(self._problem, carry.params, carry.buffers, batch)

@@ -54,19 +54,12 @@ def particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> U
     return _shared(optimizer, phi) if all(p.shape[1] == 1 for p in phi.values()) else _per_problem(optimizer, phi)
 
 
-def batched_particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+def batched_particle_update(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor], num_problems: int) -> Update:
     """The same, with all particles and problems as one batch where the optimizer's class says that this is possible."""
     if "phi_by_problem" not in vars(type(optimizer)) or not optimizer.phi_by_problem:  # a subclass may add to φ
         return particle_update(optimizer, phi)
-
-    def together(_: LearnedOptimizer, of_each: Mapping[str, Tensor]) -> Update:
-        def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
-            after, state = functional_call(optimizer, dict(of_each), (params, grads, loss, state))
-            return after.flat, state
-
-        return update
-
-    return _per_problem(optimizer, phi, together)
+    of_each = {name: p.expand(-1, num_problems, *p.shape[2:]) for name, p in phi.items()}
+    return _per_problem(optimizer, of_each, _together)
 
 
 def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
@@ -86,19 +79,28 @@ def _shared(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
 def _per_problem(
     optimizer: LearnedOptimizer,
     phi: Mapping[str, Tensor],
-    one_by_one: Callable[[LearnedOptimizer, Mapping[str, Tensor]], Update] | None = None,
+    make: Callable[[LearnedOptimizer, Mapping[str, Tensor]], Update] | None = None,
 ) -> Update:
-    """Meta-parameters differ between problems too: one call for each particle and problem."""
+    """Meta-parameters differ between problems too: particles and problems on one axis, stepped by `per_problem`."""
+    one = (make or per_problem)(optimizer, {name: p.flatten(0, 1) for name, p in phi.items()})
 
     def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
         lead = loss.shape
-        of_each = {name: p.expand(-1, lead[1], *p.shape[2:]).flatten(0, 1) for name, p in phi.items()}
-        one = (one_by_one or per_problem)(optimizer, of_each)
         flat, state = one(
             params.like(params.flat.flatten(0, 1)), params.like(grads.flat.flatten(0, 1)), loss.flatten(),
             map_state(lambda x: x.flatten(0, 1), state),
         )  # fmt: skip
         return flat.unflatten(0, lead), map_state(lambda x: x.unflatten(0, lead), state)
+
+    return update
+
+
+def _together(optimizer: LearnedOptimizer, phi: Mapping[str, Tensor]) -> Update:
+    """As `per_problem`, by one call."""
+
+    def update(params: Params, grads: Params, loss: Tensor, state: Any) -> tuple[Tensor, Any]:
+        after, state = functional_call(optimizer, dict(phi), (params, grads, loss, state))
+        return after.flat, state
 
     return update
 
