@@ -11,7 +11,6 @@ steps at each of these weights, on the same mini-batches. Goes on with what the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,10 +47,8 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=5000, help="steps to which longer jobs are cut")
     arguments = parser.parse_args()
     set_up_torch(1)
-    before = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else None
     asked = {"problems": arguments.problems, "seed": arguments.seed, "longest": arguments.longest}
-    content: dict[str, Any] = before or {**asked, "jobs": {}}
-    content |= _measure.made_with(1, before)
+    content = _measure.taken_up(arguments.json, {**asked, "jobs": {}})
     register()
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("evaluate", ["suite=jobs_validation", f"paths.data={arguments.data.resolve()}"])
