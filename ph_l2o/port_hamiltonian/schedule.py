@@ -7,6 +7,8 @@ from typing import NamedTuple
 from ph_l2o.optimizers.scheduled import WARM_UP
 from ph_l2o.port_hamiltonian.arithmetic import Number, arithmetic
 
+_SCALE, _POWER = 500, 0.5  # of the fall beside the linear one, which long runs on noisy losses need
+
 
 class Anytime(NamedTuple):
     """The course of rates in runs whose length nobody knows.
@@ -29,13 +31,15 @@ class Anytime(NamedTuple):
 def factor(step: Number, total_steps: Number, anytime: Anytime) -> Number:
     """The factor of step k = 1, 2, …
 
-    Over a run of T = `total_steps` it is that of `adamw+linear`: with W = round(.05 T) steps of warm-up k / (W + 1)
-    for k <= W, then 1 - (k - 1 - W) / (T - W), and 0 after T (Bergsma et al. 2025, "Straight to zero", arXiv
-    2502.15938, for AdamW). With T = 0, of a run whose length nobody knows, it is that of `anytime`: with p in (½, 1]
-    or near it, stochastic gradients come to rest however long the run is (Robbins and Monro 1951).
+    Over a run of T = `total_steps`, with W = round(.05 T) steps of warm-up, it is k / (W + 1) for k <= W, then, for the
+    steps s = k - 1 - W since, (1 - s / (T - W)) (1 + s / 500)^(-1/2), and 0 after T: that of `adamw+linear` ("Straight
+    to zero", Bergsma et al. 2025, arXiv 2502.15938), in long runs less. With T = 0, of a run whose length nobody knows,
+    it is that of `anytime`: with p in (½, 1] or near it, stochastic gradients come to rest however long the run is
+    (Robbins and Monro 1951).
     """
     xp = arithmetic(step)
     rise = xp.round(WARM_UP * total_steps)
-    progress = xp.clip((step - 1 - rise) / xp.at_least(total_steps - rise, 1), 0.0, 1.0)
-    falling = xp.where(step <= total_steps, 1 - progress, 0 * step)
+    since = xp.at_least(step - 1 - rise, 0)
+    falling = 1 - xp.clip(since / xp.at_least(total_steps - rise, 1), 0.0, 1.0)
+    falling = xp.where(step <= total_steps, falling, 0 * step) * xp.exp(-_POWER * xp.log(1 + since / _SCALE))
     return xp.where(total_steps > 0, xp.where(step <= rise, step / (rise + 1), falling), anytime.factor(step))

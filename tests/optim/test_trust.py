@@ -244,7 +244,7 @@ def test_an_lr_of_adamw_warns_once(make):
 
 
 def test_total_steps_is_the_schedule_of_a_scheduler(make):
-    """Linear up over 5 %, then linear down, as by torch's schedulers; later steps change nothing, said once."""
+    """Linear up over 5 %, then down, as by torch's schedulers; later steps change nothing, said once."""
     ends, total = [], 40
     for scheduled in (True, False):
         torch.manual_seed(0)
@@ -252,7 +252,8 @@ def test_total_steps_is_the_schedule_of_a_scheduler(make):
         optimizer = make(model.parameters(), **({} if scheduled else {"total_steps": total}))
         if scheduled:
             rise = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 3, 1.0, 2)
-            fall = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total - 2)
+            falling = lambda k: (1 - k / (total - 2)) / math.sqrt(1 + k / 500)  # noqa: E731
+            fall = torch.optim.lr_scheduler.LambdaLR(optimizer, falling)
             schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, fall], [2])
         for k in range(total):
             step(optimizer, loss_of(model, k))

@@ -1,5 +1,7 @@
 """What the learned rates are multiplied by: the size of θ, up to a bound, and a schedule."""
 
+import math
+
 import pytest
 import torch
 
@@ -75,7 +77,8 @@ def test_the_schedule_of_problems_with_lengths_of_their_own():
         anytime = (1 + (k - 1) / 200) ** -0.5 * min(1, k / 11)
         for total, value in zip(totals.tolist(), found[k - 1].tolist(), strict=True):
             rise = round(0.05 * total)
-            fall = 1 - (k - 1 - rise) / max(total - rise, 1) if k <= total else 0.0
+            since = k - 1 - rise
+            fall = (1 - since / max(total - rise, 1)) / math.sqrt(1 + since / 500) if rise < k <= total else 0.0
             expected = anytime if total == 0 else k / (rise + 1) if k <= rise else fall
             assert value == pytest.approx(expected, abs=1e-6), (k, total)
             assert schedule.factor(float(k), total, course) == pytest.approx(value, abs=1e-6)
