@@ -15,7 +15,7 @@ from ph_l2o.commands.explain import explain
 from ph_l2o.commands.folders import conf_dir, remove_if_untouched
 from ph_l2o.commands.recording import close_log_files
 from ph_l2o.commands.workers import hand_over, set_up_worker
-from ph_l2o.errors import Interrupted, WorkerError
+from ph_l2o.errors import Interrupted, OtherRunError, WorkerError
 from ph_l2o.interruption import raised_at_once
 from ph_l2o.lazy import resolve
 from ph_l2o.ranks import is_worker
@@ -54,7 +54,7 @@ class _Job:
             return self.work(cfg)
         except BaseException as error:
             folder = Path(cfg.paths.output_dir)
-            if isinstance(error, Exception) and resolve("ph_l2o.commands.multirun:is_multirun")():
+            if _is_recorded(error) and resolve("ph_l2o.commands.multirun:is_multirun")():
                 record_failure = resolve("ph_l2o.commands.multirun:record_failure")
                 return record_failure(error, _message(error, self.config_name), folder)
             if not is_worker():
@@ -63,6 +63,11 @@ class _Job:
             if isinstance(error, Exception):
                 _stop(error, self.config_name)
             raise
+
+
+def _is_recorded(error: BaseException) -> bool:
+    """Whether it ends a job of a sweep alone."""
+    return isinstance(error, Exception) and not isinstance(error, OtherRunError)
 
 
 def _message(error: Exception, config_name: str) -> str | None:
@@ -91,10 +96,12 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
         with raised_at_once():
             hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
     except (KeyboardInterrupt, Interrupted) as error:
+        resolve("ph_l2o.commands.multirun:end_underway")()
         number, what = (error.number, error.what) if isinstance(error, Interrupted) else (signal.SIGINT, "")
         if not is_worker():
             print(f"interrupted by {signal.Signals(number).name}" + (f"; {what}" if what else ""), file=sys.stderr)
         gc.freeze()  # Python looks through all objects when it ends, which takes seconds with those of a compiler
         sys.exit(128 + number)
     except Exception as error:
+        resolve("ph_l2o.commands.multirun:end_underway")()
         _stop(error, config_name)

@@ -7,7 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands import folders, sweep_names
+from ph_l2o.commands.folders import conf_dir
 
 
 def register() -> None:
@@ -15,7 +16,8 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    register_resolvers()
+    folders.register_resolvers()
+    sweep_names.register_resolvers()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)
     store = ConfigStore.instance()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import traceback
@@ -14,17 +13,27 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ph_l2o.commands import sweep_folder
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
-from ph_l2o.files import write_atomically
+from ph_l2o.commands.sweep_jobs import FINISHED
+from ph_l2o.commands.sweep_rows import SweepRows
+from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
+from ph_l2o.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = "max_failure_rate"  # of sweepers that count failures themselves
+_underway: list[Path] = []  # the folder of the sweep that this process runs
 
 
 def is_multirun() -> bool:
     """Whether this is a job of a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def counts_failures() -> bool:
+    """Whether the sweeper does, and so is to get the errors of its jobs."""
+    return _TOLERANCE in HydraConfig.get().sweeper
 
 
 def record_failure(error: Exception, message: str | None, folder: Path) -> float:
@@ -42,70 +51,65 @@ def record_failure(error: Exception, message: str | None, folder: Path) -> float
     recorded = read_status(folder).get("status")
     if recorded != "diverged":
         write_status(folder, "error", error=message or repr(error))
-        if _TOLERANCE in HydraConfig.get().sweeper:
+        if counts_failures():
             raise error
     return DIVERGED_SCORE
 
 
 class SweepSummary(Callback):
-    """Hydra callback: keeps `summary.csv` of the sweep, a row for each job, and prints it at the end.
+    """Hydra callback: chooses the sweep's folder, keeps `summary.csv` of it, and prints a table at the end.
 
     The exit status is 1 if a job failed, unless the sweeper tolerates that.
     """
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self._rows = SweepRows()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder, before anything is written."""
+        try:
+            sweep_folder.check_packages(config)
+            _underway[:] = [sweep_folder.take(config, str(config.hydra.job.config_name))]
+        except ConfigError as error:
+            sys.exit(f"error: {error}")
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Add what the job left."""
         if config.hydra.mode == RunMode.MULTIRUN:
-            _summary(Path(config.hydra.sweep.dir))
+            write_summary(Path(config.hydra.sweep.dir), self._rows)
+            job_return.cfg = job_return.hydra_cfg = None  # launchers keep what jobs return until the sweep's end
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print what the jobs left."""
         folder = Path(config.hydra.sweep.dir)
-        frame = _summary(folder)
-        if frame is None:
-            return
-        shown = frame.drop(columns="error", errors="ignore")
-        log.info("%s", shown.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-"))
-        log.info("summary.csv is in %s", folder)
-        failed = frame[frame.status == "error"]
-        if len(failed) and _TOLERANCE not in config.hydra.sweeper:
-            reasons = set(failed.reindex(columns=["error"]).error)
-            why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
-            sys.exit(f"error: {len(failed)} of {len(frame)} jobs failed: {', '.join(failed.job)}{why}")
+        try:
+            _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)
+        finally:
+            _underway.clear()
+            sweep_folder.release(folder)
 
 
-def _summary(folder: Path) -> Any:
-    """The table, which is written too; None without jobs."""
-    import pandas as pd
-
-    rows = [_row(job) for job in sorted(folder.iterdir(), key=_number) if job.is_dir()]
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows)
-    write_atomically(folder / "summary.csv", frame.to_csv(index=False))
-    return frame
-
-
-def _number(job: Path) -> int:
-    head = job.name.partition("_")[0]
-    return int(head) if head.isdigit() else -1
+def end_underway() -> None:
+    """Tell what is there of a sweep that ended before its jobs, as the processes of its launcher were lost."""
+    for folder in _underway:
+        try:
+            if folder.is_dir() and sweep_folder.jobs_in(folder):
+                summarize_sweep(folder, SweepRows())
+                log.info("the same command goes on with this sweep")
+        finally:
+            sweep_folder.release(folder)
+    _underway.clear()
 
 
-def _row(job: Path) -> dict[str, Any]:
-    status = read_status(job)
-    row: dict[str, Any] = {
-        "job": job.name,
-        "status": status.get("status", "error"),
-        "seconds": status.get("seconds"),
-    }
-    if "error" in status:
-        row["error"] = status["error"]
-    path = job / "comparison.json"
-    if path.is_file():
-        first, *others = json.loads(path.read_text())["rows"]
-        row |= {"optimizer": first["optimizer"], "diverged": first["diverged"]}
-        row |= {k: first["final"].get(k) for k in ("mean", "median", "geometric_mean")}
-        best = min(others, key=lambda r: r["final"]["mean"] or float("inf"), default=None)
-        if best is not None:
-            row |= {"best_baseline": best["optimizer"], "its_mean": best["final"]["mean"]}
-    return row
+def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:
+    if not sweep_folder.jobs_in(folder):
+        return
+    found = summarize_sweep(folder, rows)
+    failed = [row for row in found if row["status"] not in FINISHED]
+    if not failed or tolerated:
+        sweep_folder.finish(folder)
+    if failed and not tolerated:
+        reasons = {str(row["error"]) for row in failed}
+        why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
+        names = ", ".join(row["job"] for row in failed)
+        sys.exit(f"error: {len(failed)} of {len(found)} jobs failed: {names}{why}")
