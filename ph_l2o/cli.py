@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.explain import explain
 from ph_l2o.commands.folders import conf_dir, remove_if_untouched
+from ph_l2o.commands.job_process import is_wanted, run_in_process
 from ph_l2o.commands.recording import close_log_files
 from ph_l2o.commands.workers import hand_over, set_up_worker
 from ph_l2o.errors import Interrupted, OtherRunError, WorkerError
@@ -50,6 +51,12 @@ class _Job:
         register()
 
     def __call__(self, cfg: Any) -> float | None:
+        if is_wanted():
+            return run_in_process(self.run, cfg)
+        return self.run(cfg)
+
+    def run(self, cfg: Any) -> float | None:
+        """The job itself."""
         try:
             return self.work(cfg)
         except BaseException as error:

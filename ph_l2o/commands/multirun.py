@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -53,6 +54,31 @@ def record_failure(error: Exception, message: str | None, folder: Path) -> float
         write_status(folder, "error", error=message or repr(error))
         if counts_failures():
             raise error
+    return DIVERGED_SCORE
+
+
+def record_end(code: int, error: str | None, folder: Path) -> float:
+    """Record how the process of a job ended that did not end well; the score that the sweep gets.
+
+    Args:
+        code: Its exit status, negative for a signal that ended it.
+        error: What it told, if it could.
+        folder: Of the job.
+
+    Raises:
+        RuntimeError: If the sweeper counts failures.
+    """
+    recorded = read_status(folder)
+    if code < 0 and recorded.get("status") not in FINISHED:
+        hint = ", as by the system when memory runs out" if -code == signal.SIGKILL else ""
+        error = f"its process was ended by {signal.Signals(-code).name}{hint}"
+        write_status(folder, "killed", error=error)
+        log.error("error: %s: %s", folder.name, error)
+    elif recorded.get("status") in (None, "running"):
+        error = error or f"its process ended with status {code}"
+        write_status(folder, "error", error=error)
+    if counts_failures():
+        raise RuntimeError(error or recorded.get("error") or f"{folder.name}: ended with status {code}")
     return DIVERGED_SCORE
 
 

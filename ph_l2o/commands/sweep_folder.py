@@ -31,7 +31,7 @@ def check_packages(config: DictConfig) -> None:
         module = target.rpartition(".")[0]
         for package, extra in _EXTRAS.items():
             if target.startswith(f"hydra_plugins.hydra_{package}_") and not _is_installed(module):
-                option = config.hydra.runtime.choices.get(f"hydra/{what}") or extra
+                option = config.hydra.runtime.choices.get(f"hydra/{what}") or package
                 raise ConfigError(
                     f"hydra/{what}={option}: needs a package that is not installed; pip install 'ph-l2o[{extra}]'"
                 )

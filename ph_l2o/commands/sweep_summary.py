@@ -1,7 +1,9 @@
-"""The files and the printed tables of a sweep."""
+"""The files and the printed tables of a sweep; torch is not imported for what every job writes."""
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import os
 from pathlib import Path
@@ -9,7 +11,6 @@ from typing import Any
 
 from ph_l2o.commands.sweep_jobs import FINISHED
 from ph_l2o.commands.sweep_rows import SweepRows
-from ph_l2o.evaluation.sweep_tables import jobs_table, over_seeds, seeds_table
 from ph_l2o.files import write_atomically
 from ph_l2o.lazy import resolve
 
@@ -30,17 +31,18 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
     Returns:
         The rows, one for each job.
     """
+    tables = resolve("ph_l2o.evaluation.sweep_tables")
     found, swept = rows.read(folder)
     _write_csv(folder / _SUMMARY, found)
-    log.info("%s", jobs_table(found, swept))
+    log.info("%s", tables.jobs_table(found, swept))
     for row in found:
         if row["status"] not in FINISHED:
             log.info("%s", _cropped(f"job {row['job'].partition('_')[0]}: {row['status']}: {row['error']}"))
     written = [_SUMMARY]
-    settings = over_seeds(found, swept)
+    settings = tables.over_seeds(found, swept)
     if settings is not None:
         _write_csv(folder / _OVER_SEEDS, settings)
-        log.info("means over seeds [95 %% intervals]\n%s", seeds_table(settings))
+        log.info("means over seeds [95 %% intervals]\n%s", tables.seeds_table(settings))
         written.append(_OVER_SEEDS)
     picture = resolve("ph_l2o.evaluation.sweep_plots:plot_sweep")(found, swept)
     if picture is not None:
@@ -51,9 +53,11 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    write_atomically(path, pd.DataFrame(rows).to_csv(index=False))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _cropped(text: str) -> str:

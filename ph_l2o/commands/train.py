@@ -19,11 +19,11 @@ from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
-from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.sweep_jobs import take_up
 from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training

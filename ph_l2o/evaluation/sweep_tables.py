@@ -112,7 +112,7 @@ def _cell(value: Any) -> str:
 
 def _fitted(needed: Mapping[str, Sequence[str]], optional: Mapping[str, Sequence[str]]) -> str:
     """Lines of all that is needed, and of optional columns, in their order, those that fit and say something."""
-    shown = {name: list(cells) for name, cells in zip(_short(list(needed)), needed.values(), strict=True)}
+    shown = {name: list(cells) for name, cells in zip(last_parts(list(needed)), needed.values(), strict=True)}
     if _width(shown) > _WIDTH:
         shown = {_cropped(name): [_cropped(cell) for cell in cells] for name, cells in shown.items()}
     while _width(shown) > _WIDTH and len(shown) > 2:
@@ -134,7 +134,7 @@ def _cropped(text: str) -> str:
     return text if len(text) <= _WIDEST_CELL else f"{text[: _WIDEST_CELL - 1]}…"
 
 
-def _short(keys: Sequence[str]) -> list[str]:
+def last_parts(keys: Sequence[str]) -> list[str]:
     """The last parts of keys, where these differ."""
     last = [key.rpartition(".")[2] for key in keys]
     return [end if last.count(end) == 1 else key for end, key in zip(last, keys, strict=True)]
