@@ -61,7 +61,7 @@ class _Job:
             return self.work(cfg)
         except BaseException as error:
             folder = Path(cfg.paths.output_dir)
-            if _is_recorded(error) and resolve("ph_l2o.commands.multirun:is_multirun")():
+            if isinstance(error, Exception) and not isinstance(error, OtherRunError) and _is_job():
                 record_failure = resolve("ph_l2o.commands.multirun:record_failure")
                 return record_failure(error, _message(error, self.config_name), folder)
             if not is_worker():
@@ -72,9 +72,8 @@ class _Job:
             raise
 
 
-def _is_recorded(error: BaseException) -> bool:
-    """Whether it ends a job of a sweep alone."""
-    return isinstance(error, Exception) and not isinstance(error, OtherRunError)
+def _is_job() -> bool:
+    return resolve("ph_l2o.commands.multirun:is_multirun")()
 
 
 def _message(error: Exception, config_name: str) -> str | None:

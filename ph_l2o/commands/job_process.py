@@ -85,7 +85,7 @@ def main(scratch: str) -> None:
     state, job, cfg = pickle.loads((Path(scratch) / _JOB).read_bytes())
     setup_globals()
     Singleton.set_state(state)
-    config = HydraConfig.get()
+    config: Any = HydraConfig.get()
     configure_log(config.job_logging, config.verbose)
     result = Path(scratch) / _RESULT
     try:

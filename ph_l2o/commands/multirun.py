@@ -96,7 +96,7 @@ class SweepSummary(Callback):
         try:
             sweep_folder.check_packages(config)
             _underway[:] = [sweep_folder.take(config, str(config.hydra.job.config_name))]
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             sys.exit(f"error: {error}")
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
@@ -110,6 +110,9 @@ class SweepSummary(Callback):
         folder = Path(config.hydra.sweep.dir)
         try:
             _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)
+        except Exception as error:  # of which Hydra would make a warning, and an exit status of 0
+            log.error("%s", "".join(traceback.format_exception(error)))
+            sys.exit(f"error: the jobs have ended, but there is no summary of them ({error!r})")
         finally:
             _underway.clear()
             sweep_folder.release(folder)

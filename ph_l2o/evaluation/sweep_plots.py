@@ -74,6 +74,7 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
         axes.set_xticks(places, labels, rotation=0 if sum(map(len, labels)) < 50 else 30, ha="center")
         axes.set_xlim(-0.5, len(labels) - 0.5)
     shown = [(x, *mean_interval(values)) for x, (_, values, _) in zip(places, groups, strict=True) if values]
+    axes.plot(places, [shown[0][1]] * len(places), linestyle="none")  # settings without results are in the picture too
     for x, mean, low, high in shown:
         if not math.isnan(low):
             axes.plot([x, x], [low, high], color=_COLOR, linewidth=1.2, alpha=0.7)
@@ -157,7 +158,7 @@ def _parallel(groups: list[Group], names: Sequence[str], label: str) -> Figure:
     for values, mean in sorted(good, key=lambda item: -item[1]):  # the best one on top
         heights = [_height(sides[k], value) for k, value in enumerate(values)]
         best = mean == min(m for _, m in good)
-        axes.plot(heights, color=image.to_rgba(mean), linewidth=2.6 if best else 1.2, zorder=4 if best else 3)
+        axes.plot(heights, color=image.to_rgba(np.array(mean)), linewidth=2.6 if best else 1.2, zorder=4 if best else 3)
     for k, side in enumerate(sides):
         axes.axvline(k, color="#7F7F7F", linewidth=0.8, zorder=1)
         for value in side:
@@ -197,7 +198,7 @@ def _norm(means: Any) -> Any:
 def _readable(image: Any, value: float) -> str:
     if math.isnan(value):
         return _FAILED
-    red, green, blue, _ = image.to_rgba(value)
+    red, green, blue, _ = image.to_rgba(np.array(value))
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
