@@ -97,17 +97,33 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     register()
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
-    job = _Job(config_name, work)
+    run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(_Job(config_name, work))
+    underway = resolve("ph_l2o.commands.multirun:Underway")()
     try:
         with raised_at_once():
-            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+            while not _ran(run, underway):
+                pass
     except (KeyboardInterrupt, Interrupted) as error:
-        resolve("ph_l2o.commands.multirun:end_underway")()
         number, what = (error.number, error.what) if isinstance(error, Interrupted) else (signal.SIGINT, "")
+        what = underway.end(error) or what
         if not is_worker():
             print(f"interrupted by {signal.Signals(number).name}" + (f"; {what}" if what else ""), file=sys.stderr)
         gc.freeze()  # Python looks through all objects when it ends, which takes seconds with those of a compiler
         sys.exit(128 + number)
     except Exception as error:
-        resolve("ph_l2o.commands.multirun:end_underway")()
+        how = underway.end(error)
+        if how and _message(error, config_name) is None and not os.environ.get("PH_L2O_TRACEBACK"):
+            sys.exit(f"error: the launcher lost its processes ({type(error).__name__}); {how}")
         _stop(error, config_name)
+
+
+def _ran(run: Callable[[], Any], underway: Any) -> bool:
+    """Whether a command is done; False for a sweep that is to go on."""
+    try:
+        run()
+    except Exception as error:
+        if not underway.goes_on(error):
+            raise
+        resolve("hydra.core.global_hydra:GlobalHydra").instance().clear()
+        return False
+    return True

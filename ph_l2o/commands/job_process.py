@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.errors import Interrupted
+from ph_l2o.errors import Interrupted, OtherRunError
 from ph_l2o.files import json_text
 from ph_l2o.interruption import raised_at_once
 from ph_l2o.lazy import resolve
@@ -27,6 +27,7 @@ _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
     "from ph_l2o.commands.job_process import main; main(sys.argv.pop())"
 )
+_OTHER_RUN = 3  # exit status
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 
@@ -50,6 +51,7 @@ def run_in_process(job: Callable[[Any], float | None], cfg: Any) -> float | None
         What the job returned; a sweep's score of a failure, if it was ended by a signal.
 
     Raises:
+        OtherRunError: If its folder belongs to another run.
         RuntimeError: If the job failed, and the sweeper counts failures.
     """
     cloudpickle = resolve("cloudpickle")  # which every such launcher has
@@ -70,6 +72,8 @@ def run_in_process(job: Callable[[Any], float | None], cfg: Any) -> float | None
         if code == 0:
             return json.loads(result.read_text())["score"]
         error = json.loads(result.read_text())["error"] if result.is_file() else None
+        if code == _OTHER_RUN:
+            raise OtherRunError(error)
     return resolve("ph_l2o.commands.multirun:record_end")(code, error, Path(cfg.paths.output_dir))
 
 
@@ -96,4 +100,4 @@ def main(scratch: str) -> None:
         sys.exit(128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT))
     except Exception as error:
         result.write_text(json_text({"error": str(error)}))
-        sys.exit(1)
+        sys.exit(_OTHER_RUN if isinstance(error, OtherRunError) else 1)

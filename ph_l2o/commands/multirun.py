@@ -19,12 +19,12 @@ from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
 from ph_l2o.commands.sweep_jobs import FINISHED
 from ph_l2o.commands.sweep_rows import SweepRows
 from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
-from ph_l2o.errors import ConfigError
+from ph_l2o.errors import ConfigError, OtherRunError
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = "max_failure_rate"  # of sweepers that count failures themselves
-_underway: list[Path] = []  # the folder of the sweep that this process runs
+_underway: list[tuple[Path, bool]] = []  # the folder of this process's sweep, and whether it is one to launch again
 
 
 def is_multirun() -> bool:
@@ -95,9 +95,11 @@ class SweepSummary(Callback):
         """Choose the folder, before anything is written."""
         try:
             sweep_folder.check_packages(config)
-            _underway[:] = [sweep_folder.take(config, str(config.hydra.job.config_name))]
+            folder = sweep_folder.take(config, str(config.hydra.job.config_name))
         except (ConfigError, OSError) as error:
             sys.exit(f"error: {error}")
+        is_parallel = "basic_launcher" not in config.hydra.launcher["_target_"]
+        _underway[:] = [(folder, is_parallel and _TOLERANCE not in config.hydra.sweeper)]
 
     def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Add what the job left."""
@@ -118,16 +120,55 @@ class SweepSummary(Callback):
             sweep_folder.release(folder)
 
 
-def end_underway() -> None:
-    """Tell what is there of a sweep that ended before its jobs, as the processes of its launcher were lost."""
-    for folder in _underway:
-        try:
+class Underway:
+    """The sweep that this process runs, if there is one, for the end that Hydra's callbacks are not told of."""
+
+    def __init__(self) -> None:
+        self._ended = -1  # jobs that had ended when the launcher failed the last time
+
+    def goes_on(self, error: Exception) -> bool:
+        """Whether what is left of the sweep is to be launched again, since its launcher lost processes.
+
+        It is as long as jobs end in between. Hydra's own launcher has no processes to lose, and sweepers that count
+        failures decide for themselves.
+
+        Args:
+            error: That the launcher or a job raised.
+        """
+        if not _underway or isinstance(error, OtherRunError):
+            return False
+        folder, is_parallel = _underway[0]
+        jobs = sweep_folder.jobs_in(folder) if folder.is_dir() else []
+        ended = sum(map(_has_ended, jobs))
+        if not is_parallel or not jobs or ended <= self._ended:
+            return False
+        self._ended = ended
+        log.warning("the launcher lost its processes (%s); going on with what is left", _first_line(error))
+        self._release()
+        return True
+
+    def end(self, error: BaseException) -> str:
+        """Print what is there of a sweep that is not at its end, and let others have it; how to go on, for the user."""
+        how = ""
+        if _underway:
+            folder, _ = _underway[0]
             if folder.is_dir() and sweep_folder.jobs_in(folder):
-                summarize_sweep(folder, SweepRows())
-                log.info("the same command goes on with this sweep")
-        finally:
-            sweep_folder.release(folder)
-    _underway.clear()
+                how = "the same command goes on with this sweep"
+                if isinstance(error, Exception):
+                    summarize_sweep(folder, SweepRows())
+            self._release()
+        return how
+
+    def _release(self) -> None:
+        sweep_folder.release(_underway.pop()[0])
+
+
+def _has_ended(job: Path) -> bool:
+    return read_status(job).get("status") not in (None, "running", "interrupted")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:

@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, overrides: list[str], parts: dict[str, Any], folder:
     for logger in parts["loggers"]:
         logger.log_hyperparams(_plain(config))
     if parts["is_trained"]:
-        log.info("meta-training is done; the comparison is not")
+        log.info("meta-training is done%s", "; the comparison is not" if cfg.compare else "")
         score = best_score(folder / LAST)
     else:
         score = _meta_train(cfg, config, parts, folder, resume)
