@@ -152,11 +152,13 @@ class Underway:
         how = ""
         if _underway:
             folder, _ = _underway[0]
-            if folder.is_dir() and sweep_folder.jobs_in(folder):
-                how = "the same command goes on with this sweep"
-                if isinstance(error, Exception):
-                    summarize_sweep(folder, SweepRows())
-            self._release()
+            try:
+                if folder.is_dir() and sweep_folder.jobs_in(folder):
+                    how = "the same command goes on with this sweep"
+                    if isinstance(error, Exception):
+                        summarize_sweep(folder, SweepRows())
+            finally:
+                self._release()
         return how
 
     def _release(self) -> None:
