@@ -61,3 +61,15 @@ def test_no_other_job_is_lost(tmp_path, launcher, package, more):
     assert again.returncode == 1
     assert [row["status"] for row in summary(tmp_path)] == ["error", "ok", "diverged", "ok"]
     assert [row["val/score"] for row in summary(tmp_path)][3] == rows[3]["val/score"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_launcher_that_loses_its_processes_is_started_again(tmp_path):
+    """Joblib gives up on all jobs when one of its own processes is killed; what was under way is resumed."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    typed = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "debug=default", "optimizer=sgd", "compare=false")
+    outcome = type_it(tmp_path, *typed, "seed=2,4,5", KILL_LAUNCHER="1")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert (tmp_path / "killed").exists() and "the launcher lost its processes" in outcome.stdout
+    assert [row["status"] for row in summary(tmp_path)] == ["ok"] * 3
