@@ -113,7 +113,8 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     except Exception as error:
         how = underway.end(error)
         if how and _message(error, config_name) is None and not os.environ.get("PH_L2O_TRACEBACK"):
-            sys.exit(f"error: the launcher lost its processes ({type(error).__name__}); {how}")
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+            sys.exit(f"error: the launcher failed ({reason}); {how}")
         _stop(error, config_name)
 
 

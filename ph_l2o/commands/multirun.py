@@ -49,9 +49,10 @@ def record_failure(error: Exception, message: str | None, folder: Path) -> float
         Exception: The error, where the sweeper counts failures.
     """
     log.error("error: %s", message or "".join(traceback.format_exception(error)))
-    recorded = read_status(folder).get("status")
-    if recorded != "diverged":
-        write_status(folder, "error", error=message or repr(error))
+    recorded = read_status(folder)
+    if recorded.get("status") != "diverged":
+        took = {"seconds": recorded["seconds"]} if "seconds" in recorded else {}
+        write_status(folder, "error", error=message or repr(error), **took)
         if counts_failures():
             raise error
     return DIVERGED_SCORE
@@ -148,11 +149,17 @@ class Underway:
         return True
 
     def end(self, error: BaseException) -> str:
-        """Print what is there of a sweep that is not at its end, and let others have it; how to go on, for the user."""
+        """Print what is there of a sweep that is not at its end, and let others have it.
+
+        Returns:
+            What to do, for the user; empty where a launcher has nothing to do with it.
+        """
         how = ""
         if _underway:
-            folder, _ = _underway[0]
+            folder, is_parallel = _underway[0]
             try:
+                if is_parallel:
+                    how = "PH_L2O_TRACEBACK=1 shows where"
                 if folder.is_dir() and sweep_folder.jobs_in(folder):
                     how = "the same command goes on with this sweep"
                     if isinstance(error, Exception):

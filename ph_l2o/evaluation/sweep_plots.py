@@ -67,7 +67,7 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
     if numbers is not None:
         order = sorted(range(len(groups)), key=lambda k: numbers[k])
         groups, places = [groups[k] for k in order], sorted(numbers)
-        if places[0] > 0 and places[-1] / places[0] >= 20:
+        if places[0] > 0 and places[-1] / places[0] >= 10:
             axes.set_xscale("log")
     else:
         places = list(map(float, range(len(labels))))

@@ -1,7 +1,6 @@
 """Sweeps by launchers that run jobs in processes of their own, of which one fails, one is killed, and one diverges."""
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT)]),
     "OMP_NUM_THREADS": "1",
     "WANDB_MODE": "disabled",
+    "RAY_raylet_start_wait_time_s": "600",
 }
 LAUNCHERS = [
     pytest.param("joblib", "hydra_joblib_launcher", ["hydra.launcher.n_jobs=2"]),
@@ -40,11 +40,7 @@ def summary(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(("launcher", "package", "more"), LAUNCHERS)
 def test_no_other_job_is_lost(tmp_path, launcher, package, more):
     """And the same command goes on: what was killed is resumed, what failed is tried again."""
-    if (
-        importlib.util.find_spec("hydra_plugins") is None
-        or importlib.util.find_spec(f"hydra_plugins.{package}") is None
-    ):
-        pytest.skip(f"needs {package}")
+    pytest.importorskip(f"hydra_plugins.{package}")
     typed = (f"hydra/launcher={launcher}", *more, "debug=default", "optimizer=sgd", "compare=false", "seed=1,2,3,4")
     outcome = type_it(tmp_path, *typed)
     assert outcome.returncode == 1, outcome.stdout + outcome.stderr
@@ -57,6 +53,8 @@ def test_no_other_job_is_lost(tmp_path, launcher, package, more):
     assert last == "error: 2 of 4 jobs failed: 0_quadratic_sgd_seed1, 1_quadratic_sgd_seed2; summary.csv says why"
     table = [line.split()[:3] for line in outcome.stdout.splitlines()]
     assert ["1", "2", "killed"] in table and ["3", "4", "ok"] in table
+    if launcher == "joblib":
+        return  # quick; the next test has it go on
     again = type_it(tmp_path, *typed, NOT_KILLED="1")
     assert again.returncode == 1
     assert [row["status"] for row in summary(tmp_path)] == ["error", "ok", "diverged", "ok"]
