@@ -152,21 +152,21 @@ class Underway:
         """Print what is there of a sweep that is not at its end, and let others have it.
 
         Returns:
-            What to do, for the user; empty where a launcher has nothing to do with it.
+            What to do, for the user; empty where there is nothing to go on with, or no launcher that failed.
         """
-        how = ""
-        if _underway:
-            folder, is_parallel = _underway[0]
-            try:
-                if is_parallel:
-                    how = "PH_L2O_TRACEBACK=1 shows where"
-                if folder.is_dir() and sweep_folder.jobs_in(folder):
-                    how = "the same command goes on with this sweep"
-                    if isinstance(error, Exception):
-                        summarize_sweep(folder, SweepRows())
-            finally:
-                self._release()
-        return how
+        if not _underway:
+            return ""
+        folder, is_parallel = _underway[0]
+        try:
+            has_jobs = folder.is_dir() and bool(sweep_folder.jobs_in(folder))
+            if has_jobs and isinstance(error, Exception):
+                summarize_sweep(folder, SweepRows())
+        finally:
+            self._release()
+        if isinstance(error, Exception) and not is_parallel:
+            return ""
+        how = "" if not isinstance(error, Exception) else "PH_L2O_TRACEBACK=1 shows where"
+        return "the same command goes on with this sweep" if has_jobs else how
 
     def _release(self) -> None:
         sweep_folder.release(_underway.pop()[0])
