@@ -81,7 +81,7 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
         axes.plot(x, mean, "o", color=_COLOR, markersize=5)
     for x, (_, values, _) in zip(places, groups, strict=True):
         axes.plot([x] * len(values), values, "o", color="#7F7F7F", markersize=2.5, zorder=1)
-    if numbers is not None:
+    if numbers is not None and names[0] != SEED:
         axes.plot([p[0] for p in shown], [p[1] for p in shown], color=_COLOR, linewidth=1.6)
     axes.set_ylim(*_limits([v for _, values, _ in groups for v in values], shown))
     _mark_failures(axes, places, groups)
