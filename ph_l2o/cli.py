@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.explain import explain
 from ph_l2o.commands.folders import conf_dir, remove_if_untouched
+from ph_l2o.commands.job_process import is_wanted, run_in_process
 from ph_l2o.commands.recording import close_log_files
 from ph_l2o.commands.workers import hand_over, set_up_worker
-from ph_l2o.errors import Interrupted, WorkerError
+from ph_l2o.errors import Interrupted, OtherRunError, WorkerError
 from ph_l2o.interruption import raised_at_once
 from ph_l2o.lazy import resolve
 from ph_l2o.ranks import is_worker
@@ -50,11 +51,17 @@ class _Job:
         register()
 
     def __call__(self, cfg: Any) -> float | None:
+        if is_wanted():
+            return run_in_process(self.run, cfg)
+        return self.run(cfg)
+
+    def run(self, cfg: Any) -> float | None:
+        """The job itself."""
         try:
             return self.work(cfg)
         except BaseException as error:
             folder = Path(cfg.paths.output_dir)
-            if isinstance(error, Exception) and resolve("ph_l2o.commands.multirun:is_multirun")():
+            if isinstance(error, Exception) and not isinstance(error, OtherRunError) and _is_job():
                 record_failure = resolve("ph_l2o.commands.multirun:record_failure")
                 return record_failure(error, _message(error, self.config_name), folder)
             if not is_worker():
@@ -63,6 +70,10 @@ class _Job:
             if isinstance(error, Exception):
                 _stop(error, self.config_name)
             raise
+
+
+def _is_job() -> bool:
+    return resolve("ph_l2o.commands.multirun:is_multirun")()
 
 
 def _message(error: Exception, config_name: str) -> str | None:
@@ -86,15 +97,34 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     register()
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
-    job = _Job(config_name, work)
+    run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(_Job(config_name, work))
+    underway = resolve("ph_l2o.commands.multirun:Underway")()
     try:
         with raised_at_once():
-            hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(job)()
+            while not _ran(run, underway):
+                pass
     except (KeyboardInterrupt, Interrupted) as error:
         number, what = (error.number, error.what) if isinstance(error, Interrupted) else (signal.SIGINT, "")
+        what = underway.end(error) or what
         if not is_worker():
             print(f"interrupted by {signal.Signals(number).name}" + (f"; {what}" if what else ""), file=sys.stderr)
         gc.freeze()  # Python looks through all objects when it ends, which takes seconds with those of a compiler
         sys.exit(128 + number)
     except Exception as error:
+        how = underway.end(error)
+        if how and _message(error, config_name) is None and not os.environ.get("PH_L2O_TRACEBACK"):
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+            sys.exit(f"error: the launcher failed ({reason}); {how}")
         _stop(error, config_name)
+
+
+def _ran(run: Callable[[], Any], underway: Any) -> bool:
+    """Whether a command is done; False for a sweep that is to go on."""
+    try:
+        run()
+    except Exception as error:
+        if not underway.goes_on(error):
+            raise
+        resolve("hydra.core.global_hydra:GlobalHydra").instance().clear()
+        return False
+    return True

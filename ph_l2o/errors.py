@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     """The configuration can't be used; the text names key, value, what is allowed, and what to do."""
 
 
+class OtherRunError(ConfigError):
+    """The folder of a sweep's job belongs to a run with other settings, which stays as it is."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or not one of ours."""
 

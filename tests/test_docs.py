@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from ph_l2o import cli
+from ph_l2o.commands.configuration import register
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -153,3 +155,31 @@ def test_walks_through_the_code_lead_somewhere():
         for path, functions in stops:
             for name in re.findall(r"\w+", functions):
                 assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(), re.M), f"{path}: {name}"
+
+
+SWEEPS = [line for line in (ROOT / "docs" / "sweeps.md").read_text().splitlines() if line.startswith("python train.py")]
+
+
+def test_a_sweep_runs_as_written(typed, tmp_path):
+    """The first command, which stands there twice, as it goes on; two values of each key."""
+    assert len(SWEEPS) == 5 and SWEEPS[0] == SWEEPS[1]
+    words = [re.sub(r"=([^,]+,[^,]+).*", r"=\1", word) for word in shlex.split(SWEEPS[0])[1:]]
+    words = [word.replace("port_hamiltonian,lstm", "sgd,adam") for word in words]
+    typed(*words, "debug=default", "compare=false")
+    (table,) = tmp_path.glob("runs/multirun/*/*/summary_over_seeds.csv")
+    assert table.read_text().startswith(
+        "optimizer,meta.learning_rate,seeds,ok,val/score,val/score_low,val/score_high\n"
+    )
+    assert (table.parent / "sweep.png").is_file()
+    assert (table.parent / "3_quadratic_sgd_meta.learning_rate-0.003_seed2" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("line", SWEEPS[2:], ids=lambda line: re.findall(r"launcher=(\w+)", line)[0])
+def test_launchers_compose_as_written(line):
+    """Their keys exist. tests/commands/test_launchers.py runs them."""
+    register()
+    GlobalHydra.instance().clear()
+    words = [word for word in shlex.split(line)[3:] if word.startswith("hydra")]
+    with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
+        launcher = compose("train", overrides=words, return_hydra_config=True).hydra.launcher
+    assert words[0].partition("=")[2].partition("_")[0] in launcher["_target_"]

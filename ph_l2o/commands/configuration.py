@@ -7,15 +7,18 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands import folders, sweep_names
+from ph_l2o.commands.folders import conf_dir
 
 
 def register() -> None:
-    """Make the options of `conf/presets.yaml` and the resolvers known to Hydra."""
+    """Make the options of `conf/presets.yaml` and `conf/launchers.yaml`, and the resolvers, known to Hydra."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
-    register_resolvers()
+    folders.register_resolvers()
+    sweep_names.register_resolvers()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)
     store = ConfigStore.instance()
@@ -24,6 +27,10 @@ def register() -> None:
     for group, options in presets.items():
         for name, keys in options.items():
             store.store(name, keys or {}, group, package=None if keys else "_global_")  # an empty one leaves no node
+    Plugins.instance()  # launchers' packages store options of the same names, which ours take the place of
+    launchers: Any = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "launchers.yaml"))
+    for name, keys in launchers.items():
+        store.store(name, keys, "hydra/launcher")
 
 
 def applied_presets() -> list[str]:

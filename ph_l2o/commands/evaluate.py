@@ -15,11 +15,13 @@ from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
 from ph_l2o.checks import did_you_mean
 from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.commands.recording import recorded, save_config
+from ph_l2o.commands.recording import held, recorded, save_config
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.strategies import check_one_process
+from ph_l2o.commands.sweep_jobs import take_up
 from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
@@ -33,6 +35,15 @@ log = logging.getLogger(__name__)
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as configured."""
     folder = Path(cfg.paths.output_dir)
+    if not is_multirun():
+        _run(cfg, folder)
+        return
+    with held(folder, wait=True):
+        if take_up(cfg, folder).status is None:
+            _run(cfg, folder)
+
+
+def _run(cfg: DictConfig, folder: Path) -> None:
     optimizers, tasks, device = _prepare(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -14,17 +14,27 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ph_l2o.commands import sweep_folder
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
-from ph_l2o.files import write_atomically
+from ph_l2o.commands.sweep_jobs import FINISHED
+from ph_l2o.commands.sweep_rows import SweepRows
+from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
+from ph_l2o.errors import ConfigError, OtherRunError
 
 log = logging.getLogger(__name__)
 
 _TOLERANCE = "max_failure_rate"  # of sweepers that count failures themselves
+_underway: list[tuple[Path, bool]] = []  # the folder of this process's sweep, and whether it is one to launch again
 
 
 def is_multirun() -> bool:
     """Whether this is a job of a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def counts_failures() -> bool:
+    """Whether the sweeper does, and so is to get the errors of its jobs."""
+    return _TOLERANCE in HydraConfig.get().sweeper
 
 
 def record_failure(error: Exception, message: str | None, folder: Path) -> float:
@@ -39,73 +49,146 @@ def record_failure(error: Exception, message: str | None, folder: Path) -> float
         Exception: The error, where the sweeper counts failures.
     """
     log.error("error: %s", message or "".join(traceback.format_exception(error)))
-    recorded = read_status(folder).get("status")
-    if recorded != "diverged":
-        write_status(folder, "error", error=message or repr(error))
-        if _TOLERANCE in HydraConfig.get().sweeper:
+    recorded = read_status(folder)
+    if recorded.get("status") != "diverged":
+        took = {"seconds": recorded["seconds"]} if "seconds" in recorded else {}
+        write_status(folder, "error", error=message or repr(error), **took)
+        if counts_failures():
             raise error
     return DIVERGED_SCORE
 
 
+def record_end(code: int, error: str | None, folder: Path) -> float:
+    """Record how the process of a job ended that did not end well; the score that the sweep gets.
+
+    Args:
+        code: Its exit status, negative for a signal that ended it.
+        error: What it told, if it could.
+        folder: Of the job.
+
+    Raises:
+        RuntimeError: If the sweeper counts failures.
+    """
+    recorded = read_status(folder)
+    if code < 0 and recorded.get("status") not in FINISHED:
+        hint = ", as by the system when memory runs out" if -code == signal.SIGKILL else ""
+        error = f"its process was ended by {signal.Signals(-code).name}{hint}"
+        write_status(folder, "killed", error=error)
+        log.error("error: %s: %s", folder.name, error)
+    elif recorded.get("status") in (None, "running"):
+        error = error or f"its process ended with status {code}"
+        write_status(folder, "error", error=error)
+    if counts_failures():
+        raise RuntimeError(error or recorded.get("error") or f"{folder.name}: ended with status {code}")
+    return DIVERGED_SCORE
+
+
 class SweepSummary(Callback):
-    """Hydra callback: keeps `summary.csv` of the sweep, a row for each job, and prints it at the end.
+    """Hydra callback: chooses the sweep's folder, keeps `summary.csv` of it, and prints a table at the end.
 
     The exit status is 1 if a job failed, unless the sweeper tolerates that.
     """
 
-    def on_job_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self._rows = SweepRows()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Choose the folder, before anything is written."""
+        try:
+            sweep_folder.check_packages(config)
+            folder = sweep_folder.take(config, str(config.hydra.job.config_name))
+        except (ConfigError, OSError) as error:
+            sys.exit(f"error: {error}")
+        is_parallel = "basic_launcher" not in config.hydra.launcher["_target_"]
+        _underway[:] = [(folder, is_parallel and _TOLERANCE not in config.hydra.sweeper)]
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
         """Add what the job left."""
         if config.hydra.mode == RunMode.MULTIRUN:
-            _summary(Path(config.hydra.sweep.dir))
+            write_summary(Path(config.hydra.sweep.dir), self._rows)
+            job_return.cfg = job_return.hydra_cfg = None  # launchers keep what jobs return until the sweep's end
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print what the jobs left."""
         folder = Path(config.hydra.sweep.dir)
-        frame = _summary(folder)
-        if frame is None:
-            return
-        shown = frame.drop(columns="error", errors="ignore")
-        log.info("%s", shown.to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-"))
-        log.info("summary.csv is in %s", folder)
-        failed = frame[frame.status == "error"]
-        if len(failed) and _TOLERANCE not in config.hydra.sweeper:
-            reasons = set(failed.reindex(columns=["error"]).error)
-            why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
-            sys.exit(f"error: {len(failed)} of {len(frame)} jobs failed: {', '.join(failed.job)}{why}")
+        try:
+            _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)
+        except Exception as error:  # of which Hydra would make a warning, and an exit status of 0
+            log.error("%s", "".join(traceback.format_exception(error)))
+            sys.exit(f"error: the jobs have ended, but there is no summary of them ({error!r})")
+        finally:
+            _underway.clear()
+            sweep_folder.release(folder)
 
 
-def _summary(folder: Path) -> Any:
-    """The table, which is written too; None without jobs."""
-    import pandas as pd
+class Underway:
+    """The sweep that this process runs, if there is one, for the end that Hydra's callbacks are not told of."""
 
-    rows = [_row(job) for job in sorted(folder.iterdir(), key=_number) if job.is_dir()]
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows)
-    write_atomically(folder / "summary.csv", frame.to_csv(index=False))
-    return frame
+    def __init__(self) -> None:
+        self._ended = -1  # jobs that had ended when the launcher failed the last time
+
+    def goes_on(self, error: Exception) -> bool:
+        """Whether what is left of the sweep is to be launched again, since its launcher lost processes.
+
+        It is as long as jobs end in between. Hydra's own launcher has no processes to lose, and sweepers that count
+        failures decide for themselves.
+
+        Args:
+            error: That the launcher or a job raised.
+        """
+        if not _underway or isinstance(error, OtherRunError):
+            return False
+        folder, is_parallel = _underway[0]
+        jobs = sweep_folder.jobs_in(folder) if folder.is_dir() else []
+        ended = sum(map(_has_ended, jobs))
+        if not is_parallel or not jobs or ended <= self._ended:
+            return False
+        self._ended = ended
+        log.warning("the launcher lost its processes (%s); going on with what is left", _first_line(error))
+        self._release()
+        return True
+
+    def end(self, error: BaseException) -> str:
+        """Print what is there of a sweep that is not at its end, and let others have it.
+
+        Returns:
+            What to do, for the user; empty where there is nothing to go on with, or no launcher that failed.
+        """
+        if not _underway:
+            return ""
+        folder, is_parallel = _underway[0]
+        try:
+            has_jobs = folder.is_dir() and bool(sweep_folder.jobs_in(folder))
+            if has_jobs and isinstance(error, Exception):
+                summarize_sweep(folder, SweepRows())
+        finally:
+            self._release()
+        if isinstance(error, Exception) and not is_parallel:
+            return ""
+        how = "" if not isinstance(error, Exception) else "PH_L2O_TRACEBACK=1 shows where"
+        return "the same command goes on with this sweep" if has_jobs else how
+
+    def _release(self) -> None:
+        sweep_folder.release(_underway.pop()[0])
 
 
-def _number(job: Path) -> int:
-    head = job.name.partition("_")[0]
-    return int(head) if head.isdigit() else -1
+def _has_ended(job: Path) -> bool:
+    return read_status(job).get("status") not in (None, "running", "interrupted")
 
 
-def _row(job: Path) -> dict[str, Any]:
-    status = read_status(job)
-    row: dict[str, Any] = {
-        "job": job.name,
-        "status": status.get("status", "error"),
-        "seconds": status.get("seconds"),
-    }
-    if "error" in status:
-        row["error"] = status["error"]
-    path = job / "comparison.json"
-    if path.is_file():
-        first, *others = json.loads(path.read_text())["rows"]
-        row |= {"optimizer": first["optimizer"], "diverged": first["diverged"]}
-        row |= {k: first["final"].get(k) for k in ("mean", "median", "geometric_mean")}
-        best = min(others, key=lambda r: r["final"]["mean"] or float("inf"), default=None)
-        if best is not None:
-            row |= {"best_baseline": best["optimizer"], "its_mean": best["final"]["mean"]}
-    return row
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+
+
+def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:
+    if not sweep_folder.jobs_in(folder):
+        return
+    found = summarize_sweep(folder, rows)
+    failed = [row for row in found if row["status"] not in FINISHED]
+    if not failed or tolerated:
+        sweep_folder.finish(folder)
+    if failed and not tolerated:
+        reasons = {str(row["error"]) for row in failed}
+        why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
+        names = ", ".join(row["job"] for row in failed)
+        sys.exit(f"error: {len(failed)} of {len(found)} jobs failed: {names}{why}")

@@ -26,28 +26,23 @@ _CONFIG, _STATUS = "config.yaml", "status.json"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a run's folder, so that no other process continues the run while this one is at it.
 
-    Raises:
-        ConfigError: If another process holds it.
-    """
-    from filelock import FileLock, Timeout
+    Args:
+        folder: Of the run.
+        wait: Until another process that holds it has ended, as of a sweep whose command was killed.
 
+    Raises:
+        ConfigError: If another process holds it, and `wait` is not set.
+    """
     if is_worker() or not is_rank_zero():
         yield
         return
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{os.path.relpath(folder)}: this run is still running; wait until it ends, or stop it"
-        ) from None
-    except NotImplementedError:
-        log.warning("%s: the file system has no locks, so see to it that nothing else continues this run", folder)
-        yield
-        return
+    place = os.path.relpath(folder)
+    if wait and is_held(folder):
+        log.info("%s: another process is still at it; waiting until that ends", place)
+    lock = hold(folder / ".lock", f"{place}: this run is still running; wait until it ends, or stop it", wait=wait)
     try:
         remove_half_written(folder)
         yield
@@ -55,15 +50,54 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def hold(path: Path, message: str, *, wait: bool = False) -> Any:
+    """Take a lock, which ends with this process at the latest.
+
+    Args:
+        path: Of the lock's file.
+        message: Of the error, where another process has it.
+        wait: Until the other process has ended.
+
+    Raises:
+        ConfigError: If another process has it, and `wait` is not set.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(message) from None
+    except NotImplementedError:
+        log.warning("%s: the file system has no locks, so see to it that nothing else goes on with this", path.parent)
+    return lock
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is at a run."""
+    if not (folder / ".lock").is_file():
+        return False
+    try:
+        hold(folder / ".lock", "").release()
+    except ConfigError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def recorded(folder: Path) -> Iterator[None]:
-    """Write that the run is running, and then how it ended; end the W&B run, so that jobs of a sweep stay apart."""
+def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+    """Write that the run is running, and then how it ended; end the W&B run, so that jobs of a sweep stay apart.
+
+    What is put into the dictionary is recorded too, if the run ends well.
+    """
     began, status, lost, reason = time.time(), "error", False, ""
+    result: dict[str, Any] = {}
     owns = has_own_folder() and not is_worker()
     if owns and is_rank_zero():
         write_status(folder, "running")
     try:
-        yield
+        yield result
         status = "ok"
     except (KeyboardInterrupt, Interrupted):
         status = "interrupted"
@@ -74,14 +108,14 @@ def recorded(folder: Path) -> Iterator[None]:
         raise
     finally:
         if owns and (is_rank_zero() or lost):
-            more = {"error": reason} if reason else {}
+            more = {"error": reason} if reason else result if status == "ok" else {}
             with _told():
                 write_status(folder, status, seconds=round(time.time() - began, 1), **more)
         finish_wandb(0 if status == "ok" else 1)
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:
-    """Write `status.json`: `running`, `ok`, `diverged`, `error` or `interrupted`."""
+    """Write `status.json`: `running`, `ok`, `diverged`, `error`, `interrupted` or `killed`."""
     write_atomically(folder / _STATUS, json_text({"status": status, **more}))
 
 

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import WandbLogger
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
+from ph_l2o.commands.sweep_jobs import take_up
 from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, Interrupted, ProcessError, WeightsError
@@ -42,7 +44,15 @@ def run_training(cfg: DictConfig) -> float | None:
         close_log_files()
     if not is_rank_zero():
         logging.disable(logging.WARNING)  # process 0 says the same
-    with held(folder):
+    with held(folder, wait=is_multirun()):
+        if is_multirun():
+            before = take_up(cfg, folder)
+            if before.status is not None:
+                return before.score
+            if before.checkpoint is not None:
+                resume = before.checkpoint
+                with open_dict(cfg):
+                    cfg.ckpt_path = str(resume)
         return _run(cfg, folder, resume)
 
 
@@ -56,16 +66,18 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None) -> float | None:
         finish_wandb(1)
         raise
     try:
-        with recorded(folder):
+        with recorded(folder) as result:
             if starts_workers(cfg.strategy) and not parts["is_trained"]:
                 del parts  # its memory
                 close_log_files()
                 where = {"num_nodes": cfg.strategy.num_nodes, "timeout": cfg.strategy.timeout}
                 return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
-            return _train(cfg, overrides, parts, folder, resume)
+            result["score"] = _train(cfg, overrides, parts, folder, resume)
+            return result["score"]
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        raise Interrupted(number, how_to_resume(folder)) from error
+        how = "the same command goes on with this sweep" if is_multirun() else how_to_resume(folder)
+        raise Interrupted(number, how) from error
 
 
 def _prepare(cfg: DictConfig, folder: Path, resume: Path | None) -> dict[str, Any]:
@@ -142,7 +154,7 @@ def _train(cfg: DictConfig, overrides: list[str], parts: dict[str, Any], folder:
     for logger in parts["loggers"]:
         logger.log_hyperparams(_plain(config))
     if parts["is_trained"]:
-        log.info("meta-training is done; the comparison is not")
+        log.info("meta-training is done%s", "; the comparison is not" if cfg.compare else "")
         score = best_score(folder / LAST)
     else:
         score = _meta_train(cfg, config, parts, folder, resume)

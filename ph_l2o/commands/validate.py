@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.instantiate import import_plugins
+from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.recording import read_status
 from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing
 from ph_l2o.compilation import checked
@@ -100,6 +101,8 @@ def _check_start(task: Task, seed: int, name: str) -> None:
 def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta: MetaSettings, folder: Path) -> bool:
     """Whether a run that is resumed has done all outer steps, and only its comparison is missing.
 
+    Of a job of a sweep, also what comes after: it may have been killed between its last checkpoint and its end.
+
     Raises:
         CheckpointError: If the file is damaged, not one of ours, of another optimizer, or lacks what a resume needs.
         ValueError: If there is nothing left to do.
@@ -109,7 +112,7 @@ def check_resume(path: Path, cfg: DictConfig, optimizer: LearnedOptimizer, meta:
     check_resumable(content, optimizer, meta, path)
     is_own = path.absolute() == (folder / LAST).absolute()
     compared = (folder / "comparison.json").is_file() and read_status(folder).get("status") == "ok"
-    if content[KEY]["outer_step"] == meta.outer_steps and cfg.compare and is_own and not compared:
+    if content[KEY]["outer_step"] == meta.outer_steps and (cfg.compare or is_multirun()) and is_own and not compared:
         return True
     check_left(content, meta, path)
     return False

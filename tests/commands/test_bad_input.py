@@ -263,7 +263,8 @@ def test_an_experiment_of_evaluate_is_not_one_of_train(command, left_behind):
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("optuna")), reason="has the extra")
 def test_a_missing_extra_is_named(command, left_behind):
-    assert "pip install hydra-optuna-sweeper" in command("train", "hparams_search=optuna").error
+    expected = "hydra/sweeper=optuna: needs a package that is not installed; pip install 'ph-l2o[sweep]'"
+    assert command("train", "hparams_search=optuna").error == expected
     assert left_behind() == []
 
 

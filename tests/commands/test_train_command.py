@@ -1,6 +1,7 @@
 """`train.py` as users type it."""
 
 import csv
+import itertools
 import json
 
 import pytest
@@ -123,8 +124,15 @@ def test_multirun_has_a_folder_for_each_job_and_a_summary(command, tmp_path):
     ]
     rows = rows_of(sweep / "summary.csv")
     assert [row["status"] for row in rows] == ["ok"] * 4
-    assert [row["optimizer"] for row in rows] == ["port_hamiltonian"] * 2 + ["adam (trained)"] * 2
-    assert "2_quadratic_adam_seed1" in outcome.out
+    assert [(row["optimizer"], row["seed"]) for row in rows] == list(
+        itertools.product(("port_hamiltonian", "adam"), ("1", "2"))
+    )
+    table = outcome.out.rpartition("job  ")[2]
+    assert max(map(len, table.splitlines()[:5])) <= 80
+    assert [line.split()[:4] for line in table.splitlines()[3:5]] == [
+        ["2", "adam", "1", "ok"],
+        ["3", "adam", "2", "ok"],
+    ]
     # Jobs of one process don't leak into each other: the same as a run of its own.
     command("train", "debug=default", "optimizer=adam", "seed=2")
     (alone,) = tmp_path.glob("runs/20*/*")

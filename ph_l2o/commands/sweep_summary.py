@@ -1,0 +1,65 @@
+"""The files and the printed tables of a sweep; torch is not imported for what every job writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from ph_l2o.commands.sweep_jobs import FINISHED
+from ph_l2o.commands.sweep_rows import SweepRows
+from ph_l2o.files import write_atomically
+from ph_l2o.lazy import resolve
+
+log = logging.getLogger(__name__)
+
+_SUMMARY, _OVER_SEEDS, _PICTURE = "summary.csv", "summary_over_seeds.csv", "sweep.png"
+_WIDTH = 80  # characters of a line
+
+
+def write_summary(folder: Path, rows: SweepRows) -> None:
+    """Write `summary.csv`, a row for each job that has begun."""
+    _write_csv(folder / _SUMMARY, rows.read(folder)[0])
+
+
+def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
+    """Write and print what the jobs left: `summary.csv`; `summary_over_seeds.csv`, where seeds were swept; `sweep.png`.
+
+    Returns:
+        The rows, one for each job.
+    """
+    tables = resolve("ph_l2o.evaluation.sweep_tables")
+    found, swept = rows.read(folder)
+    _write_csv(folder / _SUMMARY, found)
+    log.info("%s", tables.jobs_table(found, swept))
+    for row in found:
+        if row["status"] not in FINISHED:
+            log.info("%s", _cropped(f"job {row['job'].partition('_')[0]}: {row['status']}: {row['error']}"))
+    written = [_SUMMARY]
+    settings = tables.over_seeds(found, swept)
+    if settings is not None:
+        _write_csv(folder / _OVER_SEEDS, settings)
+        log.info("means over seeds [95 %% intervals]\n%s", tables.seeds_table(settings))
+        written.append(_OVER_SEEDS)
+    picture = resolve("ph_l2o.evaluation.sweep_plots:plot_sweep")(found, swept)
+    if picture is not None:
+        write_atomically(folder / _PICTURE, picture)
+        written.append(_PICTURE)
+    log.info("%s: in %s", ", ".join(written), os.path.relpath(folder))
+    return found
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _cropped(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 1]}…"
