@@ -1,4 +1,4 @@
-"""What Hydra needs to know before it composes `conf/`: presets, and resolvers."""
+"""What Hydra needs to know before it composes `conf/`: presets, resolvers, and the sweeper of searches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands.optuna_sweeper import register_sweeper
 
 
 def register() -> None:
-    """Make the options of `conf/presets.yaml` and the resolvers known to Hydra."""
+    """Make the options of `conf/presets.yaml` the resolvers, and the sweeper known to Hydra."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     register_resolvers()
+    register_sweeper()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)
     store = ConfigStore.instance()

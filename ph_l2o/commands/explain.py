@@ -74,8 +74,6 @@ def _explain_hydra(error: BaseException, config_name: str) -> str | None:
         return _explain_override(error, config_name)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; write key=value, and quote lists: 'key=[a, b]'"
-    if isinstance(error, RuntimeError) and "Unknown plugin class" in str(error):
-        return "this option needs an extra package; install it with `pip install hydra-optuna-sweeper`"
     if isinstance(error, OSError):
         return _explain_file(error)
     if isinstance(error, OmegaConfBaseException | HydraException):
