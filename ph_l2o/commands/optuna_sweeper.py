@@ -72,7 +72,7 @@ class OptunaSweeper(Sweeper):
 
         make(self.sampler or {}, "hydra.sweeper.sampler", optuna.samplers, SAMPLERS)
         make(self.pruner, "hydra.sweeper.pruner", optuna.pruners, PRUNERS)
-        self.config, self.loader = config, hydra_context.config_loader
+        self.master, self.loader = config, hydra_context.config_loader
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -86,10 +86,10 @@ class OptunaSweeper(Sweeper):
             ProcessError: If more trials failed than is tolerated, or the launcher lost its jobs.
             Interrupted: After a signal; the study can go on.
         """
-        folder = Path(self.config.hydra.sweep.dir)
+        folder = Path(self.master.hydra.sweep.dir)
         space = read_space(self.params or {}, arguments, self.loader)
         self._check_keys(space)
-        if self.n_jobs > 1 and self.config.hydra.runtime.choices["hydra/launcher"] == "basic":
+        if self.n_jobs > 1 and self.master.hydra.runtime.choices["hydra/launcher"] == "basic":
             log.warning("hydra.sweeper.n_jobs=%d: hydra/launcher=basic runs them one by one", self.n_jobs)
         folder.mkdir(parents=True, exist_ok=True)
         shared = SharedStudy(folder, space, self.sampler)
@@ -121,7 +121,7 @@ class OptunaSweeper(Sweeper):
                 others += [(key, each) for each in typed[1:]]
         for key, override in [("", ""), *others]:
             tried = firsts | {key: override} if key else firsts
-            self.loader.load_sweep_config(self.config, [*space.fixed.values(), *tried.values()])
+            self.loader.load_sweep_config(self.master, [*space.fixed.values(), *tried.values()])
 
     def _run(self, shared: SharedStudy, trials: list[FrozenTrial], go_on: str) -> None:
         """Run trials, or what is left of them, and tell how they ended."""

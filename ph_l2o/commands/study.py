@@ -66,7 +66,7 @@ def make(node: Mapping[str, Any] | None, key: str, module: Any, names: tuple[str
         raise ConfigError(f"{key}: {target.rpartition('.')[2]}: {str(error).splitlines()[0]}") from error
 
 
-def open_study(folder: Path, *, sampler: Any = None, pruner: Any = None) -> Study:
+def open_study(folder: Path, *, pruner: Any = None) -> Study:
     """The study of a folder, which is made where there is none.
 
     Raises:
@@ -83,13 +83,16 @@ def open_study(folder: Path, *, sampler: Any = None, pruner: Any = None) -> Stud
         _cut_half_line(path)
     try:
         storage = JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        return optuna.create_study(
+        begin = optuna.create_study
+        more: dict[str, Any] = {"direction": "minimize", "load_if_exists": True}
+        if _NAME in optuna.get_all_study_names(storage):  # else it would be noted in the file at each start
+            begin, more = optuna.load_study, {}
+        return begin(
             storage=storage,
-            sampler=sampler or optuna.samplers.RandomSampler(),
+            sampler=optuna.samplers.RandomSampler(),
             pruner=pruner or optuna.pruners.NopPruner(),
             study_name=_NAME,
-            direction="minimize",
-            load_if_exists=True,
+            **more,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
