@@ -218,3 +218,19 @@ def test_the_missing_extra_is_named(command, left_behind, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'ph-l2o[sweep]'" in command("train", "hparams_search=optuna").error
     assert left_behind() == []
+
+
+DOCS = [line for line in (ROOT / "docs" / "search.md").read_text().splitlines() if line.startswith("python train.py")]
+
+
+@pytest.mark.parametrize("line", DOCS, ids=lambda line: line.removeprefix("python train.py hparams_search="))
+def test_the_documentation_runs_as_written(command, mnist_root, tmp_path, line):
+    small = ("debug=default", "meta.horizons=[20]", "hydra.sweeper.n_trials=1", f"paths.data={mnist_root}")
+    outcome = command("train", *shlex.split(line)[2:], *small)
+    assert outcome.code == 0, outcome.err
+    assert "best: trial 0, val/score=" in outcome.out
+    assert len(list(tmp_path.glob("runs/searches/*/study.png"))) == 1
+
+
+def test_the_documentation_has_commands():
+    assert len(DOCS) == 11
