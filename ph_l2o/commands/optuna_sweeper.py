@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,9 @@ class OptunaSweeper(Sweeper):
         self, n_trials: int, n_jobs: int, max_failure_rate: float, study_name: str, sampler: Any, pruner: Any,
         params: Any, trial: int | None = None,
     ):  # fmt: skip
-        del study_name, trial  # are read from the configuration, where interpolations use them
+        del trial  # is read by the job
+        if not re.fullmatch(r"\w[\w.+-]*", str(study_name or "")):
+            raise ConfigError(f"hydra.sweeper.study_name={study_name}: must be a name for a folder")
         self.n_trials = at_least("hydra.sweeper.n_trials", n_trials, 1, "trials in all")
         self.n_jobs = at_least("hydra.sweeper.n_jobs", n_jobs, 1, "trials at once")
         if number("hydra.sweeper.max_failure_rate", max_failure_rate, minimum=0.0) > 1:
