@@ -28,9 +28,11 @@ class Outcome(NamedTuple):
 
 def outcome_of(folder: Path | None) -> Outcome:
     """How a trial that was launched ended; one whose process was killed has an error."""
-    status: Any = read_status(folder) if folder is not None else {}
+    if folder is None:
+        return Outcome("error", error="its process ended without a word")
+    status: Any = read_status(folder)
     kind, error = status.get("status"), status.get("error", "")
-    if folder is not None and (kind == "ok" or _checkpoint_is(folder, done=True)):
+    if kind == "ok" or _is_complete(folder, kind):
         score = best_score(folder / LAST)
         return Outcome("ok", score if math.isfinite(score) else DIVERGED_SCORE)
     if kind == "diverged":
@@ -42,18 +44,24 @@ def is_over(folder: Path | None) -> bool:
     """Whether a trial whose end nobody told has nothing left to do; one with an error has."""
     if folder is None:
         return False
-    return read_status(folder).get("status") in ("ok", "pruned", "diverged") or _checkpoint_is(folder, done=True)
+    kind = read_status(folder).get("status")
+    return kind in ("ok", "pruned", "diverged") or _is_complete(folder, kind)
 
 
 def unfinished_checkpoint(folder: Path | None) -> Path | None:
     """From where a trial that was stopped goes on; None if it begins anew."""
-    return folder / LAST if folder is not None and _checkpoint_is(folder, done=False) else None
+    return folder / LAST if folder is not None and _trained(folder) is False else None
 
 
-def _checkpoint_is(folder: Path, *, done: bool) -> bool:
-    """Whether there is a last checkpoint, after which nothing is left to do, or something is."""
+def _is_complete(folder: Path, kind: str | None) -> bool:
+    """Whether a trial was stopped when all was done, but for saying so."""
+    return kind in ("running", "interrupted") and _trained(folder) is True
+
+
+def _trained(folder: Path) -> bool | None:
+    """Whether there is a last checkpoint after which nothing is left to do; None if there is none."""
     config = saved_config(folder)
     if config is None or not (folder / LAST).is_file():
-        return False
-    trained = read_checkpoint(folder / LAST)[KEY]["outer_step"] >= config["meta"]["outer_steps"]
-    return done == (trained and not config["compare"])
+        return None
+    outer_step = read_checkpoint(folder / LAST)[KEY]["outer_step"]
+    return outer_step >= config["meta"]["outer_steps"] and not config["compare"]
