@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ph_l2o.commands.study import open_study
 from ph_l2o.meta import MetaLearner
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,7 @@ def test_hopeless_trials_are_pruned(command, tmp_path):
     assert "pruned" in (tmp_path / "runs/searches/p/summary.csv").read_text()
 
 
+@pytest.mark.slow
 def test_trials_in_other_processes_are_pruned(command, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     threshold = ("hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.upper=0")
@@ -154,9 +156,9 @@ def started(tmp_path, *arguments):
 
 def test_a_search_that_is_stopped_goes_on(command, tmp_path):
     """Once by Ctrl-C in its first trial, once killed in its second; the scores are those of one that was not."""
-    long = (*SEARCH, "meta.outer_steps=600", "meta.val_every=20")
+    long = (*SEARCH, "meta.outer_steps=400", "meta.val_every=20")
     for trial, number in ((0, signal.SIGINT), (1, signal.SIGKILL)):
-        process = started(tmp_path, *long, *named("s", 3))
+        process = started(tmp_path, *long, *named("s", 2))
         last = tmp_path / f"runs/searches/s/{trial}_quadratic_sgd/checkpoints/last.ckpt"
         while not last.is_file() and process.poll() is None:
             time.sleep(0.02)
@@ -166,13 +168,54 @@ def test_a_search_that_is_stopped_goes_on(command, tmp_path):
         if number == signal.SIGINT:
             told = "interrupted by SIGINT; the same command with hydra.sweeper.study_name=s goes on"
             assert out.strip().splitlines()[-1] == told
-    outcome = command("train", *long, *named("s", 3))
+    outcome = command("train", *long, *named("s", 2))
     assert outcome.code == 0, outcome.err
-    assert "resuming from" in outcome.out and len(folders(tmp_path, "s")) == 3
-    assert command("train", *long, *named("whole", 3)).code == 0
+    assert "resuming from" in outcome.out and len(folders(tmp_path, "s")) == 2
+    assert command("train", *long, *named("whole", 2)).code == 0
     assert settings(study(tmp_path, "s")) == settings(study(tmp_path, "whole"))
 
 
+CLAIMING = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+from ph_l2o.commands.search_space import read_space
+from ph_l2o.commands.study import SharedStudy, check_installed
+
+check_installed()
+folder, dies_at = Path(sys.argv[1]), int(sys.argv[2])
+sampler = {"_target_": "optuna.samplers.TPESampler", "seed": 0}
+shared = SharedStudy(folder, read_space({"x": "interval(0, 1)"}, [], None), sampler)
+told = 0
+with shared.joined():
+    while trials := shared.claim(2, 30):
+        if told >= dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for trial in trials:
+            time.sleep(0.02)
+            shared.tell(trial.number, SimpleNamespace(status="ok", score=trial.params["x"], error=""))
+            print(trial.number, flush=True)
+            told += 1
+"""
+
+
+def test_processes_share_a_study_though_one_is_killed(tmp_path):
+    """No trial is told twice, and the trials of the one that is killed are run by others."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-c", CLAIMING, str(tmp_path)]
+    processes = [
+        subprocess.Popen([*call, dies_at], env=environment, stdout=subprocess.PIPE, text=True)
+        for dies_at in ("99", "99", "4")
+    ]
+    numbers = [process.communicate(timeout=300)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL]
+    assert sorted(map(int, sum(numbers, []))) == list(range(30))
+    trials = open_study(tmp_path).get_trials()
+    assert len({trial.params["x"] for trial in trials}) == 30 and all(trial.state.is_finished() for trial in trials)
+
+
+@pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path):
     typed = (*SEARCH, "meta.outer_steps=200", "meta.val_every=50", *named("both", 6))
     processes = [started(tmp_path, *typed) for _ in range(2)]
@@ -223,6 +266,7 @@ def test_the_missing_extra_is_named(command, left_behind, monkeypatch):
 DOCS = [line for line in (ROOT / "docs" / "search.md").read_text().splitlines() if line.startswith("python train.py")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", DOCS, ids=lambda line: line.removeprefix("python train.py hparams_search="))
 def test_the_documentation_runs_as_written(command, mnist_root, tmp_path, line):
     small = ("debug=default", "meta.horizons=[20]", "hydra.sweeper.n_trials=1", f"paths.data={mnist_root}")
