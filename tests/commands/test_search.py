@@ -210,7 +210,7 @@ def test_processes_share_a_study_though_one_is_killed(tmp_path):
     ]
     numbers = [process.communicate(timeout=300)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, -signal.SIGKILL]
-    assert sorted(map(int, sum(numbers, []))) == list(range(30))
+    assert sorted(int(number) for found in numbers for number in found) == list(range(30))
     trials = open_study(tmp_path).get_trials()
     assert len({trial.params["x"] for trial in trials}) == 30 and all(trial.state.is_finished() for trial in trials)
 
