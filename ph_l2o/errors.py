@@ -45,6 +45,10 @@ class Interrupted(BaseException):
         self.number, self.what = number, what
 
 
+class Pruned(Exception):
+    """A search ended a training that had no prospect; like `Interrupted`, it is no error."""
+
+
 class WorkerError(RuntimeError):
     """A process of a run ended by an error that only its traceback explains, which is the text."""
 

@@ -1,4 +1,4 @@
-"""What Hydra needs to know before it composes `conf/`: presets, and resolvers."""
+"""What Hydra needs to know before it composes `conf/`: presets, resolvers, and the sweeper of searches."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 from ph_l2o.commands import folders, sweep_names
 from ph_l2o.commands.folders import conf_dir
+from ph_l2o.commands.optuna_sweeper import register_sweeper
 
 
 def register() -> None:
-    """Make the options of `conf/presets.yaml` and `conf/launchers.yaml`, and the resolvers, known to Hydra."""
+    """Make options of `conf/presets.yaml` and `conf/launchers.yaml`, resolvers and the sweeper known to Hydra."""
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
     folders.register_resolvers()
     sweep_names.register_resolvers()
+    register_sweeper()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)
     store = ConfigStore.instance()

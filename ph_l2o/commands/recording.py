@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError
+from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, Pruned
 from ph_l2o.files import json_text, remove_half_written, write_atomically
 from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
@@ -102,20 +102,24 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
     except (KeyboardInterrupt, Interrupted):
         status = "interrupted"
         raise
+    except Pruned as ended:
+        status, reason = "pruned", str(ended)
+        raise
     except Exception as error:
         status = "diverged" if isinstance(error, NonFiniteError) else "error"
         lost, reason = isinstance(error, ProcessError), str(error)  # perhaps process 0
         raise
     finally:
         if owns and (is_rank_zero() or lost):
-            more = {"error": reason} if reason else result if status == "ok" else {}
+            key = "reason" if status == "pruned" else "error"
+            more = {key: reason} if reason else result if status == "ok" else {}
             with _told():
                 write_status(folder, status, seconds=round(time.time() - began, 1), **more)
-        finish_wandb(0 if status == "ok" else 1)
+        finish_wandb(0 if status in ("ok", "pruned") else 1)
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:
-    """Write `status.json`: `running`, `ok`, `diverged`, `error`, `interrupted` or `killed`."""
+    """Write `status.json`: `running`, `ok`, `pruned`, `diverged`, `error`, `interrupted` or `killed`."""
     write_atomically(folder / _STATUS, json_text({"status": status, **more}))
 
 

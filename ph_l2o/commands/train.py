@@ -26,9 +26,10 @@ from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.sweep_jobs import take_up
+from ph_l2o.commands.trial import check_pruned, trial_callbacks
 from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
-from ph_l2o.errors import ConfigError, Interrupted, ProcessError, WeightsError
+from ph_l2o.errors import ConfigError, Interrupted, ProcessError, Pruned, WeightsError
 from ph_l2o.files import git_revision, without_folders
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
 from ph_l2o.ranks import has_own_folder, is_rank_zero
@@ -37,7 +38,11 @@ log = logging.getLogger(__name__)
 
 
 def run_training(cfg: DictConfig) -> float | None:
-    """Train as configured; the validation score, finite, for sweeps (lower is better), or None if workers have it."""
+    """Train as configured.
+
+    Returns:
+        The validation score, finite, for sweeps (lower is better); None if workers have it, or the run was pruned.
+    """
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
     if not has_own_folder():
@@ -74,6 +79,9 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None) -> float | None:
                 return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
             result["score"] = _train(cfg, overrides, parts, folder, resume)
             return result["score"]
+    except Pruned as ended:
+        log.info("%s", ended)
+        return None
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         how = "the same command goes on with this sweep" if is_multirun() else how_to_resume(folder)
@@ -91,6 +99,7 @@ def _prepare(cfg: DictConfig, folder: Path, resume: Path | None) -> dict[str, An
     parts["callbacks"] = [
         build(node, f"callbacks.{k}", plugins=plugins) for k, node in (cfg.callbacks or {}).items() if node
     ]
+    parts["callbacks"] += trial_callbacks()
     parts["make_trainer"] = build(cfg.trainer, "trainer", plugins=plugins)
     check_trainer(key for key in cfg.trainer if not key.startswith("_"))
     if cfg.weights is not None and resume is None:
@@ -158,6 +167,7 @@ def _train(cfg: DictConfig, overrides: list[str], parts: dict[str, Any], folder:
         score = best_score(folder / LAST)
     else:
         score = _meta_train(cfg, config, parts, folder, resume)
+        check_pruned(parts["callbacks"])
     if is_rank_zero() and cfg.compare:
         _compare(cfg, parts, folder)
     return score if math.isfinite(score) else DIVERGED_SCORE

@@ -1,6 +1,5 @@
 """Bad input: one line that names key, value and remedy; nothing left behind."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -258,13 +257,6 @@ def test_bad_input_of_evaluate(command, tmp_path, arguments, message, left_behin
 
 def test_an_experiment_of_evaluate_is_not_one_of_train(command, left_behind):
     assert "experiment=generalise: sets suite=, which train.py lacks" in command("train", "experiment=generalise").error
-    assert left_behind() == []
-
-
-@pytest.mark.skipif(bool(importlib.util.find_spec("optuna")), reason="has the extra")
-def test_a_missing_extra_is_named(command, left_behind):
-    expected = "hydra/sweeper=optuna: needs a package that is not installed; pip install 'ph-l2o[sweep]'"
-    assert command("train", "hparams_search=optuna").error == expected
     assert left_behind() == []
 
 
