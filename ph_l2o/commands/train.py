@@ -21,6 +21,7 @@ from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
+from ph_l2o.commands.reporting import report
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
@@ -29,7 +30,7 @@ from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, Interrupted, ProcessError, WeightsError
 from ph_l2o.files import git_revision, without_folders
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
-from ph_l2o.ranks import has_own_folder, is_rank_zero
+from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,12 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None) -> float | None:
                 del parts  # its memory
                 close_log_files()
                 where = {"num_nodes": cfg.strategy.num_nodes, "timeout": cfg.strategy.timeout}
-                return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
-            return _train(cfg, overrides, parts, folder, resume)
+                score = run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
+            else:
+                score = _train(cfg, overrides, parts, folder, resume)
+        if is_rank_zero() and not is_worker():
+            report(folder)
+        return score
     except (KeyboardInterrupt, Interrupted) as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         raise Interrupted(number, how_to_resume(folder)) from error
