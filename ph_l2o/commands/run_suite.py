@@ -76,7 +76,7 @@ def _entries(cfg: DictConfig) -> dict[str, tuple[dict[str, Any], int]]:
 def compare_suite_and_save(
     optimizers: Mapping[str, Any], suite: Mapping[str, Any], folder: Path, **settings: Any
 ) -> None:
-    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.csv`, and the figures of the comparison."""
+    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.csv` and the figures."""
     began = time.monotonic()
 
     def save(done: SuiteComparison) -> None:

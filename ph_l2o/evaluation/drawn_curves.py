@@ -22,7 +22,7 @@ def smoothing(num_steps: int) -> int:
 
 
 def drawn(curve: Curve) -> Curve:
-    """The running mean of the quartiles over a fiftieth of the steps: the noise of mini-batches hides them otherwise."""
+    """Running means of the quartiles over a fiftieth of the steps: else the noise of mini-batches hides them."""
     width = smoothing(len(curve.median) - 1)
     return curve if width == 1 else Curve(*(_running_mean(part, width) for part in curve))
 

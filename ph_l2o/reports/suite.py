@@ -142,7 +142,8 @@ def _ratios(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
     columns += [Column("best baseline", numeric=False), Column("steps", "Until it has the reference's final loss")]
     lines = [
         [
-            Cell(row["task"], row["task"]), Cell(row["optimizer"], row["optimizer"], shown[row["optimizer"]], mark="left"),
+            Cell(row["task"], row["task"]),
+            Cell(row["optimizer"], row["optimizer"], shown[row["optimizer"]], mark="left"),
             *(_ratio(row, key, bars.get((k, key))) for key in keys),
             Cell(text(row, "best_baseline"), text(row, "best_baseline"), mark="left"),
             Cell(show(number(row, "steps_to_reference")), number(row, "steps_to_reference")),
@@ -187,7 +188,7 @@ def show_count(value: float) -> str:
 
 
 def _profile(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Charts:
-    """Of each optimizer, the share of tasks on which its loss is within a factor of the lowest (Dolan and Moré 2002)."""
+    """Of each optimizer, the share of tasks with a loss within a factor of the lowest (Dolan and Moré 2002)."""
     losses: dict[str, dict[str, float]] = {}
     for row in found["rows"]:
         value = math.inf if number(row, "diverged") > 0 else number(row, "loss")
