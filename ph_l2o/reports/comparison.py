@@ -95,7 +95,7 @@ def _table(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
     columns = [
         Column("optimizer", numeric=False),
         Column("mean [95 %]", "Mean of the final loss over problems, and its bootstrap interval"),
-        Column("ratio [95 %], → better", f"Loss of {best} over this one's: geometric mean over paired problems"),
+        Column("ratio, → better", f"Loss of {best} over this one's: geometric mean over paired problems"),
         Column("median", "Median of the final loss"),
         Column("geo. mean", "Geometric mean of the final loss"),
         Column("IQM", "Interquartile mean of the final loss"),

@@ -103,6 +103,7 @@ class Chart:
         lines: The curves.
         log: Whether the vertical axis is logarithmic.
         limits: Of the vertical axis; None: what the curves need.
+        xlog: Whether the horizontal axis is logarithmic.
     """
 
     title: str
@@ -113,6 +114,7 @@ class Chart:
     lines: Sequence[Line]
     log: bool = False
     limits: tuple[float, float] | None = None
+    xlog: bool = False
 
     def data(self) -> dict[str, Any]:
         """For the script."""
@@ -122,6 +124,7 @@ class Chart:
             "xlabel": self.xlabel,
             "ylabel": self.ylabel,
             "log": self.log,
+            "xlog": self.xlog,
             "limits": self.limits,
             "x": _plain(self.x),
             "lines": [

@@ -42,7 +42,7 @@ def settings_sections(
     made = []
     values = leaves({k: v for k, v in config.items() if k not in ("overrides", "git_revision")})
     if values and defaults is not None:
-        changed = {k: v for k, v in values.items() if _is_changed(k, v, defaults)}
+        changed = {k: v for k, v in _condensed(config, values, defaults).items() if _is_changed(k, v, defaults)}
         made.append(Section("Configuration: differences from the defaults", [_differences(changed, defaults)]))
     if values:
         columns = [Column("key", numeric=False), Column("value", numeric=False)]
@@ -52,13 +52,25 @@ def settings_sections(
     return made
 
 
+def _condensed(config: Mapping[str, Any], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """With one value in place of a whole group that is null by default, as a suite: the names in it."""
+    found = {}
+    for key, value in values.items():
+        group = key.partition(".")[0]
+        if group != key and group in defaults and isinstance(config[group], Mapping):
+            found[group] = ", ".join(map(str, config[group]))
+        else:
+            found[key] = value
+    return found
+
+
 def _is_changed(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
     return not key.startswith(_OWN_OF_A_RUN) and (key not in defaults or defaults[key] != value)
 
 
 def _differences(changed: Mapping[str, Any], defaults: Mapping[str, Any]) -> Table:
     columns = [Column("key", numeric=False), Column("value", numeric=False), Column("default", numeric=False)]
-    rows = [[Cell(k, k), _value(v), _value(defaults[k]) if k in defaults else Cell("no such key", mark="left")]
+    rows = [[Cell(k, k), _value(v), _value(defaults[k]) if k in defaults else Cell("–", mark="left")]
             for k, v in changed.items()]  # fmt: skip
     rows = rows or [[Cell("none"), Cell("every value is the default", mark="left"), Cell("")]]
     note = "Defaults are those of the version that made this page, without anything typed."

@@ -16,10 +16,15 @@ from ph_l2o.reports.values import Interval, get, interval, number, show, text, w
 Row = Mapping[str, Any]
 _BEST = "ratio_to_best_baseline"
 _WORDS = {
-    _BEST: "to the best tuned baseline",
-    "ratio_to_best_untuned": "to the best untuned one",
-    "held_out_ratio": "of held-out losses",
+    _BEST: "to best baseline",
+    "ratio_to_best_untuned": "to best untuned",
+    "held_out_ratio": "held-out",
     "speed_up": "speed-up",
+}
+_ENDS_ABOVE = {
+    _BEST: "ends above the best tuned baseline",
+    "ratio_to_best_untuned": "ends above the best untuned optimizer",
+    "held_out_ratio": "has a higher held-out loss than the reference",
 }
 _FURTHEST = 10.0  # factor at which a performance profile ends
 
@@ -46,6 +51,9 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
         for key, summary in (get(found, "summary", name) or {}).items():
             if key.startswith("ratio_to_"):
                 sentences.append(_sentence(name, key, summary))
+            if key == _BEST and (lost := _lost_tasks(found, name, key)):
+                tasks = ", ".join(f"{row['task']} ({text(row, 'best_baseline')})" for row in lost)
+                sentences.append(f"A tuned baseline is better than {name}, beyond noise, on {tasks}.")
     return sentences or [f"{text(found, 'suite')}: no learned optimizer is among these."]
 
 
@@ -107,6 +115,11 @@ def _summary(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
     return Table("Ratios over tasks", columns, rows, note + "it reaches the reference's final loss (speed-up).")
 
 
+def _lost_tasks(found: Mapping[str, Any], name: str, key: str) -> list[Row]:
+    """Rows of the tasks on which a ratio is below 1 beyond noise."""
+    return [row for row in found["rows"] if row["optimizer"] == name and interval(row, key, "ci95")[1] < 1]
+
+
 def _lost(found: Mapping[str, Any]) -> list[str]:
     """Tasks on which a judged optimizer ends above the best baseline, or the reference, beyond noise; divergences."""
     told = []
@@ -115,10 +128,11 @@ def _lost(found: Mapping[str, Any]) -> list[str]:
         keys = [k for k in (get(found, "summary", name) or {}) if k != "speed_up"]
         before = len(told)
         for key in keys:
-            lost = [row for row in rows if interval(row, key, "ci95")[1] < 1]
+            lost = _lost_tasks(found, name, key)
             listed = ", ".join(f"{r['task']} ({show(number(r, key, 'ratio'))})" for r in lost)
             if lost:
-                told.append(f"{name}, ratio {words(key)}, beyond noise, on {len(lost)} of {len(rows)} tasks: {listed}.")
+                where = f"on {len(lost)} of {len(rows)} tasks, beyond noise, ratio below 1: {listed}."
+                told.append(f"{name} {_ENDS_ABOVE.get(key) or 'ends above ' + words(key)[3:]} {where}")
         diverged = [f"{r['task']} ({text(r, 'diverged')} problems)" for r in rows if number(r, "diverged") > 0]
         if diverged:
             told.append(f"{name} diverged on {', '.join(diverged)}.")
@@ -138,7 +152,7 @@ def _ratios(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
         }
         bars |= log_places(values)
     columns = [Column("task", numeric=False), Column("optimizer", numeric=False)]
-    columns += [Column(f"{words(key)} [95 %], → better") for key in keys]
+    columns += [Column(f"{words(key)}, → better", "With its 95 % interval") for key in keys]
     columns += [Column("best baseline", numeric=False), Column("steps", "Until it has the reference's final loss")]
     lines = [
         [
@@ -202,7 +216,7 @@ def _profile(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Charts:
     title = f"Share of {len(losses)} tasks with a loss within a factor of the lowest"
     chart = chart_of(title, factors, lines, "factor", "share of tasks")
     note = "A curve further up is better: at factor 1, the share of tasks on which the optimizer is the best of all."
-    return Charts([dataclasses.replace(chart, log=False, limits=(0.0, 1.02))], note)
+    return Charts([dataclasses.replace(chart, log=False, xlog=True, limits=(0.0, 1.02))], note)
 
 
 def _within(losses: Mapping[str, float], name: str, factor: float) -> bool:

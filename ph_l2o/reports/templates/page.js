@@ -14,8 +14,8 @@
   };
 
   // Only the ticks that have room: of a long logarithmic axis powers of ten, of a short one 1, 2, 3 and 5 of each too.
-  const logTicks = (u) => {
-    const { min, max } = u.scales.y;
+  const logTicks = (scale) => (u) => {
+    const { min, max } = u.scales[scale];
     const decades = Math.log10(max / min);
     const digits = decades > 2.5 ? [1] : decades > 0.7 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8];
     const found = [];
@@ -28,6 +28,8 @@
     const every = Math.ceil(found.length / 8);
     return found.filter((_, k) => k % every === 0);
   };
+
+  const all = (u, ticks) => ticks;
 
   const draw = (box, chart, height) => {
     const series = [{}], bands = [], columns = [chart.x], places = [];
@@ -43,7 +45,7 @@
         const none = { stroke: "transparent", width: 0, points: { show: false }, spanGaps: true };
         bands.push({
           series: [series.length + 1, series.length],
-          fill: () => color() + (line.strong ? "38" : "1c"),
+          fill: () => color() + (line.strong ? "2c" : "1c"),
         });
         place.all.push(series.length, series.length + 1);
         series.push({ ...none }, { ...none });
@@ -77,10 +79,10 @@
       bands,
       legend: { show: false },
       cursor: { drag: { x: true, y: false }, points: { show: false }, y: false },
-      scales: { x: { time: false }, y: { ...y, distr: chart.log ? 3 : 1 } },
+      scales: { x: { time: false, distr: chart.xlog ? 3 : 1 }, y: { ...y, distr: chart.log ? 3 : 1 } },
       axes: [
-        { ...axis, label: chart.xlabel, size: 26 },
-        { ...axis, label: chart.ylabel, size: 52, ...(chart.log ? { splits: logTicks, filter: (u, s) => s } : {}) },
+        { ...axis, label: chart.xlabel, size: 26, ...(chart.xlog ? { splits: logTicks("x"), filter: all } : {}) },
+        { ...axis, label: chart.ylabel, size: 52, ...(chart.log ? { splits: logTicks("y"), filter: all } : {}) },
       ],
       hooks: { setCursor: [read] },
     }, columns, box);
