@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.commands.folders import conf_dir
-from ph_l2o.reports import write_report
+from ph_l2o.reports import UNKNOWN, write_report
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def report(folder: Path) -> Path:
 def defaults(command: str) -> dict[str, Any]:
     """What `train` or `evaluate` do without anything typed: values by dotted key.
 
-    Values that only a run has, such as its folder, are left out.
+    Those that only a run has, such as its folder, are `UNKNOWN`.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -44,9 +44,11 @@ def defaults(command: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in cfg:
         for key in _keys(cfg, str(name)):
-            with contextlib.suppress(OmegaConfBaseException):
+            try:
                 value = OmegaConf.select(cfg, key)
                 found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            except OmegaConfBaseException:
+                found[key] = UNKNOWN
     return found
 
 

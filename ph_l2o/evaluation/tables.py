@@ -110,7 +110,7 @@ def fitted(header: list[str], lines: list[list[str]], order: Sequence[str]) -> s
     left_out = [name for name in header if name not in kept]
     if not left_out:
         return table
-    note = f"no room here, but in the files beside it, for: {', '.join(left_out)}"
+    note = f"not shown, for want of room: {', '.join(left_out)}"
     return f"{table}\n{textwrap.fill(note, terminal_width())}"
 
 

@@ -35,8 +35,9 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     for row in learned if best else []:
         sentences.append(_against_best(row, best, count))
         lower = [b for b, m in (get(row, "paired_differences") or {}).items() if interval(m, "final", "ci95")[0] > 0]
-        if others := [b for b in lower if b != best]:
-            sentences.append(f"Also {_list(others)} {'end' if len(others) > 1 else 'ends'} below {row['optimizer']}.")
+        if lower:
+            end = "end" if len(lower) > 1 else "ends"
+            sentences.append(f"In the mean over problems, {_list(lower)} {end} below {row['optimizer']}, beyond noise.")
     if not sentences:
         rows = [r for r in found["rows"] if math.isfinite(number(r, "final", "mean"))]
         if not rows:
@@ -54,13 +55,15 @@ def _against_best(row: Row, best: str, count: str) -> str:
         point, (low, high) = -number(row, "difference_to_best_baseline", "mean"), (0.0, 0.0)
         ends = interval(row, "difference_to_best_baseline", "ci95")
         low, high, equal = -ends[1], -ends[0], 0.0
-        measure = f"its loss less that of {name}"
+        measure, mean = f"its loss less that of {name}", "mean"
     else:
-        equal, measure = 1.0, f"its loss over that of {name}"
+        equal, measure, mean = 1.0, f"its loss over that of {name}", "geometric mean"
     how = "ends below" if low > equal else "ends above" if high < equal else "ends, within noise, where"
     tail = " does" if how.endswith("where") else ""
     value = with_interval(point, (low, high))
-    return f"{name} {how} the best tuned baseline, {best}{tail}: {measure} is {value} on {count} paired problems."
+    return (
+        f"{name} {how} the best tuned baseline, {best}{tail}: {measure} is {value}, {mean} of {count} paired problems."
+    )
 
 
 def _list(names: Sequence[str]) -> str:
@@ -193,7 +196,7 @@ def _tuning(rows: Sequence[Row]) -> Table:
     for row in rows:
         if tuning := get(row, "tuning"):
             grid = get(row, "grid") or {}
-            tried = "; ".join(f"{k}: {', '.join(map(str, v))}" for k, v in grid.items() if isinstance(v, list))
+            tried = "; ".join(f"{k}: {', '.join(map(_plain, v))}" for k, v in grid.items() if isinstance(v, list))
             chosen = ", ".join(
                 f"{k} = {_plain(v)}" for k, v in (get(row, "hyperparameters") or {}).items() if k in grid
             )

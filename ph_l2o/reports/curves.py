@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,16 +50,23 @@ def _chart(rows: Rows, looks: Mapping[str, Look], task: str) -> Chart:
         at = {number(row, "step"): row for row in found}
         median, low, high = ([number(at.get(s), k) for s in steps] for k in ("median", "low", "high"))
         lines.append(Line(name, looks[name], median, *((low, high) if name in banded else ())))
-    return chart_of(task or "Median loss", steps, lines, "inner step", "loss")
+    chart = chart_of(task or "Median loss", steps, lines, "inner step", "loss")
+    return dataclasses.replace(chart, limits=limits_of(lines, log=chart.log)) if chart.limits else chart
 
 
-def chart_of(title: str, x: Sequence[float], lines: Sequence[Line], xlabel: str, ylabel: str) -> Chart:
-    """A chart whose axis is logarithmic where all values are above 0."""
+def chart_of(
+    title: str, x: Sequence[float], lines: Sequence[Line], xlabel: str, ylabel: str, *, log: bool = True
+) -> Chart:
+    """A chart that shows all values, on a logarithmic axis if `log` asks for it and all are above 0."""
     values = [v for line in lines for v in line.values if math.isfinite(v)]
-    log = bool(values) and min(values) > 0
+    log = log and bool(values) and min(values) > 0
     ends = ", ".join(f"{line.name} {_last(line.values):.3g}" for line in lines)
     alt = f"{title}: {ylabel} against {xlabel}. At the end: {ends}. Arrow keys read the values."
-    limits = limits_of(lines, log=log) if values else None
+    limits = None
+    if values:
+        low, high = min(values), max(values)
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+        limits = (low / 1.2, high * 1.2) if log else (low - margin, high + margin)
     return Chart(title, alt, xlabel, ylabel, x, lines, log, limits)
 
 

@@ -154,7 +154,9 @@ class Charts:
 
     @property
     def legend(self) -> dict[str, Look]:
-        """The curves by name, in their order."""
+        """The curves by name, in their order; none where no chart has several."""
+        if all(len(chart.lines) <= 1 for chart in self.charts):
+            return {}
         return {line.name: line.look for chart in self.charts for line in chart.lines}
 
 

@@ -12,6 +12,7 @@ from ph_l2o.reports.files import leaves, read_mapping, read_yaml
 from ph_l2o.reports.page import Cell, Column, Commands, Facts, Section, Table
 from ph_l2o.reports.values import get, text
 
+UNKNOWN = "${unknown}"  # a default that only a run has, such as its folder
 _OWN_OF_A_RUN = ("overrides", "git_revision", "run_name", "ckpt_path", "paths.", "hydra.")  # not to be compared
 
 
@@ -65,7 +66,7 @@ def _condensed(config: Mapping[str, Any], values: Mapping[str, Any], defaults: M
 
 
 def _is_changed(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
-    return not key.startswith(_OWN_OF_A_RUN) and (key not in defaults or defaults[key] != value)
+    return not key.startswith(_OWN_OF_A_RUN) and (key not in defaults or defaults[key] not in (value, UNKNOWN))
 
 
 def _differences(changed: Mapping[str, Any], defaults: Mapping[str, Any]) -> Table:

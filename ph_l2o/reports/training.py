@@ -111,7 +111,8 @@ def _diagnostics(rows: Rows) -> list[Chart]:
             groups.setdefault(name.partition("/")[0], []).append(name)
     tensors = dict.fromkeys(name.partition("/")[2] or "of the problem" for names in groups.values() for name in names)
     shown = looks(tensors, ["of the problem"])
-    return [_quantity(quantity, names, rows, shown) for quantity, names in groups.items()]
+    is_told = {q: any(number(row, n) != 0 for row in rows for n in names) for q, names in groups.items()}
+    return [_quantity(quantity, names, rows, shown) for quantity, names in groups.items() if is_told[quantity]]
 
 
 def _quantity(quantity: str, names: Sequence[str], rows: Rows, shown: Mapping[str, Look]) -> Chart:
@@ -121,8 +122,9 @@ def _quantity(quantity: str, names: Sequence[str], rows: Rows, shown: Mapping[st
         tensor = name.partition("/")[2] or "of the problem"
         lines.append(Line(tensor, shown[tensor], [number(rows[k], name) for k in kept]))
     steps = [number(rows[k], "step") for k in kept]
-    return chart_of(quantity, steps, lines, "inner step", _UNITS.get(quantity, quantity))
+    return chart_of(quantity, steps, lines, "inner step", _UNITS.get(quantity, quantity), log=quantity in _LOG)
 
 
+_LOG = ("loss", "lr", "damping")
 _ENERGY = "units of the loss"
 _UNITS = {"energy": _ENERGY, "kinetic": _ENERGY, "spring": _ENERGY, "tank": _ENERGY, "lr": "learning rate"}

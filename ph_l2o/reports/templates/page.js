@@ -63,6 +63,8 @@
       gap: 4,
       values: (u, splits) => splits.map(shown),
     };
+    // The longest number decides how much room the axis takes.
+    const room = (u, values) => 30 + 7 * Math.max(2, ...(values ?? []).map((v) => (v ?? "").length));
     const reading = box.parentElement.querySelector(".reading");
     const read = (u) => {
       const k = u.cursor.idx;
@@ -82,7 +84,7 @@
       scales: { x: { time: false, distr: chart.xlog ? 3 : 1 }, y: { ...y, distr: chart.log ? 3 : 1 } },
       axes: [
         { ...axis, label: chart.xlabel, size: 26, ...(chart.xlog ? { splits: logTicks("x"), filter: all } : {}) },
-        { ...axis, label: chart.ylabel, size: 52, ...(chart.log ? { splits: logTicks("y"), filter: all } : {}) },
+        { ...axis, label: chart.ylabel, size: room, ...(chart.log ? { splits: logTicks("y"), filter: all } : {}) },
       ],
       hooks: { setCursor: [read] },
     }, columns, box);
