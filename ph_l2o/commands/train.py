@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.profilers import SimpleProfiler
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
@@ -173,6 +174,8 @@ def _meta_train(
     more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
     trainer = _fit(cfg, learner, folder, resume, **more)
     log.info("meta-training took %.0f s", time.monotonic() - began)
+    if isinstance(trainer.profiler, SimpleProfiler):  # its own lines are silenced with Lightning's others
+        log.info("%s", trainer.profiler.summary().strip())
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
     return float(score) if score is not None else math.inf
 

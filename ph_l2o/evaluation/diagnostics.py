@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ph_l2o.evaluation.drawn_curves import running_mean, smoothing
 from ph_l2o.evaluation.plots import line_style, new_figure
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys, Split
@@ -125,7 +126,7 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     shown = looks(found.tensors)
     for place, (name, values) in zip(axes[len(panels) :], found.by_tensor.items(), strict=False):
         for k, (tensor, look) in enumerate(shown.items()):
-            place.plot(np.median(values[:, :, k], 1), color=look.color, linestyle=line_style(look), label=tensor)
+            place.plot(_medians(values[:, :, k]), color=look.color, linestyle=line_style(look), label=tensor)
         what, ylabel = _WORDS.get(name, (name, name))
         place.set(title=what, ylabel=ylabel, yscale="log" if name in _LOG else "linear")
     for place in axes[:count]:
@@ -142,12 +143,21 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
             )
         else:
             figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=6)
-    figure.suptitle(f"{title}; medians of {found.loss.shape[1]} problems")
+    width = smoothing(len(found.loss))
+    more = f", running means over {width} steps" if width > 1 else ""
+    figure.suptitle(f"{title}; medians of {found.loss.shape[1]} problems{more}", fontsize=11)
     return figure
 
 
+def _medians(values: np.ndarray) -> np.ndarray:
+    """Over problems, `(steps,)`, as they are drawn."""
+    width = smoothing(len(values))
+    medians = np.median(values, 1).astype(np.float64)
+    return running_mean(medians, width) if width > 1 else medians
+
+
 def _loss_panel(axes: Axes, found: Diagnostics) -> None:
-    axes.plot(np.median(found.loss, 1), color="black")
+    axes.plot(_medians(found.loss), color="black")
     axes.set(title="loss before each step", ylabel="loss", yscale="log" if (found.loss > 0).all() else "linear")
 
 
@@ -157,7 +167,7 @@ def _energies(found: Diagnostics) -> dict[str, np.ndarray]:
     if "energy" in found.numbers:
         account = np.median(found.numbers["energy"], 1)
         energies = {f"gone of {account[0]:.3g}": account[0] - account} | energies
-    return energies
+    return {name: values for name, values in energies.items() if (values > 0).any()}
 
 
 def _energy_panel(axes: Axes, found: Diagnostics) -> None:
@@ -170,5 +180,5 @@ def _energy_panel(axes: Axes, found: Diagnostics) -> None:
 
 
 def _trust_panel(axes: Axes, found: Diagnostics) -> None:
-    axes.plot(np.median(found.numbers["trust"], 1), color="black", linewidth=0.8)
+    axes.plot(_medians(found.numbers["trust"]), color="black", linewidth=0.8)
     axes.set(title="trust in the step before", ylabel="r⁺ / √φ")

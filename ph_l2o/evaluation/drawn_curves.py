@@ -13,21 +13,22 @@ from ph_l2o.evaluation.estimates import Array, Curve
 from ph_l2o.files import write_atomically
 
 _SHARE = 50  # of the steps, over which the running mean goes
+_SMOOTHED_FROM = 200  # steps
 _POINTS = 250  # steps of a curve in the file
 
 
 def smoothing(num_steps: int) -> int:
     """Steps of the running mean; 1 is none."""
-    return max(1, num_steps // _SHARE)
+    return num_steps // _SHARE if num_steps >= _SMOOTHED_FROM else 1
 
 
 def drawn(curve: Curve) -> Curve:
     """Running means of the quartiles over a fiftieth of the steps: else the noise of mini-batches hides them."""
     width = smoothing(len(curve.median) - 1)
-    return curve if width == 1 else Curve(*(_running_mean(part, width) for part in curve))
+    return curve if width == 1 else Curve(*(running_mean(part, width) for part in curve))
 
 
-def _running_mean(values: Array, width: int) -> Array:
+def running_mean(values: Array, width: int) -> Array:
     """Over `width` values that end at each, or all so far; one that is infinite makes the means that have it infinite.
 
     Each mean is a sum of its own: after a spike, differences of running totals would have lost all digits.

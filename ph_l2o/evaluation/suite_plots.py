@@ -47,7 +47,7 @@ def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
     for axes in figure.axes[len(comparison.tasks) :]:
         axes.set_visible(False)
     figure.supxlabel("inner step", fontsize=_FONT_SIZE)
-    figure.supylabel("loss: median over problems, running mean over 2 % of the steps", fontsize=_FONT_SIZE)
+    figure.supylabel("loss: median over problems; of 200 steps or more, running mean over 2 %", fontsize=_FONT_SIZE)
     _legend_above(figure)
     return figure
 

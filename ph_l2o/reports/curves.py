@@ -31,7 +31,7 @@ def learning_curves(path: Path, looks: Mapping[str, Look], *, by_task: bool = Fa
     tasks = dict.fromkeys(row["task"] if by_task else "" for row in rows)
     charts = [_chart([r for r in rows if not by_task or r["task"] == task], looks, task) for task in tasks]
     note = (
-        "Each curve is the median over test problems, a band the quartiles around it. Of 100 steps or more, both are "
+        "Each curve is the median over test problems, a band the quartiles around it. Of 200 steps or more, both are "
     )
     note += (
         "running means over a fiftieth of them. Press a name to hide or show it; drag over a part to enlarge it, and "
