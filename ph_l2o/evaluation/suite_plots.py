@@ -9,7 +9,7 @@ import numpy as np
 
 from ph_l2o.evaluation.drawn_curves import drawn
 from ph_l2o.evaluation.estimates import mean
-from ph_l2o.evaluation.plots import limits_of, line_style, new_figure
+from ph_l2o.evaluation.plots import limits_of, line_style, new_figure, plain_numbers
 from ph_l2o.evaluation.suite_outcome import LEARNED, SuiteOutcome
 from ph_l2o.evaluation.suite_ratios import SPEED, Ratio, loss_ratio, words
 from ph_l2o.palette import Look, looks
@@ -40,6 +40,7 @@ def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
         for name, curve in curves.items():
             _draw(axes, shown[name], np.arange(len(curve.median)), np.clip(curve.median, low / 10, high * 10), name)
         axes.set_yscale("log")
+        plain_numbers(axes, low, high)
         axes.set_ylim(low, high)
         axes.set_xlim(0, outcome.horizon)
         axes.set_title(task, loc="left", fontsize=_FONT_SIZE)
@@ -131,7 +132,7 @@ def _bars(
     intervals = np.clip([r.ci95 for r in found], *limits).reshape(-1, 2)
     errors = np.abs(intervals.T - ends)
     bars = {"ecolor": "#222222", "elinewidth": 1.1, "capsize": 1.8, "capthick": 1.1}
-    axes.barh(places, ends - 1, height, left=1, color=color, alpha=0.55, label=name, xerr=errors, error_kw=bars)
+    axes.barh(places, ends - 1, height, left=1, color=color, alpha=0.4, label=name, xerr=errors, error_kw=bars)
     for place, ratio in zip(places, found, strict=True):
         if not limits[0] < ratio.value < limits[1]:
             text = "diverged" if ratio.value == 0 else f"{ratio.value:.2g}"
@@ -166,7 +167,7 @@ def plot_profile(comparison: SuiteOutcome) -> Figure:
     axes.set_title(title, loc="left", fontsize=_FONT_SIZE)
     _plain_axes(axes)
     if comparison.tasks:
-        figure.legend(fontsize=_FONT_SIZE, frameon=False, loc="outside right upper")
+        axes.legend(fontsize=_FONT_SIZE, frameon=False, loc="lower right")  # where no curve goes that rises early
     return figure
 
 

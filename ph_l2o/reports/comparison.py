@@ -10,7 +10,7 @@ from typing import Any
 from ph_l2o.palette import Look, looks
 from ph_l2o.reports.curves import curves_or_picture, learning_curves
 from ph_l2o.reports.page import Cell, Column, Section, Sentences, Table, interval_cell, log_places, number_cell
-from ph_l2o.reports.values import Interval, get, interval, inverse, number, show, text, with_interval
+from ph_l2o.reports.values import Interval, get, interval, inverse, mapping, number, show, text, with_interval
 
 Row = Mapping[str, Any]
 _MEASURES = {"final": "at the end", "last10": "over the last 10 steps", "all": "over all steps"}
@@ -34,7 +34,7 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     sentences = []
     for row in learned if best else []:
         sentences.append(_against_best(row, best, count))
-        lower = [b for b, m in (get(row, "paired_differences") or {}).items() if interval(m, "final", "ci95")[0] > 0]
+        lower = [b for b, m in mapping(row, "paired_differences").items() if interval(m, "final", "ci95")[0] > 0]
         if lower:
             end = "end" if len(lower) > 1 else "ends"
             sentences.append(f"In the mean over problems, {_list(lower)} {end} below {row['optimizer']}, beyond noise.")
@@ -144,7 +144,7 @@ def where_it_loses(found: Mapping[str, Any]) -> list[str]:
 
 def _losses_of(row: Row, baselines: Sequence[Row], count: float) -> list[str]:
     name, told = row["optimizer"], []
-    for baseline, measures in (get(row, "paired_differences") or {}).items():
+    for baseline, measures in mapping(row, "paired_differences").items():
         parts = []
         for key, words in _MEASURES.items():
             if interval(measures, key, "ci95")[0] > 0:
@@ -182,7 +182,7 @@ def _paired(rows: Sequence[Row]) -> Table:
             *(interval_cell(number(m, key, "mean"), interval(m, key, "ci95")) for key in _MEASURES),
         ]
         for row in rows
-        for baseline, m in (get(row, "paired_differences") or {}).items()
+        for baseline, m in mapping(row, "paired_differences").items()
     ]
     return Table("Differences of losses, problem by problem", columns, lines)
 
@@ -195,11 +195,9 @@ def _tuning(rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
         if tuning := get(row, "tuning"):
-            grid = get(row, "grid") or {}
+            grid = mapping(row, "grid")
             tried = "; ".join(f"{k}: {', '.join(map(_plain, v))}" for k, v in grid.items() if isinstance(v, list))
-            chosen = ", ".join(
-                f"{k} = {_plain(v)}" for k, v in (get(row, "hyperparameters") or {}).items() if k in grid
-            )
+            chosen = ", ".join(f"{k} = {_plain(v)}" for k, v in mapping(row, "hyperparameters").items() if k in grid)
             lines.append([
                 Cell(row["optimizer"], row["optimizer"]), Cell(chosen, chosen, mark="left"),
                 Cell(tried, tried, mark="long"),

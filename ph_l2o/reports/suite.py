@@ -11,7 +11,7 @@ from typing import Any
 from ph_l2o.palette import Look, looks
 from ph_l2o.reports.curves import chart_of, curves_or_picture, learning_curves
 from ph_l2o.reports.page import Bar, Cell, Charts, Column, Line, Section, Sentences, Table, log_places
-from ph_l2o.reports.values import Interval, get, interval, number, show, text, with_interval
+from ph_l2o.reports.values import Interval, interval, mapping, number, show, text, with_interval
 
 Row = Mapping[str, Any]
 _BEST = "ratio_to_best_baseline"
@@ -45,10 +45,10 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
     sentences = []
     if found.get("complete") is False:
         count = len({row["task"] for row in found["rows"]})
-        sentences.append(f"The suite is not complete: {count} of {len(get(found, 'tasks') or {}) or '?'} tasks so far.")
+        sentences.append(f"The suite is not complete: {count} of {len(mapping(found, 'tasks')) or '?'} tasks so far.")
     learned = any(row.get("kind") == "learned" for row in found["rows"])
     for name in judged(found) if learned else []:
-        for key, summary in (get(found, "summary", name) or {}).items():
+        for key, summary in mapping(found, "summary", name).items():
             if key.startswith("ratio_to_"):
                 sentences.append(_sentence(name, key, summary))
             if key == _BEST and (lost := _lost_tasks(found, name, key)):
@@ -74,7 +74,7 @@ def sections(folder: Path, found: Mapping[str, Any]) -> list[Section]:
     learned = [row["optimizer"] for row in found["rows"] if row.get("kind") == "learned"]
     shown = looks(names, learned)
     made = []
-    if any((get(found, "summary") or {}).values()):
+    if any(mapping(found, "summary").values()):
         made.append(Section("Over tasks", [_summary(found, shown)]))
         made.append(Section("Where it loses", [Sentences(_lost(found))]))
         made.append(Section("Task by task", [_ratios(found, shown)]))
@@ -97,7 +97,7 @@ def _summary(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
         Column("better on", "Tasks with a ratio above 1"), Column("worst", "The lowest ratio"),
         Column("on", "Where the lowest ratio is", False),
     ]  # fmt: skip
-    parts = [(n, k, s) for n, ratios in found["summary"].items() for k, s in ratios.items() if n in shown]
+    parts = [(n, k, s) for n in shown for k, s in mapping(found, "summary", n).items()]
     bars = log_places({(n, k): (number(s, "iqm"), interval(s, "ci95")) for n, k, s in parts})
     rows = [
         [
@@ -125,7 +125,7 @@ def _lost(found: Mapping[str, Any]) -> list[str]:
     told = []
     for name in judged(found):
         rows = [row for row in found["rows"] if row["optimizer"] == name]
-        keys = [k for k in (get(found, "summary", name) or {}) if k != "speed_up"]
+        keys = [k for k in mapping(found, "summary", name) if k != "speed_up"]
         before = len(told)
         for key in keys:
             lost = _lost_tasks(found, name, key)
@@ -144,7 +144,7 @@ def _lost(found: Mapping[str, Any]) -> list[str]:
 def _ratios(found: Mapping[str, Any], shown: Mapping[str, Look]) -> Table:
     names = judged(found)
     rows = [row for row in found["rows"] if row["optimizer"] in names]
-    keys = list(dict.fromkeys(k for n in names for k in (get(found, "summary", n) or {})))
+    keys = list(dict.fromkeys(k for n in names for k in mapping(found, "summary", n)))
     bars: dict[tuple[int, str], Bar] = {}
     for key in keys:
         values: dict[tuple[int, str], tuple[float, Interval]] = {

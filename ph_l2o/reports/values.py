@@ -20,6 +20,12 @@ def get(node: Any, *keys: str) -> Any:
     return node
 
 
+def mapping(node: Any, *keys: str) -> Mapping[str, Any]:
+    """A mapping; empty where there is none."""
+    value = get(node, *keys)
+    return value if isinstance(value, Mapping) else {}
+
+
 def number(node: Any, *keys: str) -> float:
     """A number, also one that JSON has as the string "inf"; nan where there is none."""
     value = get(node, *keys)
