@@ -28,7 +28,7 @@ def compare_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, 
     comparison.plot(folder / "curves.png")
     log.info("%s", comparison)
     log.info(
-        "comparison took %.0f s; comparison.csv, comparison.json and curves.png are in %s",
+        "comparison took %.0f s; comparison.csv, comparison.json, curves.csv and curves.png are in %s",
         time.monotonic() - began,
         os.path.relpath(folder),
     )

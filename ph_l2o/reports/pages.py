@@ -39,7 +39,7 @@ def page_of(folder: Path, defaults: Defaults | None = None) -> Page:
     if not folder.is_dir():
         raise ReportError(f"{folder}: no such folder; give that of a run, an evaluation or a sweep")
     if jobs := sweep.jobs_of(folder):
-        title = f"Sweep of {len(jobs)} jobs"
+        title = f"Sweep of {sweep.count(jobs)}"
         return Page(title, f"{folder.parent.name} {folder.name}", sweep.verdict(jobs), sweep.sections(folder, jobs))
     compared = read_results(folder / "comparison.json", "optimizer")
     tested = read_results(folder / "suite.json", "optimizer", "task")

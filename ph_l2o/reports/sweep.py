@@ -49,10 +49,15 @@ def _job(folder: Path, row: Mapping[str, str]) -> Job:
     return Job(row, {k: v for k, _, v in keys}, text(found, "task"), found["rows"][0] if found else {})
 
 
+def count(jobs: Sequence[Job]) -> str:
+    """In words."""
+    return "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+
+
 def verdict(jobs: Sequence[Job]) -> list[str]:
     """How many jobs there are, and the lowest of each task."""
     counts = {s: sum(j.row["status"] == s for j in jobs) for s in dict.fromkeys(j.row["status"] for j in jobs)}
-    sentences = [f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in counts.items())}."]
+    sentences = [f"{count(jobs)}: {', '.join(f'{n} {status}' for status, n in counts.items())}."]
     for task in dict.fromkeys(j.task for j in jobs if j.first):
         done = [j for j in jobs if j.task == task and math.isfinite(number(j.first, "final", "mean"))]
         if done:

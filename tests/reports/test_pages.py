@@ -179,7 +179,7 @@ def test_a_job_of_a_sweep_is_not_looked_for_elsewhere(results, tmp_path):
     results("secret")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "summary.csv").write_text("job,status\n../secret,ok\n")
-    assert sentences(tmp_path / "sweep") == "1 jobs: 1 ok."
+    assert sentences(tmp_path / "sweep") == "1 job: 1 ok."
 
 
 def hostile(results) -> Path:
@@ -191,7 +191,7 @@ def hostile(results) -> Path:
     quoted = json.dumps(HOSTILE)
     config = f"meta: {{{quoted}: {quoted}}}\noverrides: [{quoted}]\n"
     name = '"' + HOSTILE.replace('"', '""') + '"'
-    curves = f"optimizer,step,median,low,high\n{name},0,2,1,3\n{name},1,1,1,1\n"
+    curves = f"optimizer,step,median,low,high\n{name},0,2,1,3\n{name},1,1,1,1\nadam,0,2,1,3\n"
     diagnostics = f"step,loss,{name.replace('</', '<_')}\n0,1,2\n1,1,2\n"
     status = {"status": HOSTILE, "error": HOSTILE}
     return results("hostile", comparison_json=found, config_yaml=config, curves_csv=curves, status_json=status,
