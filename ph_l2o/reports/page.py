@@ -36,7 +36,7 @@ class Cell:
         order: What rows are sorted by: a number, or a text; None comes last.
         look: Of the optimizer whose name it is.
         bar: Drawn under the text.
-        mark: `best` or `worse` of numbers; `long` or `left` of texts.
+        mark: `best` or `worse`; `long` or `left` of texts.
         link: To a file beside the page.
     """
 

@@ -78,7 +78,7 @@ def sections(folder: Path, jobs: Sequence[Job]) -> list[Section]:
         note = f"The first optimizer of each job; of each task at most {_MAX_LINES} jobs, those with the lowest losses."
         made.append(Section("Learning curves", [Charts(charts, note)]))
     if lost := _lost(jobs):
-        made.append(Section("Where it loses", [Sentences(lost)]))
+        made.append(Section("Where it loses, and what failed", [Sentences(lost)]))
     return made
 
 
@@ -87,7 +87,7 @@ def _table(folder: Path, jobs: Sequence[Job]) -> Table:
     others = [k for k in jobs[0].row if k not in _PLACES and k not in keys]
     columns = [Column("job", numeric=False), Column("status", numeric=False)]
     columns += [Column(k, "As typed for the job", numeric=False) for k in keys]
-    columns += [Column("ratio [95 %], → better", "Loss of the best tuned baseline over that of the job's optimizer")]
+    columns += [Column("ratio, → better", "Loss of the best tuned baseline over that of the job's optimizer")]
     columns += [Column(k) for k in others]
     bars = log_places({j.name: ratio_to_best(j.first) for j in jobs})
     rows = []
@@ -97,7 +97,7 @@ def _table(folder: Path, jobs: Sequence[Job]) -> Table:
         status = job.row["status"]
         rows.append([
             Cell(job.name, job.name, link=report if (folder / report).is_file() else ""),
-            Cell(status, status, mark="left" if status == "ok" else "worse"),
+            Cell(status, status, mark="left" if status == "ok" else "left worse"),
             *(Cell(job.typed.get(k, ""), job.typed.get(k), mark="left") for k in keys),
             Cell(with_interval(point, ends), point, bar=bars.get(job.name)),
             *(_cell(job.row[k]) for k in others),
@@ -109,7 +109,7 @@ def _cell(value: str) -> Cell:
     as_number = number({"value": value}, "value")
     if math.isnan(as_number):
         return Cell(value, value or None, mark="long" if len(value) > 40 else "left")
-    return Cell(value if as_number.is_integer() else show(as_number), as_number)
+    return Cell(f"{as_number:g}" if as_number.is_integer() else show(as_number), as_number)
 
 
 def _chart(folder: Path, jobs: Sequence[Job], task: str) -> Chart | None:
