@@ -20,6 +20,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or not one of ours."""
 
 
+class ReportError(RuntimeError):
+    """A folder has no results that a report could be made of, or a damaged file; the text names it."""
+
+
 class WeightsError(RuntimeError):
     """A file holds no weights that can be used; the text says why."""
 

@@ -10,16 +10,16 @@ ROOT = Path(ph_l2o.__file__).parent
 FLOORS = {
     0: [
         *["errors", "interruption", "ranks", "lazy", "native"],
-        *["checks", "checksums", "files", "keys", "params", "segments", "recipes"],
+        *["checks", "checksums", "files", "keys", "palette", "params", "segments", "recipes"],
     ],
     1: ["data", "optimizers"],
     2: ["tasks", "port_hamiltonian"],
     3: ["checkpoints", "inner"],
     4: ["estimators", "optim"],
     5: ["compilation"],
-    6: ["meta", "evaluation"],
+    6: ["meta", "evaluation", "reports"],
     7: ["commands"],
-    8: ["cli", "__init__"],
+    8: ["cli", "report", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 # The one arrow up: public names are shown where users look for all optimizers, on first use.

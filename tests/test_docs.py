@@ -12,7 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from ph_l2o import cli
+from ph_l2o import cli, report
 from ph_l2o.commands.configuration import register
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +108,23 @@ def test_extending_evaluates_as_written(line, typed, tmp_path):
     typed(*shlex.split(line)[1:], "horizon=5", "num_problems=2", "tuning_problems=2", command="evaluate")
     (result,) = tmp_path.glob("runs/20*/*/comparison.json")
     assert '"kind": "baseline"' in result.read_text()
+
+
+def test_reports_are_made_as_written(typed, tmp_path, monkeypatch):
+    """Of a run in the folder that the page names, and of a sweep."""
+    lines = re.findall(r"^python -m ph_l2o\.report (.*)", (ROOT / "docs" / "reports.md").read_text(), re.M)
+    run, sweep = (tmp_path / line for line in lines)
+    typed("train.py", "debug=default", "optimizer=sgd", "compare=false", f"hydra.run.dir={run}")
+    (run / "report.html").unlink()
+    sweep.mkdir(parents=True)
+    run.rename(sweep / "0_job")
+    (sweep / "summary.csv").write_text("job,status\n0_job,ok\n")
+    for line, folder, title in ((lines[1], sweep, "Sweep of 1 job"), (lines[0], run, "quadratic_sgd")):
+        if folder is run:
+            (sweep / "0_job").rename(run)
+        monkeypatch.setattr(sys, "argv", ["report", *shlex.split(line)])
+        report.main()
+        assert f"<title>{title}</title>" in (folder / "report.html").read_text()
 
 
 def test_a_suite_of_ones_own_runs_as_written(typed, tmp_path):

@@ -18,6 +18,7 @@ from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import held, recorded, save_config
+from ph_l2o.commands.reporting import report
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.strategies import check_one_process
@@ -47,10 +48,11 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     optimizers, tasks, device = _prepare(cfg)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    config["git_revision"] = git_revision()
+    config |= {"git_revision": git_revision(), "overrides": list(HydraConfig.get().overrides.task)}
     save_config(folder, config)
     with recorded(folder):
         _evaluate(cfg, folder, optimizers, tasks, device)
+    report(folder)
 
 
 def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: Any, device: str) -> None:

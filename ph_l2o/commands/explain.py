@@ -15,11 +15,13 @@ from ph_l2o.errors import (
     DataError,
     NonFiniteError,
     ProcessError,
+    ReportError,
     WeightsError,
 )
 
 _OWN = (
-    CheckpointError, CompileError, CompilerError, ConfigError, DataError, NonFiniteError, ProcessError, WeightsError,
+    CheckpointError, CompileError, CompilerError, ConfigError, DataError, NonFiniteError, ProcessError, ReportError,
+    WeightsError,
 )  # fmt: skip
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ph_l2o.evaluation import Comparison, compare, diagnostics
 from ph_l2o.evaluation.baselines import Entry
+from ph_l2o.evaluation.drawn_curves import write_curves
 from ph_l2o.evaluation.modes import InMode
 from ph_l2o.tasks import Task
 
@@ -18,15 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def compare_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, **settings: Any) -> Comparison:
-    """Compare, print the table, and write `comparison.csv`, `comparison.json` and `curves.png`."""
+    """Compare, print the table, and write `comparison.csv`, `comparison.json`, `curves.csv` and `curves.png`."""
     began = time.monotonic()
     comparison = compare(optimizers, task, **settings)
     comparison.to_csv(folder / "comparison.csv")
     comparison.to_json(folder / "comparison.json")
+    write_curves(folder / "curves.csv", {(name,): curve for name, curve in comparison.curves.items()})
     comparison.plot(folder / "curves.png")
     log.info("%s", comparison)
     log.info(
-        "comparison took %.0f s; comparison.csv, comparison.json and curves.png are in %s",
+        "comparison took %.0f s; comparison.csv, comparison.json, curves.csv and curves.png are in %s",
         time.monotonic() - began,
         os.path.relpath(folder),
     )

@@ -16,6 +16,7 @@ from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.validate import check_start
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation import SuiteComparison, SuiteTask, compare_suite
+from ph_l2o.evaluation.drawn_curves import write_curves
 
 log = logging.getLogger(__name__)
 
@@ -75,17 +76,19 @@ def _entries(cfg: DictConfig) -> dict[str, tuple[dict[str, Any], int]]:
 def compare_suite_and_save(
     optimizers: Mapping[str, Any], suite: Mapping[str, Any], folder: Path, **settings: Any
 ) -> None:
-    """Compare, print the tables, and write `suite.csv`, `suite.json`, and the figures of `SuiteComparison.plot`."""
+    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.csv` and the figures."""
     began = time.monotonic()
 
     def save(done: SuiteComparison) -> None:
         done.to_csv(folder / "suite.csv")
         done.to_json(folder / "suite.json")
+        curves = {(task, name): run.curve for task, o in done.tasks.items() for name, run in o.runs.items()}
+        write_curves(folder / "suite_curves.csv", curves, ("task", "optimizer"))
 
     comparison = compare_suite(dict(optimizers), suite, after_task=save, **settings)
     figures = ", ".join(path.name for path in comparison.plot(folder))
     log.info("%s", comparison)
     log.info(
-        "the suite took %.0f s; suite.csv, suite.json, %s are in %s",
+        "the suite took %.0f s; suite.csv, suite.json, suite_curves.csv, %s are in %s",
         *(time.monotonic() - began, figures, os.path.relpath(folder)),
     )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.profilers import SimpleProfiler
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
@@ -22,6 +23,7 @@ from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
+from ph_l2o.commands.reporting import report
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
@@ -32,7 +34,7 @@ from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, Interrupted, ProcessError, Pruned, WeightsError
 from ph_l2o.files import git_revision, without_folders
 from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
-from ph_l2o.ranks import has_own_folder, is_rank_zero
+from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +78,13 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None) -> float | None:
                 del parts  # its memory
                 close_log_files()
                 where = {"num_nodes": cfg.strategy.num_nodes, "timeout": cfg.strategy.timeout}
-                return run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
-            result["score"] = _train(cfg, overrides, parts, folder, resume)
-            return result["score"]
+                score = run_workers(processes_of_machine(cfg.strategy), folder, resume, **where)
+            else:
+                score = _train(cfg, overrides, parts, folder, resume)
+            result["score"] = score
+        if is_rank_zero() and not is_worker():
+            report(folder)
+        return score
     except Pruned as ended:
         log.info("%s", ended)
         return None
@@ -190,6 +196,8 @@ def _meta_train(
     more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
     trainer = _fit(cfg, learner, folder, resume, **more)
     log.info("meta-training took %.0f s", time.monotonic() - began)
+    if isinstance(trainer.profiler, SimpleProfiler):  # its own lines are silenced with Lightning's others
+        log.info("%s", trainer.profiler.summary().strip())
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
     return float(score) if score is not None else math.inf
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from ph_l2o.evaluation.plots import new_figure
+from ph_l2o.evaluation.drawn_curves import running_mean, smoothing
+from ph_l2o.evaluation.plots import line_style, new_figure
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys, Split
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.palette import looks
 from ph_l2o.params import Params
 from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LOG = ("lr", "damping")  # vertical axes
+_WORDS = {"lr": ("learned step size", "lr")}
+_COLUMNS = 3
+_MAX_NAMES = 12  # tensors in the legend
 
 
 class Diagnostics(NamedTuple):
@@ -105,35 +112,73 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     """
     if not found.by_tensor:
         raise ValueError("the optimizer has no diagnostics")
-    rows = 1 + (len(found.by_tensor) + 2) // 3
+    panels = [
+        _loss_panel,
+        *([_energy_panel] if _energies(found) else []),
+        *([_trust_panel] if "trust" in found.numbers else []),
+    ]
+    count = len(panels) + len(found.by_tensor)
+    rows = math.ceil(count / _COLUMNS)
     figure = new_figure(11, 2.9 * rows, dpi=130)
-    axes = figure.subplots(rows, 3).flatten()
-    steps = np.arange(len(found.loss))
-    axes[0].plot(steps, np.median(found.loss, 1), color="black")
-    axes[0].set(title="loss", yscale="log" if (found.loss > 0).all() else "linear")
+    axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+    for place, draw in zip(axes, panels, strict=False):
+        draw(place, found)
+    shown = looks(found.tensors)
+    for place, (name, values) in zip(axes[len(panels) :], found.by_tensor.items(), strict=False):
+        for k, (tensor, look) in enumerate(shown.items()):
+            place.plot(_medians(values[:, :, k]), color=look.color, linestyle=line_style(look), label=tensor)
+        what, ylabel = _WORDS.get(name, (name, name))
+        place.set(title=what, ylabel=ylabel, yscale="log" if name in _LOG else "linear")
+    for place in axes[:count]:
+        place.grid(color="#E3E3E3", linewidth=0.6)
+        place.spines[["top", "right"]].set_visible(False)
+        place.set_xlabel("inner step")
+    for place in axes[count:]:
+        place.set_axis_off()
+    if len(shown) <= _MAX_NAMES:
+        handles, names = axes[len(panels)].get_legend_handles_labels()
+        if count < len(axes):
+            axes[count].legend(
+                handles, names, fontsize=8, frameon=False, loc="upper left", title="tensors, in all panels of them"
+            )
+        else:
+            figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=6)
+    width = smoothing(len(found.loss))
+    more = f", running means over {width} steps" if width > 1 else ""
+    figure.suptitle(f"{title}; medians of {found.loss.shape[1]} problems{more}", fontsize=11)
+    return figure
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """Over problems, `(steps,)`, as they are drawn."""
+    width = smoothing(len(values))
+    medians = np.median(values, 1).astype(np.float64)
+    return running_mean(medians, width) if width > 1 else medians
+
+
+def _loss_panel(axes: Axes, found: Diagnostics) -> None:
+    axes.plot(_medians(found.loss), color="black")
+    axes.set(title="loss before each step", ylabel="loss", yscale="log" if (found.loss > 0).all() else "linear")
+
+
+def _energies(found: Diagnostics) -> dict[str, np.ndarray]:
+    """Medians over problems, by name."""
     energies = {name: np.median(found.numbers[name], 1) for name in ("kinetic", "spring") if name in found.numbers}
     if "energy" in found.numbers:
         account = np.median(found.numbers["energy"], 1)
         energies = {f"gone of {account[0]:.3g}": account[0] - account} | energies
-    for name, values in energies.items():
-        axes[1].plot(steps, np.where(values > 0, values, np.nan), label=name)
-    axes[1].set(title="energies, in units of the loss", yscale="log")
-    axes[1].legend(fontsize=8)
-    if "trust" in found.numbers:
-        axes[2].plot(steps, np.median(found.numbers["trust"], 1), color="black", linewidth=0.8)
-    axes[2].set(title="trust r⁺ / √φ of the step before")
-    colours = [f"C{k}" for k in range(10)]
-    for panel, (name, values) in zip(axes[3:], found.by_tensor.items(), strict=False):
-        for k, tensor in enumerate(found.tensors):
-            style = "--" if "bias" in tensor else "-"
-            panel.plot(steps, np.median(values[:, :, k], 1), style, color=colours[k % 10], label=tensor, linewidth=1)
-        panel.set(title=name, yscale="log" if name in _LOG else "linear")
-    if len(found.tensors) <= 12:
-        axes[3].legend(fontsize=7)
-    for panel in axes[3 + len(found.by_tensor) :]:
-        panel.set_axis_off()
-    for panel in axes:
-        panel.grid(alpha=0.3)
-        panel.set_xlabel("inner step")
-    figure.suptitle(f"{title}; medians of {found.loss.shape[1]} problems")
-    return figure
+    return {name: values for name, values in energies.items() if (values > 0).any()}
+
+
+def _energy_panel(axes: Axes, found: Diagnostics) -> None:
+    energies = _energies(found)
+    for (name, values), look in zip(energies.items(), looks(energies).values(), strict=True):
+        shown = np.where(values > 0, values, np.nan)
+        axes.plot(shown, color=look.color, linestyle=line_style(look), label=name)
+    axes.set(title="energies", ylabel="in units of the loss", yscale="log")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _trust_panel(axes: Axes, found: Diagnostics) -> None:
+    axes.plot(_medians(found.numbers["trust"]), color="black", linewidth=0.8)
+    axes.set(title="trust in the step before", ylabel="r⁺ / √φ")

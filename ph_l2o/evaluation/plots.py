@@ -6,28 +6,18 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ph_l2o.evaluation.drawn_curves import drawn, smoothing
 from ph_l2o.evaluation.estimates import GEOMETRIC_FLOOR, Array, Curve
+from ph_l2o.palette import Look, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which readers with any colour vision can tell apart, without their yellow; beyond
-# six, line styles tell curves apart.
-_EMPHASIS = ("#D55E00", "#000000", "#6A3D9A", "#8C564B")
-_OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
-_STYLES: tuple[tuple[int, tuple[float, ...] | None], ...] = (
-    (0, (5, 1.6)),
-    (0, (1.2, 1.2)),
-    (0, (6, 1.5, 1.2, 1.5)),
-    (0, None),
-    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
-    (0, (9, 2)),
-)
 _LABELS_AT = 1.045  # in widths of the axes
 _FONT_SIZE = 8.5  # points
 _MAX_BANDS = 3  # more would hide each other
@@ -40,12 +30,13 @@ def plot_curves(
     title: str,
     emphasized: Sequence[str] = (),
     num_problems: int,
-    ylabel: str = "loss",
+    ylabel: str = "loss (median)",
     size: tuple[float, float] = (7.2, 4.3),
 ) -> tuple[Figure, Axes]:
     """Median loss against inner steps, with the interquartile range as a band.
 
-    Of many curves, only the emphasized ones have a band. A curve that diverges leaves the figure at its top.
+    Over many steps both are running means. Of many curves, only the emphasized ones have a band. A curve that diverges
+    leaves the figure at its top.
 
     Args:
         curves: One curve for each optimizer.
@@ -57,13 +48,15 @@ def plot_curves(
     """
     figure = new_figure(*size)
     axes = figure.add_subplot()
+    curves = {name: drawn(curve) for name, curve in curves.items()}
     log = all(np.min(c.median) >= 0 for c in curves.values())
     low, high = limits_of(list(curves.values()), log=log)
-    looks = looks_of(curves, emphasized)
-    strongest = [name for name, look in looks.items() if look.strong]
-    banded = list(looks) if len(looks) <= _MAX_BANDS or not strongest else strongest
+    shown = looks(curves, emphasized)
+    strongest = [name for name, look in shown.items() if look.strong]
+    banded = list(shown) if len(shown) <= _MAX_BANDS or not strongest else strongest
     medians: dict[str, Array] = {}
-    for name, look in looks.items():
+    for name in sorted(shown, key=lambda n: shown[n].strong):  # what is emphasized lies on top
+        look = shown[name]
         # What lies outside the axes, or is infinite, is drawn just outside of them.
         margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
         medians[name], lower, upper = (np.clip(part, *margin) for part in curves[name])
@@ -71,25 +64,25 @@ def plot_curves(
         if name in banded:
             axes.fill_between(steps, lower, upper, color=look.color, alpha=0.2 if strong else 0.1, linewidth=0)
         width, order = (2.4, 4) if strong else (1.3, 3)
-        axes.plot(medians[name], color=look.color, linestyle=look.style, linewidth=width, zorder=order)
+        axes.plot(medians[name], color=look.color, linestyle=line_style(look), linewidth=width, zorder=order)
 
     if log:
         axes.set_yscale("log")
-        if low > 0.01 and high < 1000:
-            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                which(_plain_decades(high / low))
+        plain_numbers(axes, low, high)
     axes.set_ylim(low, high)
     axes.set_xlim(0, max(map(len, medians.values())) - 1)
     axes.set_xlabel("inner step", fontsize=_FONT_SIZE)
     axes.set_ylabel(ylabel, fontsize=_FONT_SIZE)
     axes.tick_params(labelsize=_FONT_SIZE)
-    whose = "" if len(banded) == len(looks) else f" of {', '.join(banded)}"
+    whose = "" if len(banded) == len(shown) else f" of {', '.join(banded)}"
     text = f"{title}: median over {num_problems:,} test problems; band: interquartile range{whose}"
+    if (width := smoothing(max(map(len, medians.values())) - 1)) > 1:
+        text += f"; both are running means over {width} steps"
     axes.set_title(textwrap.fill(text, _characters(size[0] - 0.9)), loc="left", fontsize=_FONT_SIZE)
     axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _label(figure, axes, looks, {name: float(median[-1]) for name, median in medians.items()})
+    _label(figure, axes, shown, {name: float(median[-1]) for name, median in medians.items()})
     return figure, axes
 
 
@@ -115,21 +108,21 @@ def _characters(inches: float) -> int:
     return max(20, int(inches * 72 / (0.55 * _FONT_SIZE)))
 
 
-class Look(NamedTuple):
-    color: str
-    style: Any
-    strong: bool
+def line_style(look: Look) -> Any:
+    """The dashes of a look, for matplotlib."""
+    return (0, look.dashes) if look.dashes else "solid"
 
 
-def looks_of(curves: Mapping[str, Curve], emphasized: Sequence[str]) -> dict[str, Look]:
-    """Colours and line styles in drawing order: what is emphasized comes last, and so lies on top."""
-    weak = [name for name in curves if name not in emphasized]
-    strong = [name for name in curves if name in emphasized]
-    looks = {name: Look(_OTHERS[k % len(_OTHERS)], _STYLES[k % len(_STYLES)], False) for k, name in enumerate(weak)}
-    for k, name in enumerate(strong):
-        style = _STYLES[(k - 1) % len(_STYLES)] if k else "solid"
-        looks[name] = Look(_EMPHASIS[k % len(_EMPHASIS)], style, True)
-    return looks
+def ink(color: str) -> str:
+    """A darker shade, in which text can be read on white."""
+    return "#" + "".join(f"{int(int(color[k : k + 2], 16) * 0.7):02X}" for k in (1, 3, 5))
+
+
+def plain_numbers(axes: Axes, low: float, high: float) -> None:
+    """0.3 in place of 3 · 10⁻¹ on a logarithmic vertical axis of these limits, where that is short."""
+    if low > 0.001 and high < 1000:
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(_plain_decades(high / low))
 
 
 def _plain_decades(span: float) -> Any:
@@ -159,12 +152,12 @@ def limits_of(curves: list[Curve], *, log: bool) -> tuple[float, float]:
     return low / 1.2, high * 1.2
 
 
-def _label(figure: Figure, axes: Axes, looks: Mapping[str, Look], ends: Mapping[str, float]) -> None:
+def _label(figure: Figure, axes: Axes, shown: Mapping[str, Look], ends: Mapping[str, float]) -> None:
     """Write each curve's name at its end; names that would overlap are moved apart."""
     low, high = axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
     notes, heights = {}, {}
-    for name, look in looks.items():
+    for name, look in shown.items():
         y = min(max(ends[name], low), high)
         heights[name] = float(to_axes.transform((0, y))[1])
         line = {"arrowstyle": "-", "color": look.color, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0}
@@ -174,7 +167,7 @@ def _label(figure: Figure, axes: Axes, looks: Mapping[str, Look], ends: Mapping[
             xycoords=("axes fraction", "data"),
             xytext=(_LABELS_AT, 0.5),
             textcoords="axes fraction",
-            color=look.color,
+            color=ink(look.color),
             fontsize=_FONT_SIZE,
             fontweight="bold" if look.strong else "normal",
             verticalalignment="center",

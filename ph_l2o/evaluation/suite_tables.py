@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from ph_l2o.evaluation.estimates import Array, Interval, mean
 from ph_l2o.evaluation.suite_outcome import SuiteOutcome
-from ph_l2o.evaluation.suite_ratios import SPEED, words
+from ph_l2o.evaluation.suite_ratios import BEST, SPEED, words
 from ph_l2o.evaluation.suite_runs import Run
-from ph_l2o.evaluation.tables import aligned
+from ph_l2o.evaluation.tables import fitted, wrapped
 
 _ABSENT = "–"
 
@@ -42,7 +42,7 @@ def _losses(comparison: SuiteOutcome, of: Callable[[Run], Array | None]) -> str:
         size = next(iter(outcome.runs.values())).coordinates
         if any(of(run) is not None for run in outcome.runs.values()):
             lines.append([task, str(outcome.horizon), f"{size:,}", *cells])
-    return aligned(header, lines) if lines else ""
+    return wrapped(header, lines) if lines else ""
 
 
 def _ratios(comparison: SuiteOutcome) -> str:
@@ -58,7 +58,9 @@ def _ratios(comparison: SuiteOutcome) -> str:
                 cells[keys.index(SPEED)] += " (not reached)"
             lines.append([label, name, *cells, best])
             label = best = ""
-    return aligned(["task", "optimizer", *map(words, keys), "best baseline"], lines)
+    header = ["task", "optimizer", *map(words, keys), "best baseline"]
+    first = [words(key) for key in (BEST, *keys) if key in keys]
+    return fitted(header, lines, ["task", "optimizer", *dict.fromkeys(first), "best baseline"])
 
 
 def _summary(comparison: SuiteOutcome) -> str:
@@ -73,7 +75,8 @@ def _summary(comparison: SuiteOutcome) -> str:
             better = f"{s.better} of {s.num_tasks}"
             lines.append([name, words(key), _interval(s.iqm, s.ci95), worst, better, *first])
             name, first = "", ["", ""]
-    return aligned(["optimizer", "ratio", "IQM", "worst", "above 1 on", "diverged", "ms/step"], lines)
+    header = ["optimizer", "ratio", "IQM", "worst", "above 1 on", "diverged", "ms/step"]
+    return fitted(header, lines, ["optimizer", "ratio", "IQM", "above 1 on", "worst", "diverged", "ms/step"])
 
 
 def _interval(value: float, ci95: Interval) -> str:

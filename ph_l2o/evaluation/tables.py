@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import math
+import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,9 +63,16 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return [_COLUMNS[k][0] for k in kept], [[line[k] for k in kept] for line in texts]
 
 
+# The most important first: those that a terminal has room for are shown.
+_ORDER = (
+    "optimizer", "mean", "difference [95 %]", "diverged", "lr", "ms/step", "accuracy", "median", "schedule",
+    "test loss", "last 10", "all", "geo. mean", "IQM",
+)  # fmt: skip
+
+
 def plain_table(rows: Sequence[Row]) -> str:
-    """Aligned columns: names to the left, numbers to the right."""
-    return aligned(*cells(rows))
+    """Aligned columns, names to the left, numbers to the right, as many as the terminal has room for."""
+    return fitted(*cells(rows), _ORDER)
 
 
 def paired_table(rows: Sequence[Row]) -> str:
@@ -74,7 +83,49 @@ def paired_table(rows: Sequence[Row]) -> str:
         for row in rows
         for baseline, measures in (row["paired_differences"] or {}).items()
     ]
-    return aligned(header, lines) if lines else ""
+    return fitted(header, lines, header) if lines else ""
+
+
+def terminal_width() -> int:
+    """Characters of a line: the terminal's, or 80."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
+
+
+def fitted(header: list[str], lines: list[list[str]], order: Sequence[str]) -> str:
+    """A table of those columns for which the terminal has room, and a line that names the others.
+
+    Args:
+        header: Names of the columns.
+        lines: Texts, line by line.
+        order: Names of all columns, the most important first; the first is always shown.
+    """
+    widths = {name: max(len(name), *(len(line[k]) for line in lines)) for k, name in enumerate(header)}
+    kept, room = list[str](), terminal_width() + 2
+    for name in order:
+        if name in widths and (not kept or widths[name] + 2 <= room):
+            kept.append(name)
+            room -= widths[name] + 2
+    places = [k for k, name in enumerate(header) if name in kept]
+    table = aligned([header[k] for k in places], [[line[k] for k in places] for line in lines])
+    left_out = [name for name in header if name not in kept]
+    if not left_out:
+        return table
+    note = f"not shown, for want of room: {', '.join(left_out)}"
+    return f"{table}\n{textwrap.fill(note, terminal_width())}"
+
+
+def wrapped(header: list[str], lines: list[list[str]]) -> str:
+    """A table in as many parts, below each other, as the terminal asks for; each begins with the first column."""
+    widths = [max(len(name), *(len(line[k]) for line in lines)) for k, name in enumerate(header)]
+    parts: list[list[int]] = []
+    room = 0
+    for k in range(1, len(header)):
+        if widths[k] + 2 > room:
+            parts.append([0])
+            room = terminal_width() - widths[0]
+        parts[-1].append(k)
+        room -= widths[k] + 2
+    return "\n\n".join(aligned([header[k] for k in p], [[line[k] for k in p] for line in lines]) for p in parts)
 
 
 def aligned(header: list[str], lines: list[list[str]]) -> str:

@@ -82,7 +82,7 @@ def test_one_run_has_one_folder_and_says_everything_once(runs):
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     hydra = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
     assert written == hydra | {
-        ".lock", "config.yaml", "status.json", "run.log", "metrics.csv",
+        ".lock", "config.yaml", "status.json", "run.log", "metrics.csv", "report.html",
         "checkpoints/best.ckpt", "checkpoints/last.ckpt",
     }  # fmt: skip
     assert json.loads((folder / "status.json").read_text())["status"] == "ok"

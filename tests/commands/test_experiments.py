@@ -30,7 +30,9 @@ def test_every_evaluation_smokes(command, run_folder, mnist_root, experiment):
     result = json.loads((run_folder() / "suite.json").read_text())
     assert result["complete"] and [row["optimizer"] for row in result["rows"]] == ["adam", "sgd"] * 2
     assert result["summary"]["adam"]["ratio_to_adam"]["num_tasks"] == 2
-    assert {"suite.csv", "suite_curves.png", "suite_ratios.png"} <= {p.name for p in run_folder().iterdir()}
+    assert {"suite.csv", "suite_curves.csv", "suite_curves.png", "suite_ratios.png", "report.html"} <= {
+        p.name for p in run_folder().iterdir()
+    }
     kept = run_folder().parents[2] / "kept"
     assert len(list(kept.glob("*.json"))) == len(list((kept / "suite").glob("*.json"))) == 4
     assert "over tasks" in outcome.out

@@ -19,8 +19,10 @@ RESULTS = {
     "comparison.csv",
     "comparison.json",
     "config.yaml",
+    "curves.csv",
     "curves.png",
     "metrics.csv",
+    "report.html",
     "run.log",
     "status.json",
 }

@@ -54,6 +54,13 @@ def test_names_do_not_overlap_and_lie_in_the_figure(size: tuple[float, float]) -
     assert title is not None and title.x1 <= figure.bbox.x1 + 1
 
 
+def test_noise_is_smoothed_and_the_title_says_so() -> None:
+    noisy = curve(np.exp(np.random.default_rng(0).normal(size=(401, 9))))
+    _, axes = plot_curves({"a": noisy}, title="t", num_problems=9)
+    assert np.std(axes.lines[0].get_ydata()[50:]) < 0.6 * np.std(noisy.median[50:])
+    assert "running means over 8 steps" in axes.get_title(loc="left").replace("\n", " ")
+
+
 def test_emphasis() -> None:
     curves = {name: curve(falling(rate)) for name, rate in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)}
     _, axes = plot_curves(curves, title="t", emphasized=["b"], num_problems=9)
