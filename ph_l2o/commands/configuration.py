@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.commands.folders import conf_dir, register_resolvers
+from ph_l2o.commands.run_labels import register_labels
 
 
 def register() -> None:
@@ -16,6 +17,7 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     register_resolvers()
+    register_labels()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)
     store = ConfigStore.instance()
