@@ -37,21 +37,31 @@ def _sweep_name() -> str | None:
 def _swept() -> str:
     """What a job of a multirun, or of an agent of W&B, has for itself, ready to be added to a name."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    is_agents = "WANDB_SWEEP_ID" in os.environ
-    if not (_is_multirun() or is_agents):
+    if not (_is_multirun() or "WANDB_SWEEP_ID" in os.environ):
         return ""
-    typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
-    keys = {o.key_or_group for o in OverridesParser.create().parse_overrides(typed) if o.is_sweep_override()}
-    keys |= set(HydraConfig.get().sweeper.get("params") or ())
-    label = ""
+    keys, label = _typed_sweeps() | set(HydraConfig.get().sweeper.get("params") or ()) | _keys_of_agent(), ""
     for override in HydraConfig.get().overrides.task:
         key, _, value = override.lstrip("+~").partition("=")
-        # An agent's command line, or that of a worker of a parallel launcher, does not show what is swept.
+        # Where nothing says what is swept, as in a worker of a parallel launcher, it is all that was typed.
         if key not in _IN_RUN_NAME and (key in keys or not keys):
             label += f"_{key}={_short(value)}"
     return label
+
+
+def _typed_sweeps() -> set[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    typed = [a for a in sys.argv[1:] if "=" in a and not a.startswith("-")]
+    return {str(o.key_or_group) for o in OverridesParser.create().parse_overrides(typed) if o.is_sweep_override()}
+
+
+def _keys_of_agent() -> set[str]:
+    """What an agent of W&B has chosen, by the file that it leaves for the run."""
+    from omegaconf import OmegaConf
+
+    path = Path(os.environ.get("WANDB_SWEEP_PARAM_PATH", ""))
+    return {str(key) for key in OmegaConf.load(path)} if path.is_file() else set()
 
 
 def _short(value: str) -> str:

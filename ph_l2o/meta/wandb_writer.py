@@ -65,6 +65,8 @@ def _abandon() -> None:
     import wandb
 
     with contextlib.suppress(Exception):
-        wandb.setup()._connection._proc._process.kill()  # type: ignore[union-attr]
-    with contextlib.suppress(Exception):
+        process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
+        process.kill()
+        process.wait()
+    with contextlib.suppress(Exception, SystemExit):  # it would exit with the status of that process
         wandb.teardown()
