@@ -27,7 +27,7 @@ _OUTER, _INNER = "outer_step", "inner_step"
 _SCORE = "val/score"  # whose minimum is in the summary
 _ID_FILE = "wandb_id"
 _TAGS = ("task", "optimizer", "estimator", "suite")  # choices that become tags
-_MOST_CHARACTERS = 64  # of a tag
+_LONGEST_NAME, _LONGEST_TAG = 128, 64  # characters
 
 _open: list[WandbRun] = []
 
@@ -172,13 +172,16 @@ def wandb_logger(
         offline: True, False, or None to decide by whether there is an API key, and a server.
 
     Raises:
-        ValueError: If `offline` is False and the server does not answer, or does not know the key.
+        ValueError: If `tags` is no list; if `offline` is False and the server does not answer; if it does not know the
+            key; if W&B refuses an argument.
     """
     if rank_zero_only.rank != 0:
         return WandbLogger(project=project, save_dir=str(folder))  # does nothing on the other processes
+    if isinstance(tags, str):
+        raise ValueError(f"logger.wandb.tags={tags}: must be a list, such as [{tags}]")
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
-    from wandb.errors import AuthenticationError, CommError
+    from wandb.errors import AuthenticationError, CommError, UsageError
 
     folder, choices = Path(folder), choices or {}
     run_id = _read_id(folder)
@@ -189,9 +192,9 @@ def wandb_logger(
         mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
     labels = [str(label) for label in (*(choices.get(group) for group in _TAGS), *tags) if label not in (None, "null")]
     settings = {
-        "project": project, "name": name, "entity": entity, "group": group, "job_type": job_type, "notes": notes,
-        "tags": list(dict.fromkeys(label[:_MOST_CHARACTERS] for label in labels)), "dir": str(folder),
-        "id": run_id, "resume": "allow" if run_id else None,
+        "project": project, "name": name[:_LONGEST_NAME], "entity": entity, "group": group, "notes": notes,
+        "job_type": job_type, "tags": list(dict.fromkeys(label[:_LONGEST_TAG] for label in labels)),
+        "dir": str(folder), "id": run_id, "resume": "allow" if run_id else None,
     }  # fmt: skip
     before = recorded(folder / "wandb", run_id, _OUTER) if run_id else Recorded(-1, {})
     why = "no API key, or asked for"
@@ -203,6 +206,11 @@ def wandb_logger(
             reason = str(error).partition("\n")[0]
             raise ValueError(f"logger.wandb.offline={offline}: {why} ({reason}); try true") from error
         mode, run = "offline", _start("offline", settings)
+    except UsageError as error:
+        raise ValueError(f"logger.wandb: {str(error).partition(chr(10))[0]}") from error
+    except Exception as error:  # its process does not start, or can't write
+        log.warning("W&B: does not start (%s), the run goes on without it", str(error).partition("\n")[0])
+        mode, run = "disabled", _start("disabled", settings)
     upload = f"upload with `wandb sync {os.path.relpath(Path(run.dir).parent)}`"
     log.info("W&B: %s", {"online": run.url, "offline": f"offline ({why}); {upload}"}.get(mode, mode))
     if mode != "disabled":
