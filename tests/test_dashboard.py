@@ -9,6 +9,8 @@ import pytest
 
 from ph_l2o.dashboard.__main__ import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
+
 
 def strings(node):
     if isinstance(node, dict):

@@ -123,6 +123,7 @@ def test_a_suite_of_ones_own_runs_as_written(typed, tmp_path):
 WANDB = [line.partition("#")[0] for block in blocks(ROOT / "docs" / "wandb.md", "") for line in block.splitlines()]
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
 @pytest.mark.parametrize("line", [line for line in WANDB if line.startswith("python ")])
 def test_commands_for_wandb_are_configurations(line, typed, tmp_path, capsys, monkeypatch):
     words = shlex.split(line)

@@ -11,6 +11,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+_GRACE = 5.0  # seconds in which its process must end when it is asked to
 _MOST_WAITING = 20_000  # calls; a W&B that is so far behind does not take them any more
 
 
@@ -44,7 +45,7 @@ class WandbWriter:
             if self._thread.is_alive():
                 self._fail(f"no answer in {patience:.0f} s")
         if self._has_failed:
-            _abandon()
+            _end_process(_GRACE)
 
     def _work(self) -> None:
         while (work := self._calls.get()) is not None:
@@ -60,13 +61,27 @@ class WandbWriter:
             log.warning("W&B: stopped (%s), the run goes on without it; %s", why, self._rest)
 
 
-def _abandon() -> None:
-    """End W&B's process, which may be dead or hang already, so that nothing waits for it when Python ends."""
+def _end_process(patience: float) -> None:
+    """End W&B's process, which may be dead or hang already, so that nothing waits for it when Python ends.
+
+    It is asked first, so that it writes what it holds.
+    """
     import wandb
 
+    process = None
     with contextlib.suppress(Exception):
         process = wandb.setup()._connection._proc._process  # type: ignore[union-attr]
+    asked = threading.Thread(target=_tear_down, daemon=True)
+    asked.start()
+    asked.join(patience)
+    if process is not None and process.poll() is None:
         process.kill()
         process.wait()
+    asked.join(patience)
+
+
+def _tear_down() -> None:
+    import wandb
+
     with contextlib.suppress(Exception, SystemExit):  # it would exit with the status of that process
         wandb.teardown()

@@ -32,8 +32,8 @@ def agent_command(sweep: dict) -> list[str]:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
 def test_what_an_agent_types_is_a_configuration(path, composed):
-    sweep = utils.load_sweep_config(str(path))
-    assert sweep == yaml.safe_load(path.read_text()) and sweep["method"] in ("bayes", "grid", "random")
+    sweep = yaml.safe_load(path.read_text())
+    assert sweep["method"] in ("bayes", "grid", "random")
     head = agent_command(sweep)
     assert head[:3] == ["/usr/bin/env", "python", "train.py"]
     cfg = composed(*head[3:])
@@ -44,7 +44,7 @@ def test_what_an_agent_types_is_a_configuration(path, composed):
 
 def test_a_run_of_an_agent(tmp_path):
     """A process of its own, with the environment that an agent gives it."""
-    sweep = utils.load_sweep_config(str(Path(conf_dir(), "wandb_sweep", "learning_rates.yaml")))
+    sweep = yaml.safe_load(Path(conf_dir(), "wandb_sweep", "learning_rates.yaml").read_text())
     line = [*agent_command(sweep), "debug=default", "logger=wandb"]
     line[line.index("python")], line[line.index("train.py")] = sys.executable, str(ROOT / "train.py")
     chosen = {key: {"value": drawn(parameter)} for key, parameter in sweep["parameters"].items()}

@@ -66,17 +66,23 @@ _ANSWER = {
         "viewer": {"id": "u", "entity": "mine", "username": "u", "flags": "{}", "teams": {"edges": []}},
         "serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None},
         "upsertBucket": {"inserted": True, "bucket": _BUCKET},
+        "createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []},
     }
 }
 
 
 class StandIn(http.server.ThreadingHTTPServer):
-    """A server in a thread: `good` as W&B's, `500`, or `hangs`; it can change its mind."""
+    """A server in a thread: `good` as W&B's, `500`, or `hangs`; it can change its mind.
+
+    All are at one address: W&B's client keeps its credentials by that, once in a process.
+    """
 
     daemon_threads = True
+    port = 0
 
     def __init__(self, mood: str):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", StandIn.port), _Handler)
+        StandIn.port = self.server_port
         self.mood, self.released, self.asked = mood, threading.Event(), 0
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
