@@ -35,7 +35,7 @@ def _lay_out(panels: list[Any]) -> None:
 
     for k, panel in enumerate(panels):
         row, column = divmod(k, _COLUMNS)
-        panel.layout = wr.Layout(x=column * _WIDTH, y=row * _HEIGHT, w=_WIDTH, h=_HEIGHT)
+        panel.layout = wr.Layout(x=column * _WIDTH, y=row * _HEIGHT, w=_WIDTH, h=_HEIGHT)  # type: ignore[attr-defined]
 
 
 def _results(test: str, optimizer: str, group_by: str) -> list[Any]:
@@ -86,7 +86,8 @@ def _parameters(test: str, parameters: Sequence[str]) -> list[Any]:
 
     metrics = [wr.Config(name) for name in parameters]
     scores = [wr.SummaryMetric("val/score.min"), wr.SummaryMetric(f"{test}/ratio_to_best_baseline")]
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=metric) for metric in (*metrics, *scores)]
+    column: Any = wr.ParallelCoordinatesPlotColumn  # type: ignore[attr-defined]
+    columns = [column(metric=metric) for metric in (*metrics, *scores)]
     return [
         wr.ParallelCoordinatesPlot(title="Parameters and scores", columns=columns),
         wr.ParameterImportancePlot(with_respect_to="val/score.min"),

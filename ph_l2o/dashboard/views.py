@@ -73,7 +73,8 @@ def make_views(
     blocks: list[Any] = [wr.P(_INTRODUCTION), wr.TableOfContents()]
     for name, panels in sections.items():
         # A set of runs without a project is that of the report's, and needs no server to be made.
-        runs = wr.Runset(name=group or sweep or "All runs", filters=filters)
+        runs = wr.Runset(name=group or sweep or "All runs", filters=filters)  # type: ignore[attr-defined]
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
-    report = wr.Report(project=project, entity=entity, title=title, blocks=blocks, width="fluid")
+    made: Any = wr.Report  # type: ignore[attr-defined]
+    report = made(project=project, entity=entity, title=title, blocks=blocks, width="fluid")
     return Views(workspace, report)

@@ -59,7 +59,7 @@ def test_with_a_key_but_without_a_route_it_is_offline_and_says_so(command, run_f
     assert error.startswith("logger.wandb.offline=False: no answer from http://127.0.0.1:9 (") and "; try true" in error
 
 
-@pytest.mark.parametrize("mood", ["500", "hangs"])
+@pytest.mark.parametrize("mood", [pytest.param("500", marks=pytest.mark.slow), "hangs"])
 def test_a_server_that_answers_badly_or_not_at_all_leaves_the_run_offline(command, stand_in, mood):
     server = stand_in(mood)
     (line,) = lines(command("train", *TINY))

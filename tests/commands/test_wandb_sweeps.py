@@ -42,6 +42,7 @@ def test_what_an_agent_types_is_a_configuration(path, composed):
         assert sweep["metric"] == {"name": "val/score", "goal": "minimize"}
 
 
+@pytest.mark.slow
 def test_a_run_of_an_agent(tmp_path):
     """A process of its own, with the environment that an agent gives it."""
     sweep = yaml.safe_load(Path(conf_dir(), "wandb_sweep", "learning_rates.yaml").read_text())
