@@ -124,7 +124,7 @@ WANDB = [line.partition("#")[0] for block in blocks(ROOT / "docs" / "wandb.md", 
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
-@pytest.mark.parametrize("line", [line for line in WANDB if line.startswith("python ")])
+@pytest.mark.parametrize("line", [line for line in WANDB if line.startswith("python ") and "--multirun" not in line])
 def test_commands_for_wandb_are_configurations(line, typed, tmp_path, capsys, monkeypatch):
     words = shlex.split(line)
     if words[1] == "-m":
