@@ -18,7 +18,7 @@ FLOORS = {
     4: ["estimators", "optim"],
     5: ["compilation"],
     6: ["meta", "evaluation", "reports"],
-    7: ["commands"],
+    7: ["commands", "dashboard"],
     8: ["cli", "report", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

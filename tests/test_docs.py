@@ -14,6 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from ph_l2o import cli, report
 from ph_l2o.commands.configuration import register
+from ph_l2o.dashboard.__main__ import main as dashboard
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -136,6 +137,27 @@ def test_a_suite_of_ones_own_runs_as_written(typed, tmp_path):
     typed(*line, "horizon=4", "num_problems=2", command="evaluate")
     (result,) = tmp_path.glob("runs/20*/*_evaluate_mine/suite.json")
     assert '"complete": true' in result.read_text()
+
+
+WANDB = [line.partition("#")[0] for block in blocks(ROOT / "docs" / "wandb.md", "") for line in block.splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")  # of wandb-workspaces
+@pytest.mark.parametrize("line", [line for line in WANDB if line.startswith("python ") and "--multirun" not in line])
+def test_commands_for_wandb_are_configurations(line, typed, tmp_path, capsys, monkeypatch):
+    words = shlex.split(line)
+    if words[1] == "-m":
+        monkeypatch.chdir(tmp_path)
+        dashboard([*words[3:], "--dry-run"])
+        assert "nothing was sent" in capsys.readouterr().out
+        return
+    typed(*words[1:], "--cfg", "job", command=Path(words[1]).stem)
+    assert "_target_: ph_l2o.meta.wandb_logger" in capsys.readouterr().out or "logger=csv" in line
+
+
+def test_sweeps_for_wandb_exist():
+    named = [shlex.split(line)[2] for line in WANDB if line.startswith("wandb sweep")]
+    assert sorted(named) == sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("conf/wandb_sweep/*.yaml"))
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *DOCS], ids=lambda p: p.name)

@@ -10,6 +10,7 @@ from typing import Any
 from ph_l2o.commands import folders, sweep_names
 from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.optuna_sweeper import register_sweeper
+from ph_l2o.commands.run_labels import register_labels
 
 
 def register() -> None:
@@ -20,6 +21,7 @@ def register() -> None:
 
     folders.register_resolvers()
     sweep_names.register_resolvers()
+    register_labels()
     register_sweeper()
     OmegaConf.register_new_resolver("options", _list_options, replace=True)
     OmegaConf.register_new_resolver("values", _list_values, replace=True)

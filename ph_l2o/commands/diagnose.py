@@ -8,13 +8,15 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ph_l2o.evaluation import diagnostics
+from ph_l2o.meta import WandbRun
 
 
 class Diagnose(pl.Callback):
     """After each validation, what the optimizer does on problems of the validation split, in the run's metrics.
 
     `diagnostics/<what>_start`, `…_middle` and `…_end`: medians over problems and tensors in the first, middle and last
-    tenth of an episode of `horizon` steps, on the task or the first member of a mixture.
+    tenth of an episode of `horizon` steps, on the task or the first member of a mixture. In W&B also
+    `diagnostics/<what>/<tensor>`: medians over problems and the whole episode.
 
     Args:
         horizon: Inner steps, >= 10.
@@ -38,6 +40,12 @@ class Diagnose(pl.Callback):
         for name, values in (found.numbers | found.by_tensor).items():
             for where, begin in begins.items():
                 metrics[f"diagnostics/{name}_{where}"] = float(np.median(values[begin : begin + tenth]))
+        by_tensor = {
+            f"diagnostics/{name}/{tensor}": float(np.median(values[:, :, k]))
+            for name, values in found.by_tensor.items()
+            for k, tensor in enumerate(found.tensors)
+        }
         for logger in trainer.loggers:
             if metrics:
-                logger.log_metrics(metrics, step=trainer.global_step - 1)
+                more = by_tensor if isinstance(logger, WandbRun) else {}
+                logger.log_metrics(metrics | more, step=trainer.global_step - 1)

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
 from ph_l2o.checks import did_you_mean
 from ph_l2o.commands.folders import conf_dir
-from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.instantiate import build, build_loggers
+from ph_l2o.commands.log_results import log_comparison, log_suite
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.commands.recording import held, recorded, save_config
+from ph_l2o.commands.recording import finish_wandb, held, plain_config, recorded, save_config
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
@@ -29,6 +31,7 @@ from ph_l2o.evaluation.baselines import names, unknown
 from ph_l2o.evaluation.modes import InMode
 from ph_l2o.evaluation.suite_comparison import check_reference
 from ph_l2o.files import git_revision
+from ph_l2o.meta import WandbRun
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +48,29 @@ def run_evaluation(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, folder: Path) -> None:
-    optimizers, tasks, device = _prepare(cfg)
+    try:
+        optimizers, tasks, device = _prepare(cfg)
+        loggers = build_loggers(cfg)  # last, since they may begin to write
+    except BaseException:
+        finish_wandb(1)
+        raise
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     config |= {"git_revision": git_revision(), "overrides": list(HydraConfig.get().overrides.task)}
-    save_config(folder, config)
     with recorded(folder):
-        _evaluate(cfg, folder, optimizers, tasks, device)
+        save_config(folder, config)
+        for logger in loggers:
+            logger.log_hyperparams(plain_config(config))
+            if isinstance(logger, WandbRun):
+                for path in _checkpoints(cfg):
+                    logger.use_checkpoint(path)
+        _evaluate(cfg, folder, optimizers, tasks, device, loggers)
     report(folder)
 
 
-def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: Any, device: str) -> None:
+def _evaluate(
+    cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: Any, device: str, loggers: list[Logger]
+) -> None:
     settings = {
         "num_problems": cfg.num_problems,
         "tuning_problems": cfg.tuning_problems,
@@ -65,11 +80,18 @@ def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: 
     }
     if isinstance(tasks, dict):
         settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
-        compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
+        log_suite(loggers, *compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings))
     else:
-        compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
+        log_comparison(loggers, compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings), folder)
         if cfg.diagnostics:
-            diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed)
+            diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed, loggers=loggers)
+
+
+def _checkpoints(cfg: DictConfig) -> list[Path]:
+    """The files of checkpoints among the optimizers, each once."""
+    entries = [str(entry) for entry in cfg.optimizers if unknown(str(entry)) is not None]
+    paths = [Path(entry if Path(entry).is_file() else entry.partition(".ckpt")[0] + ".ckpt") for entry in entries]
+    return [path for path in dict.fromkeys(paths) if path.suffix == ".ckpt" and path.is_file()]
 
 
 def _suite_name() -> str:

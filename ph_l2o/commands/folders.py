@@ -22,21 +22,11 @@ def conf_dir() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${run_dir:…}`, `${record_dir:…}` and `${sweep_name:}` known, before the configuration is composed."""
+    """Make `${run_dir:…}` and `${record_dir:…}` known, before the configuration is composed."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("record_dir", _record_dir, replace=True)
-    OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)
-
-
-def _sweep_name() -> str | None:
-    """The folder's name of a multirun; None for a single run."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    config = HydraConfig.get()
-    return Path(config.sweep.dir).name if config.mode == RunMode.MULTIRUN else None
 
 
 def _run_dir(ckpt_path: str | None, runs: str, run_name: str) -> str:

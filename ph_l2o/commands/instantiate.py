@@ -61,6 +61,16 @@ def build(node: Any, key: str = "", *, plugins: Iterable[str] = ()) -> Any:
     return _made(plain, key, plugins)
 
 
+def build_loggers(cfg: Any) -> list[Logger]:
+    """The loggers of a configuration; they may begin to write.
+
+    Raises:
+        ConfigError: As `build`.
+    """
+    nodes = {name: node for name, node in (cfg.logger or {}).items() if node}
+    return [build(node, f"logger.{name}", plugins=cfg.plugins) for name, node in nodes.items()]
+
+
 def import_plugins(plugins: Iterable[str]) -> None:
     """Import modules of the user's, so that what they register is there.
 

@@ -7,6 +7,8 @@ import itertools
 import json
 import logging
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, Pruned
-from ph_l2o.files import json_text, remove_half_written, write_atomically
+from ph_l2o.files import json_text, remove_half_written, without_folders, write_atomically
 from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
@@ -91,19 +93,20 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
 
     What is put into the dictionary is recorded too, if the run ends well.
     """
-    began, status, lost, reason = time.time(), "error", False, ""
+    began, status, lost, reason, exit_code = time.time(), "error", False, "", 1
     result: dict[str, Any] = {}
     owns = has_own_folder() and not is_worker()
     if owns and is_rank_zero():
         write_status(folder, "running")
     try:
         yield result
-        status = "ok"
-    except (KeyboardInterrupt, Interrupted):
+        status, exit_code = "ok", 0
+    except (KeyboardInterrupt, Interrupted) as error:
         status = "interrupted"
+        exit_code = 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT)
         raise
     except Pruned as ended:
-        status, reason = "pruned", str(ended)
+        status, reason, exit_code = "pruned", str(ended), 0
         raise
     except Exception as error:
         status = "diverged" if isinstance(error, NonFiniteError) else "error"
@@ -115,7 +118,7 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
             more = {key: reason} if reason else result if status == "ok" else {}
             with _told():
                 write_status(folder, status, seconds=round(time.time() - began, 1), **more)
-        finish_wandb(0 if status in ("ok", "pruned") else 1)
+        finish_wandb(exit_code)
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:
@@ -147,6 +150,15 @@ def save_config(folder: Path, config: Mapping[Any, Any]) -> None:
     write_atomically(path, text)
 
 
+def plain_config(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """What checkpoints and loggers keep: plain values, nothing of this machine's folders."""
+    places = ("paths", "hydra", "logger")
+    kept = {k: v for k, v in config.items() if k not in places}
+    has_place = re.compile(r"\$\{|[=\s\[{,:'\"]/").search
+    told = [o for o in config["overrides"] if not (o.lstrip("+~").startswith(places) or has_place(o))]
+    return without_folders({**kept, "overrides": told})
+
+
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """What `config.yaml` of a run says; None if there is none.
 
@@ -172,10 +184,10 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def finish_wandb(exit_code: int) -> None:
-    """End the W&B run, if there is one."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)
+    """End the W&B run, if there is one; nothing is imported for it."""
+    module = sys.modules.get("ph_l2o.meta.wandb_run")
+    if module is not None:
+        module.finish_wandb(exit_code)
 
 
 class RunLog(logging.FileHandler):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.loggers import Logger
+
+from ph_l2o.commands.log_results import log_diagnostics
 from ph_l2o.evaluation import Comparison, compare, diagnostics
 from ph_l2o.evaluation.baselines import Entry
 from ph_l2o.evaluation.drawn_curves import write_curves
@@ -35,8 +38,10 @@ def compare_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, 
     return comparison
 
 
-def diagnose_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path, *, horizon: int, seed: int) -> None:
-    """Write `diagnostics_<optimizer>.png` and `.csv` for each optimizer that has something to show."""
+def diagnose_and_save(
+    optimizers: Mapping[str, Entry], task: Task, folder: Path, *, horizon: int, seed: int, loggers: Iterable[Logger]
+) -> None:
+    """Write `diagnostics_<optimizer>.png` and `.csv` for each optimizer that has something to show, and log it."""
     shown = 0
     for name, optimizer in optimizers.items():
         if isinstance(optimizer, str):
@@ -50,17 +55,6 @@ def diagnose_and_save(optimizers: Mapping[str, Entry], task: Task, folder: Path,
             diagnostics.plot(found, title=f"{name} on {task.name}").savefig(path)
             diagnostics.write_csv(found, path.with_suffix(".csv"))
             log.info("what %s does is in %s", name, os.path.relpath(path))
+            log_diagnostics(loggers, name, found, path)
     if not shown:
         log.warning("diagnostics=true: none of the optimizers has diagnostics; port_hamiltonian does")
-
-
-def log_to_wandb(logger: Any, comparison: Comparison, folder: Path) -> None:
-    """Log the table and the curves."""
-    import wandb
-
-    logger.experiment.log(
-        {
-            "test/comparison": wandb.Table(dataframe=comparison.to_frame()),
-            "test/curves": wandb.Image(str(folder / "curves.png")),
-        }
-    )

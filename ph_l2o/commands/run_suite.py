@@ -75,8 +75,12 @@ def _entries(cfg: DictConfig) -> dict[str, tuple[dict[str, Any], int]]:
 
 def compare_suite_and_save(
     optimizers: Mapping[str, Any], suite: Mapping[str, Any], folder: Path, **settings: Any
-) -> None:
-    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.csv` and the figures."""
+) -> tuple[SuiteComparison, tuple[Path, ...]]:
+    """Compare, print the tables, and write `suite.csv`, `suite.json`, `suite_curves.csv` and the figures.
+
+    Returns:
+        The comparison, and the figures.
+    """
     began = time.monotonic()
 
     def save(done: SuiteComparison) -> None:
@@ -86,9 +90,10 @@ def compare_suite_and_save(
         write_curves(folder / "suite_curves.csv", curves, ("task", "optimizer"))
 
     comparison = compare_suite(dict(optimizers), suite, after_task=save, **settings)
-    figures = ", ".join(path.name for path in comparison.plot(folder))
+    figures = comparison.plot(folder)
     log.info("%s", comparison)
     log.info(
         "the suite took %.0f s; suite.csv, suite.json, suite_curves.csv, %s are in %s",
-        *(time.monotonic() - began, figures, os.path.relpath(folder)),
+        *(time.monotonic() - began, ", ".join(path.name for path in figures), os.path.relpath(folder)),
     )
+    return comparison, figures

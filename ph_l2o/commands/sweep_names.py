@@ -67,10 +67,20 @@ def _job_name(run_name: str, seed: Any = None) -> str:
     from hydra.types import RunMode
 
     config = HydraConfig.get()
-    swept: dict[str, str] = {}
+    typed, swept = list(config.overrides.task), dict[str, str]()
     if config.mode == RunMode.MULTIRUN:
-        swept = swept_values(list(config.overrides.task), list(config.job.config.override_dirname.exclude_keys))
+        swept = swept_values(typed, list(config.job.config.override_dirname.exclude_keys))
+    elif keys := _keys_of_agent():
+        swept = {key: value for key, value in swept_values(typed, []).items() if key.lstrip("+~") in keys}
     return legal_name(str(run_name), swept, seed if isinstance(seed, int) else None)
+
+
+def _keys_of_agent() -> set[str]:
+    """What an agent of W&B has chosen, by the file that it leaves for the run."""
+    from omegaconf import OmegaConf
+
+    path = Path(os.environ.get("WANDB_SWEEP_PARAM_PATH", ""))
+    return {str(key) for key in OmegaConf.load(path)} if path.is_file() else set()
 
 
 def _job_folder(number: int, name: str, sweep: str) -> str:

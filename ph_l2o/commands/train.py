@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -13,27 +12,35 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import SimpleProfiler
 
 from ph_l2o.checkpoints import load_checkpoint, load_weights
 from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import LAST, find_checkpoint
-from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.instantiate import build, build_loggers
+from ph_l2o.commands.log_results import log_comparison
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
-from ph_l2o.commands.recording import DIVERGED_SCORE, close_log_files, finish_wandb, held, recorded, save_config
+from ph_l2o.commands.recording import (
+    DIVERGED_SCORE,
+    close_log_files,
+    finish_wandb,
+    held,
+    plain_config,
+    recorded,
+    save_config,
+)
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
-from ph_l2o.commands.run_comparison import compare_and_save, log_to_wandb
+from ph_l2o.commands.run_comparison import compare_and_save
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.sweep_jobs import take_up
 from ph_l2o.commands.trial import check_pruned, trial_callbacks
 from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, Interrupted, ProcessError, Pruned, WeightsError
-from ph_l2o.files import git_revision, without_folders
-from ph_l2o.meta import MetaLearner, ProblemSharing, check_trainer, fit
+from ph_l2o.files import git_revision
+from ph_l2o.meta import MetaLearner, ProblemSharing, WandbRun, check_trainer, fit
 from ph_l2o.ranks import has_own_folder, is_rank_zero, is_worker
 
 log = logging.getLogger(__name__)
@@ -119,8 +126,7 @@ def _prepare(cfg: DictConfig, folder: Path, resume: Path | None) -> dict[str, An
     if starts_workers(cfg.strategy) and not parts["is_trained"]:
         return parts
     # Last, since they may begin to write.
-    nodes = {name: node for name, node in (cfg.logger or {}).items() if node}
-    parts["loggers"] = [build(node, f"logger.{name}", plugins=plugins) for name, node in nodes.items()]
+    parts["loggers"] = build_loggers(cfg)
     return parts
 
 
@@ -167,7 +173,9 @@ def _train(cfg: DictConfig, overrides: list[str], parts: dict[str, Any], folder:
     if resume is not None:
         log.info("resuming from %s", resume)
     for logger in parts["loggers"]:
-        logger.log_hyperparams(_plain(config))
+        logger.log_hyperparams(plain_config(config))
+        if isinstance(logger, WandbRun) and cfg.weights is not None:
+            logger.use_checkpoint(Path(cfg.weights))
     if parts["is_trained"]:
         log.info("meta-training is done%s", "; the comparison is not" if cfg.compare else "")
         score = best_score(folder / LAST)
@@ -190,7 +198,7 @@ def _meta_train(
         parts["estimator"],
         parts["meta"],
         seed=cfg.seed,
-        config=_plain(config),
+        config=plain_config(config),
         compile=cfg.compile,
     )
     more = {name: parts[name] for name in ("loggers", "callbacks", "make_trainer")}
@@ -198,6 +206,9 @@ def _meta_train(
     log.info("meta-training took %.0f s", time.monotonic() - began)
     if isinstance(trainer.profiler, SimpleProfiler):  # its own lines are silenced with Lightning's others
         log.info("%s", trainer.profiler.summary().strip())
+    for logger in parts["loggers"]:
+        if isinstance(logger, WandbRun):
+            logger.log_checkpoints(folder / LAST.parent)
     score = trainer.checkpoint_callbacks[0].best_model_score  # type: ignore[union-attr]
     return float(score) if score is not None else math.inf
 
@@ -231,15 +242,4 @@ def _compare(cfg: DictConfig, parts: dict[str, Any], folder: Path) -> None:
         seed=cfg.seed,
         cache_dir=Path(cfg.paths.runs) / "cache",
     )
-    for logger in parts["loggers"]:
-        if isinstance(logger, WandbLogger):
-            log_to_wandb(logger, comparison, folder)
-
-
-def _plain(config: dict[Any, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps: plain values, nothing of this machine's folders."""
-    places = ("paths", "hydra", "logger")
-    kept = {k: v for k, v in config.items() if k not in places}
-    has_place = re.compile(r"\$\{|[=\s\[{,:'\"]/").search
-    told = [o for o in config["overrides"] if not (o.lstrip("+~").startswith(places) or has_place(o))]
-    return without_folders(kept | {"overrides": told})
+    log_comparison(parts["loggers"], comparison, folder, trained=label)

@@ -7,7 +7,7 @@ from ph_l2o.meta.metrics_csv import MetricsCSV
 from ph_l2o.meta.processes import ProblemSharing
 from ph_l2o.meta.progress import MetaProgress
 from ph_l2o.meta.settings import MetaSettings
-from ph_l2o.meta.wandb_run import wandb_logger
+from ph_l2o.meta.wandb_run import WandbRun, wandb_logger
 
 __all__ = [
     "MetaLearner",
@@ -17,6 +17,7 @@ __all__ = [
     "NonFiniteError",
     "ProblemSharing",
     "ProcessError",
+    "WandbRun",
     "check_trainer",
     "fit",
     "meta_train",
