@@ -164,7 +164,7 @@ def test_a_search_that_is_stopped_goes_on(command, tmp_path):
             while not last.is_file() and process.poll() is None:
                 time.sleep(0.02)
             process.send_signal(number)
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=300)
         finally:
             process.kill()
             process.communicate()
