@@ -158,12 +158,16 @@ def test_a_search_that_is_stopped_goes_on(command, tmp_path):
     """Once by Ctrl-C in its first trial, once killed in its second; the scores are those of one that was not."""
     long = (*SEARCH, "meta.outer_steps=400", "meta.val_every=20")
     for trial, number in ((0, signal.SIGINT), (1, signal.SIGKILL)):
-        process = started(tmp_path, *long, *named("s", 2))
         last = tmp_path / f"runs/searches/s/{trial}_quadratic_sgd/checkpoints/last.ckpt"
-        while not last.is_file() and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=300)
+        process = started(tmp_path, *long, *named("s", 2))
+        try:
+            while not last.is_file() and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+            process.communicate()
         assert process.returncode == (130 if number == signal.SIGINT else -number), out
         if number == signal.SIGINT:
             told = "interrupted by SIGINT; the same command with hydra.sweeper.study_name=s goes on"
