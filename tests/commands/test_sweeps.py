@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,27 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command, sweeps, tmp_path, m
     assert command("train", *typed).code == 1
     assert numbers(sweeps()[0]) == expected
     assert (sweeps()[0] / "sweep.png").is_file() and (tmp_path / "killed" / "sweep.png").is_file()
+
+
+def test_a_sweep_that_is_asked_to_end_says_how_it_goes_on(command, sweeps, monkeypatch):
+    original = MetaLearner.training_step
+
+    def asked(self, batch, batch_idx):
+        if self.seed == 2 and self.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaLearner, "training_step", asked)
+        outcome = command("train", *TINY, "seed=1,2")
+    assert outcome.code == 128 + signal.SIGTERM
+    assert outcome.err == "interrupted by SIGTERM; the same command goes on with this sweep\n"
+    (sweep,) = sweeps()
+    assert json.loads((sweep / "1_quadratic_sgd_seed2" / "status.json").read_text())["status"] == "interrupted"
+    outcome = command("train", *TINY, "seed=1,2")
+    assert outcome.code == 0, outcome.err
+    assert sweeps() == [sweep] and "resuming from" in outcome.out
+    assert [row["status"] for row in summary(sweep)] == ["ok", "ok"]
 
 
 def test_what_is_finished_is_not_run_again_and_settings_do_not_mix(command, sweeps):
