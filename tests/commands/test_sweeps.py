@@ -1,12 +1,15 @@
 """Sweeps in one process: jobs that fail, what they leave, and sweeps that go on."""
 
 import csv
+import fcntl
 import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,7 @@ from hypothesis import strategies as st
 from trouble import TYPED
 
 from ph_l2o import cli
-from ph_l2o.commands import multirun, sweep_folder
-from ph_l2o.commands.recording import hold
+from ph_l2o.commands import multirun, recording, sweep_folder
 from ph_l2o.commands.sweep_names import legal_name
 from ph_l2o.meta import MetaLearner
 
@@ -120,6 +122,27 @@ def test_a_killed_sweep_goes_on_by_the_same_command(command, sweeps, tmp_path, m
     assert (sweeps()[0] / "sweep.png").is_file() and (tmp_path / "killed" / "sweep.png").is_file()
 
 
+def test_a_sweep_that_is_asked_to_end_says_how_it_goes_on(command, sweeps, monkeypatch):
+    original = MetaLearner.training_step
+
+    def asked(self, batch, batch_idx):
+        if self.seed == 2 and self.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaLearner, "training_step", asked)
+        outcome = command("train", *TINY, "seed=1,2")
+    assert outcome.code == 128 + signal.SIGTERM
+    assert outcome.err == "interrupted by SIGTERM; the same command goes on with this sweep\n"
+    (sweep,) = sweeps()
+    assert json.loads((sweep / "1_quadratic_sgd_seed2" / "status.json").read_text())["status"] == "interrupted"
+    outcome = command("train", *TINY, "seed=1,2")
+    assert outcome.code == 0, outcome.err
+    assert sweeps() == [sweep] and "resuming from" in outcome.out
+    assert [row["status"] for row in summary(sweep)] == ["ok", "ok"]
+
+
 def test_what_is_finished_is_not_run_again_and_settings_do_not_mix(command, sweeps):
     assert command("train", *TINY, "seed=1,2", "meta.val_every=4").code == 0
     (first,) = sweeps()
@@ -134,17 +157,29 @@ def test_what_is_finished_is_not_run_again_and_settings_do_not_mix(command, swee
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     error = command("train", *TINY, "seed=1,2", "meta.val_every=2", named).error
     assert "holds a sweep with other settings (meta); take another folder" in error
-    lock = hold(first / ".lock", "")
+    lock = recording.hold(first / ".lock", "")
     assert "this sweep is still running" in command("train", *TINY, "seed=1,2", "meta.val_every=4", named).error
     lock.release()
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
     assert len(sweeps()) == 2
 
 
-def test_a_folder_of_a_job_with_other_settings_stays_as_it_is(command, sweeps):
+def test_jobs_wait_for_another_process_and_are_of_one_configuration(command, sweeps, monkeypatch):
     assert command("train", *TINY, "seed=1").code == 0
     (sweep,) = sweeps()
     config = sweep / "0_quadratic_sgd_seed1" / "config.yaml"
+    original = recording.hold
+
+    def hold_later(path, message, *, wait=False):
+        if wait:
+            threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
+        return original(path, message, wait=wait)
+
+    with (config.parent / ".lock").open() as lock, monkeypatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setattr(recording, "hold", hold_later)
+        outcome = command("train", *TINY, "seed=1", f"hydra.sweep.dir={os.path.relpath(sweep)}")
+    assert re.search("0_quadratic_sgd_seed1: another process is still at it[^$]*is ok already", outcome.out)
     config.write_text(config.read_text().replace("outer_steps: 4", "outer_steps: 5"))
     before = (config.parent / "status.json").read_bytes()
     error = command("train", *TINY, "seed=1", f"hydra.sweep.dir={os.path.relpath(sweep)}").error
