@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 _IDENTITY = b":W&B\xe1\xbe\x00"
 _BLOCK, _HEADER = 32768, struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _LAST = 1, 2, 4  # kinds
+_LAST_BLOCKS = 8  # in which a run's end is
 
 
 class Recorded(NamedTuple):
@@ -30,18 +31,31 @@ class Recorded(NamedTuple):
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a file, as W&B's `Record` messages, up to where a process was killed while it wrote."""
+    content = path.read_bytes()
+    if content.startswith(_IDENTITY):
+        yield from map(_record, _messages(content, len(_IDENTITY)))
+
+
+def has_ended(path: Path) -> bool:
+    """Whether the end of the run is in a file: the last that is written, if all of it could be."""
+    start = max(0, path.stat().st_size // _BLOCK - _LAST_BLOCKS) * _BLOCK
+    with path.open("rb") as file:
+        file.seek(start)
+        last = _messages(file.read(), 0 if start else len(_IDENTITY))
+        return any(_record(data).WhichOneof("record_type") == "exit" for data in last)
+
+
+def _record(data: bytes) -> Any:
     from wandb.proto import wandb_internal_pb2
 
-    for data in _messages(path.read_bytes()):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        record.ParseFromString(data)
-        yield record
+    record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+    record.ParseFromString(data)
+    return record
 
 
-def _messages(content: bytes) -> Iterator[bytes]:
-    at, parts = len(_IDENTITY), list[bytes]()
-    if not content.startswith(_IDENTITY):
-        return
+def _messages(content: bytes, at: int) -> Iterator[bytes]:
+    """The messages of blocks from a place on; the first can be the rest of one, which is left out."""
+    parts: list[bytes] | None = None
     while at + _HEADER.size <= len(content):
         left = _BLOCK - at % _BLOCK
         if left < _HEADER.size:
@@ -53,10 +67,12 @@ def _messages(content: bytes) -> Iterator[bytes]:
             return
         if kind in (_FULL, _FIRST):
             parts = []
-        parts.append(content[at : at + length])
+        if parts is not None:
+            parts.append(content[at : at + length])
+            if kind in (_FULL, _LAST):
+                yield b"".join(parts)
+                parts = None
         at += length
-        if kind in (_FULL, _LAST):
-            yield b"".join(parts)
 
 
 def history(path: Path) -> Iterator[dict[str, Any]]:

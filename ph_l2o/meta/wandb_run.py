@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from ph_l2o.files import write_atomically
-from ph_l2o.meta.wandb_file import Recorded, recorded
+from ph_l2o.meta.wandb_file import Recorded, has_ended, recorded
 from ph_l2o.meta.wandb_writer import WandbWriter
 
 log = logging.getLogger(__name__)
 
 _PATIENCE = 8.0  # seconds in which the server must answer
 _UPLOAD_PATIENCE = 60.0  # seconds in which it must have taken everything at the end
+_WRITING_PATIENCE = 10.0  # in which its process must have written the run's end
 _MORE_PATIENCE = 15.0  # seconds for W&B's process beyond that
 _MOST_POINTS = 500  # of a curve over inner steps
 _OUTER, _INNER = "outer_step", "inner_step"
@@ -117,8 +119,17 @@ class WandbRun(WandbLogger):
         """End the run: 0 for finished, else it is shown as failed."""
         if (text := self._folder / "run.log").is_file():
             self._writer.call(lambda: self._run.save(str(text), base_path=str(self._folder), policy="now"))
-        self._writer.call(lambda: self._run.finish(exit_code=exit_code))
+        self._writer.call(lambda: self._end(exit_code))
         self._writer.close(_UPLOAD_PATIENCE + _MORE_PATIENCE)
+
+    def _end(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+        path = Path(self._run.dir).parent / f"run-{self._run.id}.wandb"
+        end = time.monotonic() + _WRITING_PATIENCE
+        while path.is_file() and not has_ended(path):  # W&B's process does not tell of a full disk
+            if time.monotonic() > end:
+                raise OSError(f"{path.name} could not be written to its end, is the disk full?")
+            time.sleep(0.05)
 
     def _log(self, row: Mapping[str, Any], axis: str | None = None) -> None:
         families = {key.partition("/")[0] for key in row if "/" in key} - self._families if axis else set()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 
 import pytest
 import wandb
@@ -130,3 +131,17 @@ def test_a_process_of_wandb_that_hangs_does_not_hold_up_the_run(command, monkeyp
     in_the_middle(lambda: os.kill(_process().pid, 19))
     said = lines(command("train", *TINY))
     assert "W&B: stopped (no answer in 2 s), the run goes on without it; upload with" in said[1] and len(said) == 2
+
+
+def test_a_full_disk(command, run_folder, monkeypatch):
+    """A limit on the size of files, which only W&B's reaches."""
+    monkeypatch.setattr(wandb_run, "_WRITING_PATIENCE", 2.0)
+    long = ("meta.outer_steps=150", "meta.val_every=75", "optimizer=adam", "logger.wandb.checkpoints=false")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, hard))
+    try:
+        said = lines(command("train", *TINY, *long))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(said) == 2 and "could not be written to its end, is the disk full?" in said[1]
+    assert len((run_folder() / "metrics.csv").read_text().splitlines()) == 151
