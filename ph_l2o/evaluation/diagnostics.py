@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LOG = ("lr", "damping")  # vertical axes
-_WORDS = {"lr": ("learned step size", "lr")}
+_WORDS = {"lr": "learning rate"}
 _COLUMNS = 3
 _MAX_NAMES = 12  # tensors in the legend
 
@@ -127,8 +127,7 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     for place, (name, values) in zip(axes[len(panels) :], found.by_tensor.items(), strict=False):
         for k, (tensor, look) in enumerate(shown.items()):
             place.plot(_medians(values[:, :, k]), color=look.color, linestyle=line_style(look), label=tensor)
-        what, ylabel = _WORDS.get(name, (name, name))
-        place.set(title=what, ylabel=ylabel, yscale="log" if name in _LOG else "linear")
+        place.set(title=name, ylabel=_WORDS.get(name, name), yscale="log" if name in _LOG else "linear")
     for place in axes[:count]:
         place.grid(color="#E3E3E3", linewidth=0.6)
         place.spines[["top", "right"]].set_visible(False)
@@ -138,9 +137,7 @@ def plot(found: Diagnostics, *, title: str) -> Figure:
     if len(shown) <= _MAX_NAMES:
         handles, names = axes[len(panels)].get_legend_handles_labels()
         if count < len(axes):
-            axes[count].legend(
-                handles, names, fontsize=8, frameon=False, loc="upper left", title="tensors, in all panels of them"
-            )
+            axes[count].legend(handles, names, fontsize=8, frameon=False, loc="upper left", title="tensors")
         else:
             figure.legend(handles, names, fontsize=8, frameon=False, loc="outside lower center", ncols=6)
     width = smoothing(len(found.loss))
@@ -158,7 +155,7 @@ def _medians(values: np.ndarray) -> np.ndarray:
 
 def _loss_panel(axes: Axes, found: Diagnostics) -> None:
     axes.plot(_medians(found.loss), color="black")
-    axes.set(title="loss before each step", ylabel="loss", yscale="log" if (found.loss > 0).all() else "linear")
+    axes.set(title="loss", ylabel="loss", yscale="log" if (found.loss > 0).all() else "linear")
 
 
 def _energies(found: Diagnostics) -> dict[str, np.ndarray]:

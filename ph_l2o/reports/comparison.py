@@ -9,7 +9,7 @@ from typing import Any
 
 from ph_l2o.palette import Look, looks
 from ph_l2o.reports.curves import curves_or_picture, learning_curves
-from ph_l2o.reports.page import Cell, Column, Section, Sentences, Table, interval_cell, log_places, number_cell
+from ph_l2o.reports.parts import Cell, Column, Section, Sentences, Table, interval_cell, log_places, number_cell
 from ph_l2o.reports.values import Interval, get, interval, inverse, mapping, number, show, text, with_interval
 
 Row = Mapping[str, Any]

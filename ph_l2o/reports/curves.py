@@ -10,7 +10,7 @@ from typing import Any
 
 from ph_l2o.palette import Look
 from ph_l2o.reports.files import Rows, read_csv
-from ph_l2o.reports.page import Chart, Charts, Line, Picture
+from ph_l2o.reports.parts import Chart, Charts, Line, Picture
 from ph_l2o.reports.values import number
 
 _COLUMNS = ("optimizer", "step", "median", "low", "high")

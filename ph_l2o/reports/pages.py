@@ -11,7 +11,8 @@ from ph_l2o.errors import ReportError
 from ph_l2o.files import write_atomically
 from ph_l2o.reports import comparison, suite, sweep
 from ph_l2o.reports.files import read_json, read_results
-from ph_l2o.reports.page import Page, html
+from ph_l2o.reports.page import html
+from ph_l2o.reports.parts import Page
 from ph_l2o.reports.settings import command_name, config_of, settings_sections
 from ph_l2o.reports.training import diagnostics_sections, training_sections, training_verdict
 from ph_l2o.reports.values import text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.reports.files import leaves, read_mapping, read_yaml
-from ph_l2o.reports.page import Cell, Column, Commands, Facts, Section, Table
+from ph_l2o.reports.parts import Cell, Column, Commands, Facts, Section, Table
 from ph_l2o.reports.values import get, text
 
 UNKNOWN = "${unknown}"  # a default that only a run has, such as its folder

@@ -10,7 +10,7 @@ from typing import Any
 
 from ph_l2o.palette import Look, looks
 from ph_l2o.reports.curves import chart_of, curves_or_picture, learning_curves
-from ph_l2o.reports.page import Bar, Cell, Charts, Column, Line, Section, Sentences, Table, log_places
+from ph_l2o.reports.parts import Bar, Cell, Charts, Column, Line, Section, Sentences, Table, log_places
 from ph_l2o.reports.values import Interval, interval, mapping, number, show, text, with_interval
 
 Row = Mapping[str, Any]

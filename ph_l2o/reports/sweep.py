@@ -11,7 +11,7 @@ from ph_l2o.palette import looks
 from ph_l2o.reports.comparison import ratio_to_best
 from ph_l2o.reports.curves import chart_of
 from ph_l2o.reports.files import Rows, read_csv, read_results
-from ph_l2o.reports.page import Cell, Chart, Charts, Column, Line, Section, Sentences, Table, log_places
+from ph_l2o.reports.parts import Cell, Chart, Charts, Column, Line, Section, Sentences, Table, log_places
 from ph_l2o.reports.settings import config_of, typed
 from ph_l2o.reports.values import number, show, text, with_interval
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ph_l2o.palette import Look, looks
 from ph_l2o.reports.curves import chart_of, pictures
 from ph_l2o.reports.files import Rows, read_csv
-from ph_l2o.reports.page import Chart, Charts, Line, Section
+from ph_l2o.reports.parts import Chart, Charts, Line, Section
 from ph_l2o.reports.values import number, show
 
 _POINTS = 400  # of a curve

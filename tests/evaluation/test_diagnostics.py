@@ -38,8 +38,9 @@ def test_the_record_is_of_the_run(tmp_path):
     rows = list(csv.DictReader((tmp_path / "d.csv").read_text().splitlines()))
     assert len(rows) == 12 and f"lr/{found.tensors[0]}" in rows[0]
     assert float(rows[3]["loss"]) == pytest.approx(float(np.median(found.loss[3])), rel=1e-4)
-    titles = [axes.get_title() for axes in plot(found, title="x").axes]
-    assert {*PER_TENSOR, "loss"} <= set(titles)
+    shown = [axes for axes in plot(found, title="x").axes if axes.get_title()]
+    assert {*PER_TENSOR, "loss"} <= {axes.get_title() for axes in shown}
+    assert all(axes.get_xlabel() == "inner step" and axes.get_ylabel() for axes in shown)
 
 
 def test_an_optimizer_without_diagnostics():

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.container import BarContainer
 
-from ph_l2o.evaluation import compare
+from ph_l2o.evaluation import compare, compare_suite
 from ph_l2o.evaluation.estimates import curve
 from ph_l2o.evaluation.plots import plot_curves, spread
+from ph_l2o.evaluation.suite_plots import plot_profile, plot_ratios, plot_suite_curves
 from ph_l2o.tasks.quadratic import Quadratic
 
 
@@ -59,6 +61,23 @@ def test_noise_is_smoothed_and_the_title_says_so() -> None:
     _, axes = plot_curves({"a": noisy}, title="t", num_problems=9)
     assert np.std(axes.lines[0].get_ydata()[50:]) < 0.6 * np.std(noisy.median[50:])
     assert "running means over 8 steps" in axes.get_title(loc="left").replace("\n", " ")
+
+
+def test_a_suite_s_figures_have_labels_and_an_interval_on_each_bar(descent: Any) -> None:
+    suite = {f"t{k}": (Quadratic(3), 12) for k in range(5)}
+    found = compare_suite({"ours": descent(lr=0.01), "adam": "adam"}, suite, num_problems=3)
+    curves, ratios, shares = plot_suite_curves(found), plot_ratios(found), plot_profile(found)
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == ["ours", "adam"]  # as in the table
+    assert len(curves.axes) - sum(axes.get_visible() for axes in curves.axes) <= 1
+    assert curves.get_supxlabel() == "inner step" and "median" in curves.get_supylabel()
+    for axes in ratios.axes:
+        assert "better" in axes.get_xlabel()
+        (bars,) = [c for c in axes.containers if isinstance(c, BarContainer)]
+        assert len(bars) == 5 and bars.errorbar is not None
+        low, high = axes.get_xlim()
+        for segment in bars.errorbar.lines[2][0].get_segments():
+            assert low <= segment[0][0] <= segment[1][0] <= high
+    assert "factor" in shares.axes[0].get_xlabel() and "better" in shares.axes[0].get_ylabel()
 
 
 def test_emphasis() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ph_l2o.errors import ReportError
 from ph_l2o.reports import page_of, write_report
-from ph_l2o.reports.page import Table
+from ph_l2o.reports.parts import Table
 from tests.reports.conftest import HOSTILE, comparison, suite
 
 
