@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from ph_l2o.commands import sweep_folder
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
+from ph_l2o.commands.reporting import report
 from ph_l2o.commands.sweep_jobs import FINISHED
 from ph_l2o.commands.sweep_rows import SweepRows
 from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
@@ -184,6 +185,7 @@ def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:
     if not sweep_folder.jobs_in(folder):
         return
     found = summarize_sweep(folder, rows)
+    report(folder)
     failed = [row for row in found if row["status"] not in FINISHED]
     if not failed or tolerated:
         sweep_folder.finish(folder)
