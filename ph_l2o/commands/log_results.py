@@ -17,6 +17,7 @@ from ph_l2o.evaluation.diagnostics import Diagnostics
 from ph_l2o.evaluation.estimates import log_losses, mean, paired_difference
 from ph_l2o.evaluation.suite_ratios import json_key
 from ph_l2o.meta import MetricsCSV, WandbRun
+from ph_l2o.reports.values import inverse
 
 Numbers = dict[str, float]
 
@@ -54,14 +55,14 @@ def _numbers(row: Row, comparison: Comparison, names: Mapping[str, str]) -> Numb
     found |= {"final_median": final["median"]} | {name: row[key] for key, name in _OF_ROW.items()}
     found["step_ms"] = row["step_seconds"] and 1000 * row["step_seconds"]
     if ratio:
-        low, high = ratio["ci95"]
+        low, high = map(inverse, reversed(ratio["ci95"]))  # above 1 is better, as in suites and reports
         key = "ratio_to_best_baseline"
-        found |= {key: ratio["geometric_mean"], f"{key}_low": low, f"{key}_high": high}
+        found |= {key: inverse(ratio["geometric_mean"]), f"{key}_low": low, f"{key}_high": high}
         own = comparison.finals[row["optimizer"]]
         for other in comparison.rows:
             if other["kind"] == "baseline" and other is not row:
                 logs = paired_difference(log_losses(own), log_losses(comparison.finals[other["optimizer"]]))
-                found[f"ratio_to_{names[other['optimizer']]}"] = float(np.exp(mean(logs)))
+                found[f"ratio_to_{names[other['optimizer']]}"] = float(np.exp(-mean(logs)))
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

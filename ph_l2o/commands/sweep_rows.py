@@ -9,6 +9,7 @@ from typing import Any
 
 from ph_l2o.commands.recording import is_held, read_status
 from ph_l2o.commands.sweep_folder import jobs_in
+from ph_l2o.reports.comparison import ratio_to_best
 
 _LOCATIONS = ("mean", "median", "geometric_mean", "iqm")
 
@@ -60,7 +61,8 @@ def _row(job: Path) -> dict[str, Any]:
         best = min(others, key=lambda r: _number(r["final"]["mean"]) or math.inf, default=None)
         if best is not None:
             row |= {"best_baseline": best["optimizer"], "its_mean": _number(best["final"]["mean"])}
-            row["ratio"] = _ratio(row["its_mean"], row["mean"])
+            ratio, _ = ratio_to_best(first)
+            row["ratio"] = ratio if math.isfinite(ratio) else None
     row["error"] = status.get("error") or _reason(row["status"])
     return row
 
@@ -88,9 +90,3 @@ def _overrides(path: Path) -> dict[str, str]:
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
-
-
-def _ratio(theirs: float | None, ours: float | None) -> float | None:
-    if theirs is None or ours is None or not (theirs > 0 and ours > 0) or math.isinf(ours):
-        return None
-    return theirs / ours

@@ -57,12 +57,12 @@ def _results(test: str, optimizer: str, group_by: str) -> list[Any]:
         ),
         wr.BarPlot(title="Final loss, and its range over runs", metrics=[f"{test}/final"], **grouped),
         wr.BarPlot(
-            title="Loss / the best baseline's, and its range over runs: below 1 is better",
+            title="The best baseline's loss / its own, and the range over runs: above 1 is better",
             metrics=[ratio], **grouped,
         ),
         wr.BarPlot(title="The same of each run, with the ends of its 95 % interval", metrics=ends),
         wr.ScatterPlot(
-            title="Loss / the best baseline's against the horizon", x=wr.SummaryMetric("test/horizon"),
+            title="The best baseline's loss / its own against the horizon", x=wr.SummaryMetric("test/horizon"),
             y=wr.SummaryMetric(ratio), log_x=True,
         ),
         wr.MediaBrowser(title="Curves with quartiles", media_keys=["test/curves"]),

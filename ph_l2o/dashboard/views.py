@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from ph_l2o.errors import ConfigError
 
 _INTRODUCTION = (
-    "Learning curves are medians over test problems. A ratio is the optimizer's loss over the best tuned baseline's, "
-    "a geometric mean over problems: below 1 is better. Where runs are averaged, bands and bars show the lowest and "
+    "Learning curves are medians over test problems. A ratio is the best tuned baseline's loss over the optimizer's, "
+    "a geometric mean over problems: above 1 is better. Where runs are averaged, bands and bars show the lowest and "
     "the highest of them."
 )
 
