@@ -5,8 +5,9 @@
 
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
 minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these rows,
-and in `made` that of the baselines. With `--rows` the learned optimizers are those of another result of the same
-suite, which has the same reference among its rows: ratios to it, held-out losses and speed-ups are taken over. With
+and in `made` that of the baselines. With `--rows` the learned optimizers of another result of the same suite, which has
+the same reference among its rows, take the place of those of the same names, or are new: ratios to the reference,
+held-out losses and speed-ups are taken over. With
 `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's horizon.
 """
 
@@ -89,15 +90,17 @@ def main() -> None:
 
 
 def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A result with the learned optimizers of another one of the same problems in place of its own."""
+    """A result with the learned optimizers of another one of the same problems; its own of other names stay."""
     for key in ("suite", "seed", "num_problems", "reference"):
         if content[key] != other[key]:
             raise SystemExit(f"--rows: {key}={other[key]}: must be {content[key]}, as in the file")
     ratios: dict[str, dict[str, dict[str, Ratio]]] = {}
     draws: dict[str, Draws] = {}
     rows = []
+    renewed = {row["optimizer"] for row in other["rows"] if row["kind"] == "learned"}
+    names = list(dict.fromkeys([*content["optimizers"], *(row["optimizer"] for row in other["rows"])]))
     for number, task in enumerate(dict.fromkeys(row["task"] for row in content["rows"])):
-        kept = [row for row in content["rows"] if row["task"] == task and row["kind"] != "learned"]
+        kept = [row for row in content["rows"] if row["task"] == task and row["optimizer"] not in renewed]
         new = [row for row in other["rows"] if row["task"] == task and row["kind"] == "learned"]
         judged = {row["optimizer"]: np.array([float(x) for x in row["losses"]]) for row in new}
         references, untuned = (
@@ -109,15 +112,16 @@ def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, An
         for row in new:
             found = {f"ratio_to_{key}": x for key, x in ratios[task][row["optimizer"]].items()}
             row |= {key: {"ratio": x.value, "ci95": list(x.ci95)} for key, x in found.items()} | {"best_baseline": best}
-        rows += new + kept
+        rows += sorted(new + kept, key=lambda row: names.index(row["optimizer"]))
     summary = {name: dict(other["summary"][name]) for name in ratios[task]}
     for name, parts in summarize_ratios(ratios, draws).items():
         summary[name] |= {f"ratio_to_{key}": found._asdict() for key, found in parts.items()}
         print(name, {key: (round(found.iqm, 3), round(found.worst, 3)) for key, found in parts.items()})
-    summary |= {name: parts for name, parts in content["summary"].items() if any(r["optimizer"] == name for r in kept)}
+    summary |= {name: parts for name, parts in content["summary"].items() if name not in renewed}
+    summary = {name: summary[name] for name in names if name in summary}
     made = {key: content[key] for key in ("git_revision", "versions", "machine") if key in content}
-    names = dict.fromkeys(row["optimizer"] for row in rows)
-    return {**other, "optimizers": list(names), "summary": summary, "rows": rows, "made": {"baselines": made}}
+    names = [name for name in names if any(row["optimizer"] == name for row in rows)]
+    return {**other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
 
 
 def _as_reference(row: Row) -> Any:

@@ -38,6 +38,20 @@ def test_learned_rows_are_those_of_the_other_result():
             assert row == before
 
 
+def test_learned_rows_that_the_other_result_lacks_stay():
+    content = json.loads(RESULT.read_text())
+    first, *others = dict.fromkeys(row["optimizer"] for row in content["rows"] if row["kind"] == "learned")
+    other = copy.deepcopy(content)
+    other["rows"] = [row for row in other["rows"] if row["optimizer"] not in others]
+    other["summary"] = {name: parts for name, parts in other["summary"].items() if name not in others}
+    made = refresh_suite.with_rows_of(copy.deepcopy(content), other)
+    assert others and made["optimizers"] == content["optimizers"] and list(made["summary"]) == list(content["summary"])
+    assert [row for row in made["rows"] if row["optimizer"] != first] == [
+        row for row in content["rows"] if row["optimizer"] != first
+    ]
+    assert all(made["summary"][name] == content["summary"][name] for name in others)
+
+
 def test_results_of_other_problems_are_refused():
     content = json.loads(RESULT.read_text())
     with pytest.raises(SystemExit, match="seed=1: must be 0, as in the file"):
