@@ -120,6 +120,9 @@ def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, An
     summary |= {name: parts for name, parts in content["summary"].items() if name not in renewed}
     summary = {name: summary[name] for name in names if name in summary}
     made = {key: content[key] for key in ("git_revision", "versions", "machine") if key in content}
+    made = content.get("made", {}).get("baselines") or made
+    if any(row["kind"] == "learned" and row["optimizer"] not in renewed for row in rows):
+        other = {**other, "git_revision": f"{other['git_revision']}, {content['git_revision']}"}
     names = [name for name in names if any(row["optimizer"] == name for row in rows)]
     return {**other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
 
