@@ -6,8 +6,8 @@
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
 minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these rows,
 and in `made` that of the baselines. With `--rows` the learned optimizers of another result of the same suite, which has
-the same reference among its rows, take the place of those of the same names, or are new: ratios to the reference,
-held-out losses and speed-ups are taken over. With
+the same reference among its rows, take the place of those of the same names, or are new: held-out losses and speed-ups
+are taken over, ratios of losses are to the baselines of the file. With
 `--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's horizon.
 """
 
@@ -108,7 +108,7 @@ def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, An
             for kind in ("baseline", "untuned")
         )
         generator = ProblemKeys(content["seed"], "test", number, ()).episode_generator(Purpose.BOOTSTRAP)
-        best, ratios[task], draws[task] = task_ratios(judged, references, "", generator, untuned)
+        best, ratios[task], draws[task] = task_ratios(judged, references, content["reference"], generator, untuned)
         for row in new:
             found = {f"ratio_to_{key}": x for key, x in ratios[task][row["optimizer"]].items()}
             row |= {key: {"ratio": x.value, "ci95": list(x.ci95)} for key, x in found.items()} | {"best_baseline": best}
