@@ -69,8 +69,26 @@ def take(config: DictConfig, command: str) -> Path:
     if before is not None:
         _tell(folder, before)
     write_atomically(folder / _RECORD, json_text(record | {"git_revision": git_revision(), "finished": False}))
-    _have_jobs_use(config, folder, swept)
+    have_jobs_use(config, folder)
     return folder
+
+
+def have_jobs_use(config: DictConfig, folder: Path) -> None:
+    """Have all jobs of a sweep use a folder, and know what is not swept.
+
+    Each job is composed anew, perhaps in another process or on another machine, from the sweep's overrides.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    swept = swept_keys(config)
+    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    fixed = [key for o in parsed if (key := o.get_key_element()) not in swept]
+    quoted = ",".join(f"'{key}'" for key in fixed)
+    place = str(folder).replace("'", "\\'")
+    more = [f"hydra.sweep.dir='{place}'", f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *more]
 
 
 def release(folder: Path) -> None:
@@ -98,8 +116,9 @@ def swept_keys(config: DictConfig) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    found = [o.get_key_element() for o in parsed if o.is_sweep_override()]
-    return list(dict.fromkeys([*found, *map(str, config.hydra.sweeper.get("params") or ())]))
+    typed = {o.get_key_element(): o.is_sweep_override() for o in parsed}  # which wins over what a sweeper has
+    others = (key for key in map(str, config.hydra.sweeper.get("params") or ()) if key not in typed)
+    return [*(key for key, is_swept in typed.items() if is_swept), *others]
 
 
 def jobs_in(folder: Path) -> list[Path]:
@@ -168,17 +187,3 @@ def _tell(folder: Path, before: dict[str, Any]) -> None:
             "hydra.sweep.dir=FOLDER, runs all jobs anew",
             then, now,
         )  # fmt: skip
-
-
-def _have_jobs_use(config: DictConfig, folder: Path, swept: list[str]) -> None:
-    """Each job is composed anew, perhaps in another process or on another machine, from the sweep's overrides."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    fixed = [key for o in parsed if (key := o.get_key_element()) not in swept]
-    quoted = ",".join(f"'{key}'" for key in fixed)
-    place = str(folder).replace("'", "\\'")
-    more = [f"hydra.sweep.dir='{place}'", f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
-    with read_write(config), open_dict(config):
-        config.hydra.sweep.dir = str(folder)
-        config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *more]

@@ -61,7 +61,7 @@ def _row(job: Path) -> dict[str, Any]:
         if best is not None:
             row |= {"best_baseline": best["optimizer"], "its_mean": _number(best["final"]["mean"])}
             row["ratio"] = _ratio(row["its_mean"], row["mean"])
-    row["error"] = status.get("error") or _reason(row["status"])
+    row["error"] = status.get("error") or status.get("reason") or _reason(row["status"])
     return row
 
 
