@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import hold
 from ph_l2o.errors import ConfigError
 from ph_l2o.files import git_revision, json_text, write_atomically
@@ -58,9 +59,9 @@ def take(config: DictConfig, command: str) -> Path:
         ConfigError: If a process is at it, or it holds a sweep with other settings.
     """
     swept = swept_keys(config)
-    record = {"command": command, "overrides": list(config.hydra.overrides.task), "config": _base(config, swept)}
+    record = {"command": command, "overrides": overrides_of(config.hydra), "config": _base(config, swept)}
     folder = Path(config.hydra.sweep.dir)
-    is_typed = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+    is_typed = any(o.startswith("hydra.sweep.dir=") for o in overrides_of(config.hydra, "hydra"))
     before = _read(folder) if is_typed else None
     if not is_typed and (found := _unfinished(Path(config.paths.runs), record)) is not None:
         folder, before = found, _read(found)
@@ -81,14 +82,14 @@ def have_jobs_use(config: DictConfig, folder: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     swept = swept_keys(config)
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    parsed = OverridesParser.create().parse_overrides(overrides_of(config.hydra))
     fixed = [key for o in parsed if (key := o.get_key_element()) not in swept]
     quoted = ",".join(f"'{key}'" for key in fixed)
     place = str(folder).replace("'", "\\'")
     more = [f"hydra.sweep.dir='{place}'", f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
     with read_write(config), open_dict(config):
         config.hydra.sweep.dir = str(folder)
-        config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *more]
+        config.hydra.overrides.hydra = [*overrides_of(config.hydra, "hydra"), *more]
 
 
 def release(folder: Path) -> None:
@@ -115,7 +116,7 @@ def swept_keys(config: DictConfig) -> list[str]:
     """Keys of which a sweep has several values, on the command line or for its sweeper."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    parsed = OverridesParser.create().parse_overrides(overrides_of(config.hydra))
     typed = {o.get_key_element(): o.is_sweep_override() for o in parsed}  # which wins over what a sweeper has
     others = (key for key in map(str, config.hydra.sweeper.get("params") or ()) if key not in typed)
     return [*(key for key, is_swept in typed.items() if is_swept), *others]
