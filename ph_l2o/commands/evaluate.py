@@ -19,6 +19,7 @@ from ph_l2o.commands.instantiate import build, build_loggers
 from ph_l2o.commands.log_results import log_comparison, log_suite
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
+from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import finish_wandb, held, plain_config, recorded, save_config
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
@@ -56,7 +57,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
         raise
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
-    config |= {"git_revision": git_revision(), "overrides": list(HydraConfig.get().overrides.task)}
+    config |= {"git_revision": git_revision(), "overrides": overrides_of(HydraConfig.get())}
     with recorded(folder):
         save_config(folder, config)
         for logger in loggers:
@@ -102,7 +103,7 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     """Optimizers by name; the task, or the suite's tasks by name; the device."""
     validate_common(cfg)
     check_one_process(cfg.strategy, "evaluate.py")
-    if typed := [argument for argument in HydraConfig.get().overrides.task if argument.startswith("preset=")]:
+    if typed := [argument for argument in overrides_of(HydraConfig.get()) if argument.startswith("preset=")]:
         raise ConfigError(f"{typed[0]}: presets are for train.py")
     has_suite = cfg.get("suite") is not None
     if cfg.suite_tasks is not None and not has_suite:

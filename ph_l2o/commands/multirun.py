@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ph_l2o.commands import sweep_folder
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
 from ph_l2o.commands.reporting import report
+from ph_l2o.commands.search_space import is_search
 from ph_l2o.commands.sweep_jobs import FINISHED
 from ph_l2o.commands.sweep_rows import SweepRows
 from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
@@ -87,7 +88,8 @@ def record_end(code: int, error: str | None, folder: Path) -> float:
 class SweepSummary(Callback):
     """Hydra callback: chooses the sweep's folder, keeps `summary.csv` of it, and prints a table at the end.
 
-    The exit status is 1 if a job failed, unless the sweeper tolerates that.
+    The exit status is 1 if a job failed, unless the sweeper tolerates that. A search chooses its folder, which several
+    processes share, and tells its end itself.
     """
 
     def __init__(self) -> None:
@@ -97,6 +99,9 @@ class SweepSummary(Callback):
         """Choose the folder, before anything is written."""
         try:
             sweep_folder.check_packages(config)
+            if is_search(config.hydra):
+                sweep_folder.have_jobs_use(config, Path(config.hydra.sweep.dir))
+                return
             folder = sweep_folder.take(config, str(config.hydra.job.config_name))
         except (ConfigError, OSError) as error:
             sys.exit(f"error: {error}")
@@ -111,6 +116,8 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print what the jobs left."""
+        if is_search(config.hydra):
+            return
         folder = Path(config.hydra.sweep.dir)
         try:
             _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)

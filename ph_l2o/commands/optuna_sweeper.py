@@ -19,8 +19,8 @@ from ph_l2o.checks import at_least, number
 from ph_l2o.commands.search_space import SearchSpace, read_space, typed_value
 from ph_l2o.commands.study import PRUNERS, SAMPLERS, SharedStudy, check_installed, make
 from ph_l2o.commands.study_report import report
-from ph_l2o.errors import ConfigError, Interrupted, ProcessError
-from ph_l2o.lazy import resolve
+from ph_l2o.commands.trial_outcome import outcome_of
+from ph_l2o.errors import ConfigError, Interrupted, OtherRunError, ProcessError
 
 if TYPE_CHECKING:
     from hydra.plugins.launcher import Launcher
@@ -86,6 +86,7 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigError: If the search space doesn't fit the configuration, or the study was begun with another one;
                 nothing is begun then.
+            OtherRunError: If the folder of a trial belongs to a run with other settings.
             ProcessError: If more trials failed than is tolerated, or the launcher lost its jobs.
             Interrupted: After a signal; the study can go on.
         """
@@ -128,16 +129,16 @@ class OptunaSweeper(Sweeper):
 
     def _run(self, shared: SharedStudy, trials: list[FrozenTrial], go_on: str) -> None:
         """Run trials, or what is left of them, and tell how they ended."""
-        folders = resolve("ph_l2o.commands.trial_outcome")  # and with it torch
-        to_run = [trial for trial in trials if not folders.is_over(shared.folder_of(trial.number))]
-        if to_run:
-            jobs = [self._overrides(shared, trial) for trial in to_run]
-            try:
-                self.launcher.launch(jobs, initial_job_idx=to_run[0].number)
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise ProcessError(f"the launcher lost its jobs ({reason}); {go_on}") from error
-        ended = {trial.number: folders.outcome_of(shared.folder_of(trial.number)) for trial in trials}
+        jobs = [self._overrides(shared, trial) for trial in trials]
+        try:
+            returns = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ProcessError(f"the launcher lost its jobs ({reason}); {go_on}") from error
+        for each in returns:
+            if isinstance(each._return_value, OtherRunError):
+                raise each._return_value
+        ended = {trial.number: outcome_of(shared.folder_of(trial.number)) for trial in trials}
         failed = {n: outcome for n, outcome in ended.items() if outcome.status == "error"}
         tolerated = len(failed) <= self.max_failure_rate * len(ended)
         for n, outcome in ended.items():
@@ -152,14 +153,8 @@ class OptunaSweeper(Sweeper):
             )
 
     def _overrides(self, shared: SharedStudy, trial: FrozenTrial) -> list[str]:
-        unfinished = resolve("ph_l2o.commands.trial_outcome:unfinished_checkpoint")
-        checkpoint = unfinished(shared.folder_of(trial.number))
-        return [
-            *shared.space.fixed.values(),
-            *(typed_value(key, value) for key, value in trial.params.items()),
-            f"hydra.sweeper.trial={trial.number}",
-            *([] if checkpoint is None else [f"ckpt_path={checkpoint}"]),
-        ]
+        values = (typed_value(key, value) for key, value in trial.params.items())
+        return [*shared.space.fixed.values(), *values, f"hydra.sweeper.trial={trial.number}"]
 
 
 def _plain(node: Any) -> Any:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
+from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import saved_config
 from ph_l2o.errors import CheckpointError, ConfigError
 from ph_l2o.recipes import targets
@@ -128,7 +129,7 @@ def _moved(node: Any, old: Any, new: str) -> Any:
 
 def typed_overrides() -> list[str]:
     """What was typed of a run's settings, without what is for one start alone."""
-    return [o for o in HydraConfig.get().overrides.task if _root(o) not in _OF_THIS_START]
+    return [o for o in overrides_of(HydraConfig.get()) if _root(o) not in _OF_THIS_START]
 
 
 def _root(override: str) -> str:

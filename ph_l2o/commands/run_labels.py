@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ph_l2o.commands.search_space import is_search
+
 
 def register_labels() -> None:
     """Make `${sweep_name:}`, `${job_type:}` and `${choices:}` known to Hydra."""
@@ -15,12 +17,14 @@ def register_labels() -> None:
 
 
 def _sweep_name() -> str | None:
-    """Date and name of a multirun's folder; None for a single run."""
+    """Date and name of a multirun's folder, or the study of a search; None for a single run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     config = HydraConfig.get()
-    return "_".join(Path(config.sweep.dir).parts[-2:]) if config.mode == RunMode.MULTIRUN else None
+    if config.mode != RunMode.MULTIRUN:
+        return None
+    return "_".join(Path(config.sweep.dir).parts[-1 if is_search(config) else -2 :])
 
 
 def _job_type() -> str:

@@ -21,6 +21,11 @@ class SearchSpace(NamedTuple):
     varied: dict[str, BaseDistribution]
 
 
+def is_search(hydra: Any) -> bool:
+    """Whether Hydra's part of a configuration is that of a search, whose jobs are trials of a study."""
+    return "trial" in hydra.sweeper
+
+
 def read_space(params: Mapping[str, Any], typed: Iterable[str], config_loader: Any) -> SearchSpace:
     """The space of a search; what is typed wins over `params`.
 

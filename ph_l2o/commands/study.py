@@ -194,10 +194,9 @@ class SharedStudy:
         return self.study.ask(self.space.varied).number
 
     def _is_alive(self, trial: FrozenTrial) -> bool:
-        """Whether a process is at a trial: the one that claimed it, or a job that has outlived it."""
+        """Whether the process that claimed a trial lives. A job that has outlived it is waited for by its successor."""
         owner = trial.user_attrs.get(_PROCESS)
-        locks = [self.folder / f".process_{owner}.lock", *self.folder.glob(f"{trial.number}_*/.lock")]
-        return owner != self._id and any(_is_held(path) for path in locks)
+        return owner != self._id and _is_held(self.folder / f".process_{owner}.lock")
 
     def tell(self, number: int, outcome: Any) -> None:
         """Tell Optuna how a trial ended, by an `Outcome`."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import hold
 from ph_l2o.errors import ConfigError
 from ph_l2o.files import git_revision, json_text, write_atomically
@@ -58,9 +59,9 @@ def take(config: DictConfig, command: str) -> Path:
         ConfigError: If a process is at it, or it holds a sweep with other settings.
     """
     swept = swept_keys(config)
-    record = {"command": command, "overrides": list(config.hydra.overrides.task), "config": _base(config, swept)}
+    record = {"command": command, "overrides": overrides_of(config.hydra), "config": _base(config, swept)}
     folder = Path(config.hydra.sweep.dir)
-    is_typed = any(o.startswith("hydra.sweep.dir=") for o in config.hydra.overrides.hydra)
+    is_typed = any(o.startswith("hydra.sweep.dir=") for o in overrides_of(config.hydra, "hydra"))
     before = _read(folder) if is_typed else None
     if not is_typed and (found := _unfinished(Path(config.paths.runs), record)) is not None:
         folder, before = found, _read(found)
@@ -69,8 +70,26 @@ def take(config: DictConfig, command: str) -> Path:
     if before is not None:
         _tell(folder, before)
     write_atomically(folder / _RECORD, json_text(record | {"git_revision": git_revision(), "finished": False}))
-    _have_jobs_use(config, folder, swept)
+    have_jobs_use(config, folder)
     return folder
+
+
+def have_jobs_use(config: DictConfig, folder: Path) -> None:
+    """Have all jobs of a sweep use a folder, and know what is not swept.
+
+    Each job is composed anew, perhaps in another process or on another machine, from the sweep's overrides.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    swept = swept_keys(config)
+    parsed = OverridesParser.create().parse_overrides(overrides_of(config.hydra))
+    fixed = [key for o in parsed if (key := o.get_key_element()) not in swept]
+    quoted = ",".join(f"'{key}'" for key in fixed)
+    place = str(folder).replace("'", "\\'")
+    more = [f"hydra.sweep.dir='{place}'", f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir = str(folder)
+        config.hydra.overrides.hydra = [*overrides_of(config.hydra, "hydra"), *more]
 
 
 def release(folder: Path) -> None:
@@ -97,9 +116,10 @@ def swept_keys(config: DictConfig) -> list[str]:
     """Keys of which a sweep has several values, on the command line or for its sweeper."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    found = [o.get_key_element() for o in parsed if o.is_sweep_override()]
-    return list(dict.fromkeys([*found, *map(str, config.hydra.sweeper.get("params") or ())]))
+    parsed = OverridesParser.create().parse_overrides(overrides_of(config.hydra))
+    typed = {o.get_key_element(): o.is_sweep_override() for o in parsed}  # which wins over what a sweeper has
+    others = (key for key in map(str, config.hydra.sweeper.get("params") or ()) if key not in typed)
+    return [*(key for key, is_swept in typed.items() if is_swept), *others]
 
 
 def jobs_in(folder: Path) -> list[Path]:
@@ -168,17 +188,3 @@ def _tell(folder: Path, before: dict[str, Any]) -> None:
             "hydra.sweep.dir=FOLDER, runs all jobs anew",
             then, now,
         )  # fmt: skip
-
-
-def _have_jobs_use(config: DictConfig, folder: Path, swept: list[str]) -> None:
-    """Each job is composed anew, perhaps in another process or on another machine, from the sweep's overrides."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    fixed = [key for o in parsed if (key := o.get_key_element()) not in swept]
-    quoted = ",".join(f"'{key}'" for key in fixed)
-    place = str(folder).replace("'", "\\'")
-    more = [f"hydra.sweep.dir='{place}'", f"hydra.job.config.override_dirname.exclude_keys=[{quoted}]"]
-    with read_write(config), open_dict(config):
-        config.hydra.sweep.dir = str(folder)
-        config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *more]

@@ -16,7 +16,7 @@ from ph_l2o.files import json_text
 
 log = logging.getLogger(__name__)
 
-FINISHED = ("ok", "diverged")  # statuses after which nothing is left to do
+FINISHED = ("ok", "diverged", "pruned")  # statuses after which nothing is left to do
 _NOT_ITS_WORK = ("paths", "logger", "callbacks", "ckpt_path", "overrides", "git_revision")
 _KEPT = (".hydra", ".lock", "run.log", "wandb", "wandb_id")
 
@@ -25,7 +25,7 @@ class Before(NamedTuple):
     """What an earlier start of the same job left.
 
     Attributes:
-        status: `ok` or `diverged`, if nothing is left to do; else None.
+        status: `ok`, `diverged` or `pruned`, if nothing is left to do; else None.
         score: That the sweep gets of a finished job.
         checkpoint: To go on from, if there is one.
     """
@@ -68,7 +68,8 @@ def _check_same(config: dict[str, Any], folder: Path) -> None:
     for key in {**then, **now}:
         if json_text(now.get(key)) != json_text(then.get(key)):
             raise OtherRunError(
-                f"{folder.name}: was run with other settings of {key}; start a new sweep, with hydra.sweep.dir=FOLDER"
+                f"{folder.name}: was run with other settings of {key}; start a new sweep, with hydra.sweep.dir=FOLDER, "
+                "or search, with another hydra.sweeper.study_name"
             )
 
 

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ph_l2o.commands.overrides import overrides_of
+
 _LONGEST = 120  # characters; file systems take 255 bytes
 _OTHER = re.compile(r"[^\w.+@-]+", re.ASCII)
 _IN_RUN_NAME = ("task", "optimizer")  # groups that `run_name` has already
@@ -67,7 +69,7 @@ def _job_name(run_name: str, seed: Any = None) -> str:
     from hydra.types import RunMode
 
     config = HydraConfig.get()
-    typed, swept = list(config.overrides.task), dict[str, str]()
+    typed, swept = overrides_of(config), dict[str, str]()
     if config.mode == RunMode.MULTIRUN:
         swept = swept_values(typed, list(config.job.config.override_dirname.exclude_keys))
     elif keys := _keys_of_agent():

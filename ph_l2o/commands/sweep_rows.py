@@ -63,7 +63,7 @@ def _row(job: Path) -> dict[str, Any]:
             row |= {"best_baseline": best["optimizer"], "its_mean": _number(best["final"]["mean"])}
             ratio, _ = ratio_to_best(first)
             row["ratio"] = ratio if math.isfinite(ratio) else None
-    row["error"] = status.get("error") or _reason(row["status"])
+    row["error"] = status.get("error") or status.get("reason") or _reason(row["status"])
     return row
 
 

@@ -10,18 +10,18 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 
 from ph_l2o.commands.recording import DIVERGED_SCORE
+from ph_l2o.commands.search_space import is_search
 from ph_l2o.commands.study import PRUNERS, make, open_study
 from ph_l2o.errors import Pruned
-
-_TRIAL = "trial"  # key of the sweeper that a search has
+from ph_l2o.meta import WandbRun
 
 
 def trial_callbacks() -> list[pl.Callback]:
     """What a training needs that is a trial of a search; nothing for others."""
     config = HydraConfig.get()
-    if _TRIAL not in config.sweeper or config.sweeper[_TRIAL] is None:
+    if not is_search(config) or config.sweeper.trial is None:
         return []
-    return [ReportToStudy(Path(config.sweep.dir), config.sweeper[_TRIAL], config.sweeper.pruner)]
+    return [ReportToStudy(Path(config.sweep.dir), config.sweeper.trial, config.sweeper.pruner)]
 
 
 class ReportToStudy(pl.Callback):
@@ -51,6 +51,9 @@ class ReportToStudy(pl.Callback):
             self.trial.report(score if math.isfinite(score) else DIVERGED_SCORE, step)
         if step < trainer.max_steps and self.trial.should_prune():
             self.pruned_at, trainer.should_stop = step, True
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    logger.log_summary({"pruned_at": step})
 
 
 def check_pruned(callbacks: list[pl.Callback]) -> None:
