@@ -105,6 +105,9 @@ class SweepSummary(Callback):
             folder = sweep_folder.take(config, str(config.hydra.job.config_name))
         except (ConfigError, OSError) as error:
             sys.exit(f"error: {error}")
+        except Exception as error:  # of which Hydra would make a warning, and run the jobs all the same
+            log.error("%s", "".join(traceback.format_exception(error)))
+            sys.exit(f"error: the sweep has no folder ({error!r})")
         is_parallel = "basic_launcher" not in config.hydra.launcher["_target_"]
         _underway[:] = [(folder, is_parallel and _TOLERANCE not in config.hydra.sweeper)]
 

@@ -10,6 +10,7 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ph_l2o.commands import reporting
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status
 from ph_l2o.commands.search_space import typed_value
 from ph_l2o.files import write_atomically
@@ -82,6 +83,7 @@ def _tell(shared: SharedStudy, trials: list[FrozenTrial], rows: list[dict[str, A
     )
     log.info("train like it: %s", shlex.join(["python", "train.py", *_fixed(shared), *settings]))
     log.info("all trials: %s, %s", f"{place}/study.csv", "study.png beside it")
+    reporting.report(shared.folder)
 
 
 def _fixed(shared: SharedStudy) -> list[str]:
