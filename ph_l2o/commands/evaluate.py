@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
-from ph_l2o.checks import did_you_mean
+from ph_l2o.checks import at_least, did_you_mean
 from ph_l2o.commands.folders import conf_dir
-from ph_l2o.commands.instantiate import build
+from ph_l2o.commands.instantiate import build, import_plugins
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import recorded, save_config
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
@@ -24,6 +26,7 @@ from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
 from ph_l2o.evaluation.modes import InMode
+from ph_l2o.evaluation.processes import workers
 from ph_l2o.evaluation.suite_comparison import check_reference
 from ph_l2o.files import git_revision
 
@@ -50,13 +53,24 @@ def _evaluate(cfg: DictConfig, folder: Path, optimizers: dict[str, Any], tasks: 
         "cache_dir": Path(cfg.paths.cache),
         "device": device,
     }
-    if isinstance(tasks, dict):
-        settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
-        compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
-    else:
-        compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
-        if cfg.diagnostics:
-            diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed)
+    set_up = functools.partial(_set_up_worker, cfg.num_threads, tuple(cfg.plugins))
+    with workers(cfg.num_processes, set_up) as executor:
+        if cfg.num_processes > 1:
+            settings["executor"] = executor
+        if isinstance(tasks, dict):
+            settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
+            compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
+        else:
+            compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
+    if cfg.diagnostics:
+        diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed)
+
+
+def _set_up_worker(num_threads: int | None, plugins: tuple[str, ...]) -> None:
+    """A process that works for this one computes as it does, and prints what it would."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    set_up_torch(num_threads)
+    import_plugins(plugins)
 
 
 def _suite_name() -> str:
@@ -74,6 +88,7 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
         raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")
     if cfg.diagnostics and has_suite:
         raise ConfigError("diagnostics=true: is for one task; set suite=null and task=… to it")
+    at_least("num_processes", cfg.num_processes, 1, "processes")
     check_counts(cfg, "", own_horizons=has_suite)
     check_reference(str(cfg.reference))
     if not cfg.optimizers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from ph_l2o.evaluation.baselines import (
     unknown,
 )
 from ph_l2o.evaluation.plots import to_png
+from ph_l2o.evaluation.processes import Inline
 from ph_l2o.evaluation.result_files import provenance
 from ph_l2o.evaluation.suite_outcome import BASELINE, LEARNED, UNTUNED, SuiteOutcome, TaskOutcome
 from ph_l2o.evaluation.suite_plots import plot_profile, plot_ratios, plot_suite_curves
@@ -81,6 +83,7 @@ def compare_suite(
     chunk: int | None = None,
     name: str = "suite",
     after_task: Callable[[SuiteComparison], None] | None = None,
+    executor: Executor | None = None,
 ) -> SuiteComparison:
     """Run optimizers on the same test problems of each task of a suite.
 
@@ -108,6 +111,8 @@ def compare_suite(
         chunk: Problems to run at once, >= 1; None: chosen by their size.
         name: Of the suite, for titles.
         after_task: Called with what is done so far, after each task.
+        executor: Of `concurrent.futures`, to which each optimizer on each task is given; None: they run here, one by
+            one.
 
     Raises:
         ValueError: If an argument is out of range, a name is unknown, or a task's losses can be negative.
@@ -132,8 +137,14 @@ def compare_suite(
     draws: dict[str, Draws] = {}
     roles = {n: _role(o) for n, o in named.items()}
     made = SuiteComparison(name, {}, len(entries), roles, {}, settings)
+
+    def begin(key: str) -> dict[str, Future[tuple[Run, Tuned | None]]]:
+        submit = (executor or Inline()).submit
+        return {n: submit(_run, key, n, o, entries[key], grids or {}, **sizes, **how) for n, o in named.items()}
+
+    begun = {} if executor is None else {key: begin(key) for key in entries}
     for number, (key, entry) in enumerate(entries.items()):
-        found = {n: _run(key, n, o, entry, grids or {}, **sizes, **how) for n, o in named.items()}
+        found = {n: future.result() for n, future in (begun.get(key) or begin(key)).items()}
         keys = ProblemKeys(seed, "test", number, ())
         outcomes[key], draws[key] = _judged(found, roles, entry.horizon, reference, keys)
         summary = summarize_ratios({k: o.ratios for k, o in outcomes.items()}, draws)
