@@ -31,10 +31,10 @@ from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown
 from ph_l2o.evaluation.modes import InMode
-from ph_l2o.evaluation.processes import Processes
 from ph_l2o.evaluation.suite_comparison import check_reference
 from ph_l2o.files import git_revision
 from ph_l2o.meta import WandbRun
+from ph_l2o.processes import Processes
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from ph_l2o.evaluation import estimates as stats
 from ph_l2o.evaluation.baselines import Entry, Optimizers, check_grids, named_optimizers, ready
 from ph_l2o.evaluation.comparison_rows import Outcome, Row, comparison_rows, flat_row
 from ph_l2o.evaluation.plots import plot_curves, to_png
-from ph_l2o.evaluation.processes import Processes
 from ph_l2o.evaluation.result_files import ResultFiles, provenance
 from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.evaluation.tables import html_table, paired_table, plain_table
 from ph_l2o.evaluation.tuning import default_num_problems, tune
 from ph_l2o.files import write_atomically
+from ph_l2o.processes import Processes
 from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from ph_l2o.evaluation.baselines import (
     unknown,
 )
 from ph_l2o.evaluation.plots import to_png
-from ph_l2o.evaluation.processes import Processes
 from ph_l2o.evaluation.result_files import provenance
 from ph_l2o.evaluation.suite_outcome import BASELINE, LEARNED, UNTUNED, SuiteOutcome, TaskOutcome
 from ph_l2o.evaluation.suite_plots import plot_profile, plot_ratios, plot_suite_curves
@@ -36,6 +35,7 @@ from ph_l2o.evaluation.suite_tables import plain_tables
 from ph_l2o.evaluation.tuning import Tuned, tune
 from ph_l2o.files import write_atomically
 from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.processes import Processes
 from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any, Self
 
 from ph_l2o.errors import Interrupted, ProcessError, WorkerError
+from ph_l2o.interruption import Interruption
 
 Parts = Mapping[str, Any]
 
@@ -47,7 +48,9 @@ class Processes:
         self._names = {id(part): name for name, part in self._parts.items()}
         # A fork would have the locks of this process's threads.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(count, context, _begin, (make, logging.getLogger().getEffectiveLevel()))
+        self._pool = ProcessPoolExecutor(
+            count, context, _begin, (pickle.dumps(make), logging.getLogger().getEffectiveLevel())
+        )
         self._workers: dict[int | None, BaseProcess] = {}
 
     def start(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
@@ -59,9 +62,9 @@ class Processes:
         stream = io.BytesIO()
         _Sender(stream, self._names).dump((work, args, kwargs))
         before = multiprocessing.active_children()
-        with _signals_blocked():
+        with Interruption([signal.SIGTERM]), _signals_blocked():  # a worker that is half started tells of that
             future = self._pool.submit(_do, stream.getvalue())
-        self._workers |= {p.pid: p for p in multiprocessing.active_children() if p not in before}
+            self._workers |= {p.pid: p for p in multiprocessing.active_children() if p not in before}
         return lambda: _received(future)
 
     def __enter__(self) -> Self:
@@ -130,31 +133,29 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _received(future: Future[bytes]) -> Any:
-    result, error, records, trace = pickle.loads(future.result())
+    content, error, records, trace = pickle.loads(future.result())
     for record in records:
         logging.getLogger(record.name).handle(record)
     if error is not None:
         raise error from WorkerError(trace)
-    return result
+    return pickle.loads(content)
 
 
 class _Worker:
     """What a worker remembers."""
 
-    make: Callable[[], Parts] | None = None
-    is_busy = False
+    make = b""
     _parts: Parts | None = None
 
     @property
     def parts(self) -> Parts:
         """Made when they are needed first; what that logs, the command has said already."""
         if self._parts is None:
-            assert self.make is not None
             before = logging.root.manager.disable
             logging.disable(logging.CRITICAL)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._parts = self.make()
+                self._parts = pickle.loads(self.make)()
             logging.disable(before)
         return self._parts
 
@@ -162,20 +163,18 @@ class _Worker:
 _worker = _Worker()
 
 
-def _begin(make: Callable[[], Parts], level: int) -> None:
-    """Set a worker up."""
+def _begin(make: bytes, level: int) -> None:
+    """Set a worker up, before it imports what takes long."""
     logging.getLogger().setLevel(level)
     _worker.make = make
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
-    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_end_with_command, daemon=True).start()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     del frame
-    if _worker.is_busy:
-        raise Interrupted(number)  # so that half-written files are removed
-    os._exit(128 + number)
+    signal.signal(number, signal.SIG_IGN)  # a second one must not disturb what follows
+    raise Interrupted(number)
 
 
 def _end_with_command() -> None:
@@ -190,24 +189,30 @@ def _do(content: bytes) -> bytes:
     """Do a piece of work; its result or error, what it logged, and the error's traceback."""
     records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = logging.handlers.QueueHandler(records)  # type: ignore[arg-type]
-    result = error = None
-    trace = ""
-    _worker.is_busy = True
+    sent, error, trace = b"", None, ""
     try:
         _ = _worker.parts
-        logging.getLogger().addHandler(handler)
         work, args, kwargs = _Receiver(io.BytesIO(content)).load()
-        result = work(*args, **kwargs)
+        logging.getLogger().addHandler(handler)
+        signal.signal(signal.SIGTERM, _end)  # before, and after, there is nothing that could be left half written
+        sent = _packed(work(*args, **kwargs))
     except Interrupted as stop:
         os._exit(128 + stop.number)  # the pool would send it, and go on with this process
     except Exception as failure:
         trace = "".join(traceback.format_exception(failure))
         error = _as_sent(failure, trace)
     finally:
-        _worker.is_busy = False
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logging.getLogger().removeHandler(handler)
     told = [records.get() for _ in range(records.qsize())]
-    return pickle.dumps((result, error, told, trace))
+    return pickle.dumps((sent, error, told, trace))
+
+
+def _packed(result: Any) -> bytes:
+    try:
+        return pickle.dumps(result)
+    except Exception as error:  # whatever its parts do
+        raise ProcessError(f"a result can't be sent to another process ({error}); use num_processes=1") from error
 
 
 def _as_sent(error: Exception, trace: str) -> Exception:
