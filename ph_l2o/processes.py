@@ -150,14 +150,18 @@ class _Worker:
     @property
     def parts(self) -> Parts:
         """Made when they are needed first; what that logs, the command has said already."""
-        if self._parts is None:
-            before = logging.root.manager.disable
-            logging.disable(logging.CRITICAL)
+        if self._parts is not None:
+            return self._parts
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._parts = pickle.loads(self.make)()
+                made: Parts = pickle.loads(self.make)()
+        finally:
             logging.disable(before)
-        return self._parts
+        self._parts = made
+        return made
 
 
 _worker = _Worker()

@@ -90,8 +90,8 @@ def _evaluate(
         else:
             comparison = compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
             log_comparison(loggers, comparison, folder)
-    if cfg.diagnostics:
-        diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed, loggers=loggers)
+            if cfg.diagnostics:
+                diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed, loggers=loggers)
 
 
 def _processes(
@@ -99,7 +99,7 @@ def _processes(
 ) -> contextlib.AbstractContextManager[Processes | None]:
     if cfg.num_processes == 1:
         return contextlib.nullcontext()
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     return Processes(cfg.num_processes, functools.partial(_parts_of_worker, config), _parts(optimizers, tasks))
 
 
