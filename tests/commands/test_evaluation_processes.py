@@ -21,7 +21,7 @@ COMPARISON = (
     *SMALL, "plugins=[evaluated_elsewhere]", "task._target_=evaluated_elsewhere.WithLambda",
 )  # fmt: skip
 SUITE = (*SMALL, "suite=generalise", "optimizers=[sgd, adam+untuned]")
-_TIME = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d s\b|took \d+ s"
+_TIME = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\((?:cached|\d+\.\d s)\)"
 
 
 def without_times(value):
@@ -31,7 +31,7 @@ def without_times(value):
 
 
 def content(path: Path) -> object:
-    """What a file holds, but for times, and the pictures and pages of them."""
+    """What a file holds, but for times and what tells them; of a log, the lines of the results."""
     if path.suffix == ".json":
         return without_times(json.loads(path.read_text()))
     if path.suffix == ".csv":
