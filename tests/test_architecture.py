@@ -9,7 +9,7 @@ import ph_l2o
 ROOT = Path(ph_l2o.__file__).parent
 FLOORS = {
     0: [
-        *["errors", "interruption", "ranks", "lazy", "native"],
+        *["errors", "interruption", "ranks", "lazy", "native", "processes"],
         *["checks", "checksums", "files", "keys", "palette", "params", "segments", "recipes"],
     ],
     1: ["data", "optimizers"],

@@ -222,3 +222,18 @@ def test_launchers_compose_as_written(line):
     with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
         launcher = compose("train", overrides=words, return_hydra_config=True).hydra.launcher
     assert words[0].partition("=")[2].partition("_")[0] in launcher["_target_"]
+
+
+SCALING = (ROOT / "docs" / "scaling.md").read_text()
+
+
+@pytest.mark.parametrize("line", re.findall(r"(?:python (?:train|evaluate)\.py|train\.py) [^`\n…]+", SCALING))
+def test_commands_of_several_processes_compose_as_written(line):
+    """Their keys and options exist; of what is swept, the first value. Tests of the commands run them."""
+    script, *words = shlex.split(line.removeprefix("python "))
+    words = [re.sub(r"^(\w+=\[.*?\]),.*", r"\1", word) for word in words if word != "--multirun"]
+    register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(cli.conf_dir(), version_base="1.3"):
+        composed = compose(script.removesuffix(".py"), overrides=words, return_hydra_config=True)
+    assert composed.hydra.overrides.task or composed.hydra.overrides.hydra

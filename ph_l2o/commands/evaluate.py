@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import re
 from pathlib import Path
@@ -13,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from ph_l2o.checkpoints import SHIPPED, load_checkpoint, load_weights
-from ph_l2o.checks import did_you_mean
+from ph_l2o.checks import at_least, did_you_mean
 from ph_l2o.commands.folders import conf_dir
-from ph_l2o.commands.instantiate import build, build_loggers
+from ph_l2o.commands.instantiate import build, build_loggers, import_plugins
 from ph_l2o.commands.log_results import log_comparison, log_suite
 from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
@@ -33,6 +35,7 @@ from ph_l2o.evaluation.modes import InMode
 from ph_l2o.evaluation.suite_comparison import check_reference
 from ph_l2o.files import git_revision
 from ph_l2o.meta import WandbRun
+from ph_l2o.processes import Processes
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +82,43 @@ def _evaluate(
         "cache_dir": Path(cfg.paths.cache),
         "device": device,
     }
-    if isinstance(tasks, dict):
-        settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
-        log_suite(loggers, *compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings))
-    else:
-        log_comparison(loggers, compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings), folder)
-        if cfg.diagnostics:
-            diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed, loggers=loggers)
+    with _processes(cfg, optimizers, tasks) as processes:
+        settings["processes"] = processes
+        if isinstance(tasks, dict):
+            settings |= {"tuning_problems": cfg.tuning_problems or 2, "reference": cfg.reference}
+            suite = compare_suite_and_save(optimizers, tasks, folder, name=_suite_name(), **settings)
+            log_suite(loggers, *suite)
+        else:
+            comparison = compare_and_save(optimizers, tasks, folder, horizon=cfg.horizon, **settings)
+            log_comparison(loggers, comparison, folder)
+            if cfg.diagnostics:
+                diagnose_and_save(optimizers, tasks, folder, horizon=cfg.horizon, seed=cfg.seed, loggers=loggers)
+
+
+def _processes(
+    cfg: DictConfig, optimizers: dict[str, Any], tasks: Any
+) -> contextlib.AbstractContextManager[Processes | None]:
+    if cfg.num_processes == 1:
+        return contextlib.nullcontext()
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    return Processes(cfg.num_processes, functools.partial(_parts_of_worker, config), _parts(optimizers, tasks))
+
+
+def _parts_of_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What this process has, in one that works for it."""
+    cfg = OmegaConf.create(config)
+    set_up_torch(cfg.num_threads)
+    import_plugins(cfg.plugins)
+    optimizers, tasks = _built(cfg, check=False)
+    return _parts(optimizers, tasks)
+
+
+def _parts(optimizers: dict[str, Any], tasks: Any) -> dict[str, Any]:
+    """What is made of a configuration."""
+    found = {f"optimizers.{n}": o for n, o in optimizers.items() if not isinstance(o, str)}
+    if not isinstance(tasks, dict):
+        return found | {"task": tasks}
+    return found | {f"suite.{n}": entry.task for n, entry in tasks.items()}
 
 
 def _checkpoints(cfg: DictConfig) -> list[Path]:
@@ -110,12 +143,20 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
         raise ConfigError(f"suite_tasks={list(cfg.suite_tasks)}: is for a suite; choose one, such as suite=generalise")
     if cfg.diagnostics and has_suite:
         raise ConfigError("diagnostics=true: is for one task; set suite=null and task=… to it")
+    at_least("num_processes", cfg.num_processes, 1, "processes")
     check_counts(cfg, "", own_horizons=has_suite)
     check_reference(str(cfg.reference))
     if not cfg.optimizers:
         raise ConfigError("optimizers=[]: name at least one checkpoint or baseline")
     set_up_torch(cfg.num_threads)
-    task = None if has_suite else build(cfg.task, "task", plugins=cfg.plugins)
+    optimizers, tasks = _built(cfg, check=True)
+    use_gpu = cfg.strategy.accelerator == "gpu" or (cfg.strategy.accelerator == "auto" and torch.cuda.is_available())
+    return optimizers, tasks, "cuda" if use_gpu else "cpu"
+
+
+def _built(cfg: DictConfig, *, check: bool) -> tuple[dict[str, Any], Any]:
+    """Optimizers by name; the task, or the suite's tasks by name, with a check of their losses at the start."""
+    task = None if cfg.get("suite") is not None else build(cfg.task, "task", plugins=cfg.plugins)
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:
         name, optimizer = _entry(str(entry), cfg)
@@ -123,12 +164,11 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
             name += "'"
         optimizers[name] = optimizer
     if task is None:
-        task = build_suite(cfg)
-    else:
-        task.prepare()
+        return optimizers, build_suite(cfg, check=check)
+    task.prepare()
+    if check:
         check_start(task, cfg.seed)
-    use_gpu = cfg.strategy.accelerator == "gpu" or (cfg.strategy.accelerator == "auto" and torch.cuda.is_available())
-    return optimizers, task, "cuda" if use_gpu else "cpu"
+    return optimizers, task
 
 
 def _entry(entry: str, cfg: DictConfig) -> tuple[str, Any]:

@@ -23,8 +23,12 @@ log = logging.getLogger(__name__)
 _KEYS = ("task", "horizon")
 
 
-def build_suite(cfg: DictConfig) -> dict[str, Any]:
-    """The tasks of the suite that are to be run, ready and checked, as `SuiteTask`s by name.
+def build_suite(cfg: DictConfig, *, check: bool = True) -> dict[str, Any]:
+    """The tasks of the suite that are to be run, ready, as `SuiteTask`s by name.
+
+    Args:
+        cfg: The configuration.
+        check: Whether to look at their losses at the start.
 
     Raises:
         ConfigError: Naming key, value and what is allowed.
@@ -37,7 +41,8 @@ def build_suite(cfg: DictConfig) -> dict[str, Any]:
             if task.can_be_negative:
                 raise ConfigError(f"task.can_be_negative=true: ratios of losses have no meaning on {name}")
             task.prepare()
-            check_start(task, cfg.seed)
+            if check:
+                check_start(task, cfg.seed)
         except ValueError as error:
             text = str(error)
             raise ConfigError(f"suite.{name}.{text}" if text.startswith("task.") else text) from error

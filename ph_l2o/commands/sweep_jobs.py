@@ -17,7 +17,7 @@ from ph_l2o.files import json_text
 log = logging.getLogger(__name__)
 
 FINISHED = ("ok", "diverged", "pruned")  # statuses after which nothing is left to do
-_NOT_ITS_WORK = ("paths", "logger", "callbacks", "ckpt_path", "overrides", "git_revision")
+_NOT_ITS_WORK = ("paths", "logger", "callbacks", "ckpt_path", "overrides", "git_revision", "num_processes")
 _KEPT = (".hydra", ".lock", "run.log", "wandb", "wandb_id")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import Optimizers, check_grids, named_optimizers, ready
+from ph_l2o.evaluation.baselines import Entry, Optimizers, check_grids, named_optimizers, ready
 from ph_l2o.evaluation.comparison_rows import Outcome, Row, comparison_rows, flat_row
 from ph_l2o.evaluation.plots import plot_curves, to_png
 from ph_l2o.evaluation.result_files import ResultFiles, provenance
@@ -21,6 +21,7 @@ from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.evaluation.tables import html_table, paired_table, plain_table
 from ph_l2o.evaluation.tuning import default_num_problems, tune
 from ph_l2o.files import write_atomically
+from ph_l2o.processes import Processes
 from ph_l2o.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def compare(
     chunk: int | None = None,
     config: Mapping[str, Any] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    processes: Processes | None = None,
 ) -> Comparison:
     """Run optimizers on the same problems of the test split: same starts, same mini-batches.
 
@@ -140,7 +142,9 @@ def compare(
         dtype: Floating-point type of the parameters.
         chunk: Problems to run at once, >= 1; None: chosen by their size.
         config: What the JSON file says of how the comparison was made; None: the arguments.
-        progress: Called with what is going on ("adam: tuning"), how much of it is done, and of how much.
+        progress: Called with what is going on ("adam: tuning"), how much of it is done, and of how much; not with
+            `processes`.
+        processes: That share the optimizers out, and change no result; None: they run here, one by one.
 
     Raises:
         ValueError: If an argument is out of range, or a name is unknown.
@@ -163,26 +167,22 @@ def compare(
     elif any(ready(optimizer, horizon) is None for optimizer in named.values()):
         tuning_problems = default_num_problems(task, num_problems)
 
-    def step(what: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else functools.partial(progress, what)
+    sizes = {"horizon": horizon, "num_problems": num_problems, "tuning_problems": tuning_problems, "seed": seed}
+    how = {"cache_dir": cache_dir, "device": device, "dtype": dtype, "chunk": chunk}
 
+    start = functools.partial if processes is None else processes.start
+    told = progress if processes is None else None
+    runs = {
+        name: start(
+            _outcome, name, optimizer, task, progress=told, **sizes, **how,
+            grid=(grids or {}).get(optimizer) if isinstance(optimizer, str) else None,
+        )
+        for name, optimizer in named.items()
+    }  # fmt: skip
     outcomes: dict[str, Outcome] = {}
-    for name, optimizer in named.items():
-        tuned, runs = None, ready(optimizer, horizon)
-        if runs is None:
-            assert tuning_problems is not None and isinstance(optimizer, str)
-            tuned = tune(
-                optimizer, task, horizon=horizon, num_problems=tuning_problems, seed=seed,
-                grid=(grids or {}).get(optimizer), cache_dir=cache_dir, device=device, dtype=dtype, chunk=chunk,
-                progress=step(f"{name}: tuning"),
-            )  # fmt: skip
-            runs = tuned.optimizer
-        result = evaluate_optimizer(
-            runs, task, horizon=horizon, num_problems=num_problems, seed=seed,
-            device=device, dtype=dtype, chunk=chunk, progress=step(f"{name}: test"),
-        )  # fmt: skip
-        outcomes[name] = Outcome.of(runs, tuned, result)
-        _LOG.info("%s: final loss %.4g (mean of %d)", name, stats.mean(result.final), num_problems)
+    for name, run in runs.items():
+        outcomes[name] = run()
+        _LOG.info("%s: final loss %.4g (mean of %d)", name, stats.mean(outcomes[name].final), num_problems)
 
     rows, best = comparison_rows(outcomes, seed=seed, can_be_negative=task.can_be_negative)
     arguments = {
@@ -196,3 +196,27 @@ def compare(
         {name: outcome.curve for name, outcome in outcomes.items()},
         {name: outcome.final for name, outcome in outcomes.items()},
     )  # fmt: skip
+
+
+def _outcome(
+    name: str, optimizer: Entry, task: Task, *, horizon: int, num_problems: int, tuning_problems: int | None, seed: int,
+    grid: Mapping[str, Iterable[float]] | None, cache_dir: str | Path | None,
+    progress: Callable[[str, int, int], None] | None, **how: Any,
+) -> Outcome:  # fmt: skip
+    """An optimizer's run, after tuning where it is to be tuned."""
+
+    def step(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else functools.partial(progress, f"{name}: {what}")
+
+    tuned, runs = None, ready(optimizer, horizon)
+    if runs is None:
+        assert tuning_problems is not None and isinstance(optimizer, str)
+        tuned = tune(
+            optimizer, task, horizon=horizon, num_problems=tuning_problems, seed=seed, grid=grid, cache_dir=cache_dir,
+            progress=step("tuning"), **how,
+        )  # fmt: skip
+        runs = tuned.optimizer
+    result = evaluate_optimizer(
+        runs, task, horizon=horizon, num_problems=num_problems, seed=seed, progress=step("test"), **how
+    )
+    return Outcome.of(runs, tuned, result)

@@ -23,9 +23,13 @@ MEASURES = ("final", "last10", "all")  # of a problem: final loss, mean of the l
 
 
 class Outcome(NamedTuple):
-    """What is kept of an optimizer's run: not the losses of all steps, which can be many."""
+    """What is kept of an optimizer's run: not the losses of all steps, which can be many.
 
-    optimizer: LearnedOptimizer
+    `hyperparameters` are those of a classical optimizer, `schedule` is the name of its schedule, if it has one.
+    """
+
+    hyperparameters: dict[str, float] | None
+    schedule: str | None
     tuned: Tuned | None
     final: stats.Array
     last10: stats.Array
@@ -38,8 +42,10 @@ class Outcome(NamedTuple):
     @classmethod
     def of(cls, optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -> Self:
         """What is kept of a result."""
+        known = getattr(optimizer, "hyperparameters", None)
         return cls(
-            optimizer,
+            None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()},
+            optimizer.schedule if isinstance(optimizer, Scheduled) else None,
             tuned,
             result.final,
             result.last10,
@@ -88,9 +94,8 @@ def _row(
     estimates: Mapping[tuple[str, str], tuple[float, stats.Interval]],
     baselines: Sequence[str],
 ) -> Row:
-    tuned, known = outcome.tuned, getattr(outcome.optimizer, "hyperparameters", None)
-    values = None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
-    schedule = outcome.optimizer.schedule if isinstance(outcome.optimizer, Scheduled) else None
+    tuned, schedule = outcome.tuned, outcome.schedule
+    values = None if outcome.hyperparameters is None else dict(outcome.hyperparameters)
     if schedule is not None and values is not None:
         values.pop("schedule", None)  # its number
     if tuned is not None and values is not None:
@@ -102,7 +107,7 @@ def _row(
         paired = {b: {what: _estimate(estimates[name, f"{b}/{what}"]) for what in MEASURES} for b in baselines}
     return {
         "optimizer": name,
-        "kind": "learned" if known is None else "classical" if tuned is None else "baseline",
+        "kind": "learned" if values is None else "classical" if tuned is None else "baseline",
         "learning_rate": None if values is None else values.get("lr"),
         "schedule": schedule,
         "final": {**summary._asdict(), "ci95": list(estimates[name, "final"][1])},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from ph_l2o.evaluation.suite_tables import plain_tables
 from ph_l2o.evaluation.tuning import Tuned, tune
 from ph_l2o.files import write_atomically
 from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.processes import Processes
 from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def compare_suite(
     chunk: int | None = None,
     name: str = "suite",
     after_task: Callable[[SuiteComparison], None] | None = None,
+    processes: Processes | None = None,
 ) -> SuiteComparison:
     """Run optimizers on the same test problems of each task of a suite.
 
@@ -108,6 +111,7 @@ def compare_suite(
         chunk: Problems to run at once, >= 1; None: chosen by their size.
         name: Of the suite, for titles.
         after_task: Called with what is done so far, after each task.
+        processes: That share out each optimizer on each task, and change no result; None: they run here, one by one.
 
     Raises:
         ValueError: If an argument is out of range, a name is unknown, or a task's losses can be negative.
@@ -132,8 +136,14 @@ def compare_suite(
     draws: dict[str, Draws] = {}
     roles = {n: _role(o) for n, o in named.items()}
     made = SuiteComparison(name, {}, len(entries), roles, {}, settings)
+
+    start = functools.partial if processes is None else processes.start
+    runs = {
+        key: {n: start(_run, key, n, o, entry, grids or {}, **sizes, **how) for n, o in named.items()}
+        for key, entry in entries.items()
+    }
     for number, (key, entry) in enumerate(entries.items()):
-        found = {n: _run(key, n, o, entry, grids or {}, **sizes, **how) for n, o in named.items()}
+        found = {n: run() for n, run in runs[key].items()}
         keys = ProblemKeys(seed, "test", number, ())
         outcomes[key], draws[key] = _judged(found, roles, entry.horizon, reference, keys)
         summary = summarize_ratios({k: o.ratios for k, o in outcomes.items()}, draws)
