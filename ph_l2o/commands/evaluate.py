@@ -118,8 +118,10 @@ def _prepare(cfg: DictConfig) -> tuple[dict[str, Any], Any, str]:
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:
         name, optimizer = _entry(str(entry), cfg)
-        while name in optimizers:
-            name += "'"
+        if name in optimizers:
+            while name in optimizers:
+                name += "'"
+            log.info("%s: %s, as that name is taken", name, entry)
         optimizers[name] = optimizer
     if task is None:
         task = build_suite(cfg)

@@ -25,6 +25,7 @@ from ph_l2o.errors import ConfigError, OtherRunError
 log = logging.getLogger(__name__)
 
 _TOLERANCE = "max_failure_rate"  # of sweepers that count failures themselves
+_MAX_NAMED = 3  # jobs that failed
 _underway: list[tuple[Path, bool]] = []  # the folder of this process's sweep, and whether it is one to launch again
 
 
@@ -192,5 +193,6 @@ def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:
     if failed and not tolerated:
         reasons = {str(row["error"]) for row in failed}
         why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
-        names = ", ".join(row["job"] for row in failed)
+        names = ", ".join(row["job"] for row in failed[:_MAX_NAMED])
+        names += f" and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
         sys.exit(f"error: {len(failed)} of {len(found)} jobs failed: {names}{why}")

@@ -102,6 +102,11 @@ def swept_keys(config: DictConfig) -> list[str]:
     return list(dict.fromkeys([*found, *map(str, config.hydra.sweeper.get("params") or ())]))
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a sweep was begun there."""
+    return (folder / _RECORD).is_file()
+
+
 def jobs_in(folder: Path) -> list[Path]:
     """Folders of a sweep's jobs, by their numbers."""
     found = [p for p in folder.iterdir() if p.is_dir() and p.name.partition("_")[0].isdecimal()]
