@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -15,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ph_l2o.commands import sweep_folder
+from ph_l2o.commands.explain import explain
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.sweep_jobs import FINISHED
@@ -100,7 +102,7 @@ class SweepSummary(Callback):
             sweep_folder.check_packages(config)
             folder = sweep_folder.take(config, str(config.hydra.job.config_name))
         except (ConfigError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {explain(error, str(config.hydra.job.config_name))}")
         is_parallel = "basic_launcher" not in config.hydra.launcher["_target_"]
         _underway[:] = [(folder, is_parallel and _TOLERANCE not in config.hydra.sweeper)]
 
@@ -116,8 +118,14 @@ class SweepSummary(Callback):
         try:
             _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)
         except Exception as error:  # of which Hydra would make a warning, and an exit status of 0
-            log.error("%s", "".join(traceback.format_exception(error)))
-            sys.exit(f"error: the jobs have ended, but there is no summary of them ({error!r})")
+            reason = explain(error, str(config.hydra.job.config_name))
+            if reason is None:
+                log.error("%s", "".join(traceback.format_exception(error)))
+            place = os.path.relpath(folder)
+            sys.exit(
+                f"error: the jobs have ended, but not all is written of them ({reason or repr(error)}); "
+                f"`python -m ph_l2o.report {place}` makes table and page"
+            )
         finally:
             _underway.clear()
             sweep_folder.release(folder)

@@ -175,9 +175,8 @@ def _parallel(groups: list[Group], names: Sequence[str], label: str) -> Figure:
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
             look = {"va": "center", "fontsize": _FONT_SIZE, "zorder": 5, "bbox": box}
             axes.annotate(_text(value), place, (4, 0), textcoords="offset points", **look)
-    axes.set_xticks(
-        range(len(names)), _texts(names), fontsize=_FONT_SIZE, **_turned(sum(map(len, names)) >= 12 * len(names))
-    )
+    is_long = sum(map(len, names)) >= 12 * len(names)
+    axes.set_xticks(range(len(names)), _texts(names), fontsize=_FONT_SIZE, **_turned(is_long))
     axes.set_yticks([])
     axes.set_xlim(-0.15, len(names) - 0.6)
     axes.set_ylim(-0.06, 1.06)
