@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -121,7 +122,7 @@ class SweepSummary(Callback):
             reason = explain(error, str(config.hydra.job.config_name))
             if reason is None:
                 log.error("%s", "".join(traceback.format_exception(error)))
-            place = os.path.relpath(folder)
+            place = shlex.quote(os.path.relpath(folder))
             sys.exit(
                 f"error: the jobs have ended, but not all is written of them ({reason or repr(error)}); "
                 f"`python -m ph_l2o.report {place}` makes table and page"
