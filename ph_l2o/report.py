@@ -8,6 +8,9 @@ from pathlib import Path
 
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.reporting import report
+from ph_l2o.commands.sweep_folder import is_sweep, jobs_in
+from ph_l2o.commands.sweep_rows import SweepRows
+from ph_l2o.commands.sweep_summary import write_summary
 from ph_l2o.errors import ReportError
 
 
@@ -22,11 +25,18 @@ def main() -> None:
     register()
     for folder in parser.parse_args().folders:
         try:
+            _bring_up_to_date(folder)
             print(report(folder))
         except ReportError as error:
             sys.exit(f"error: {error}")
         except OSError as error:
             sys.exit(f"error: {error.filename}: {error.strerror}")
+
+
+def _bring_up_to_date(folder: Path) -> None:
+    """A sweep that was killed had no time to write of the job that it was at, and one that runs has not written yet."""
+    if is_sweep(folder) and jobs_in(folder):
+        write_summary(folder, SweepRows())
 
 
 if __name__ == "__main__":

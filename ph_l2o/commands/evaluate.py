@@ -160,8 +160,10 @@ def _built(cfg: DictConfig, *, check: bool) -> tuple[dict[str, Any], Any]:
     optimizers: dict[str, Any] = {}
     for entry in cfg.optimizers:
         name, optimizer = _entry(str(entry), cfg)
-        while name in optimizers:
-            name += "'"
+        if name in optimizers:
+            while name in optimizers:
+                name += "'"
+            log.info("%s: %s, as that name is taken", name, entry)
         optimizers[name] = optimizer
     if task is None:
         return optimizers, build_suite(cfg, check=check)

@@ -78,6 +78,8 @@ def _explain_hydra(error: BaseException, config_name: str) -> str | None:
         return f"{error.override}: not understood; write key=value, and quote lists: 'key=[a, b]'"
     if isinstance(error, OSError):
         return _explain_file(error)
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return "a group has no option null; leave the group away, or choose an option that `--help` prints"
     if isinstance(error, OmegaConfBaseException | HydraException):
         return str(error).splitlines()[0]
     return None
@@ -105,6 +107,10 @@ def _explain_override(error: BaseException, config_name: str) -> str | None:
             f"experiment={match.group(1)}: sets {match.group(2)}=, which {config_name}.py lacks; this experiment is "
             f"for {_OTHER[config_name]}.py"
         )
+    match = re.match(r"Ambiguous value for argument '(([^=]+)=([^']*))'", text)
+    if match:
+        argument, key, values = match.groups()
+        return f"{argument}: several values are a sweep, with --multirun; a list is '{key}=[{values}]'"
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match.group(1)

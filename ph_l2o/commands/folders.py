@@ -42,8 +42,12 @@ def _run_dir(ckpt_path: str | None, runs: str, run_name: str) -> str:
 
 
 def _record_dir(ckpt_path: str | None) -> str | None:
-    """Hydra's own record of a start; a resumed run keeps that of its first one."""
-    return ".hydra" if ckpt_path in (None, "null", "None") else None
+    """Hydra's own record of a start; a resumed run keeps that of its first one. Jobs of a sweep have folders anew."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return ".hydra" if is_job or ckpt_path in (None, "null", "None") else None
 
 
 def find_checkpoint(ckpt_path: str, runs: str, run_name: str) -> Path:

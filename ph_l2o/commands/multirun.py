@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import signal
 import sys
 import traceback
@@ -15,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ph_l2o.commands import sweep_folder
+from ph_l2o.commands.explain import explain
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.search_space import is_search
@@ -26,6 +29,7 @@ from ph_l2o.errors import ConfigError, OtherRunError
 log = logging.getLogger(__name__)
 
 _TOLERANCE = "max_failure_rate"  # of sweepers that count failures themselves
+_MAX_NAMED = 3  # jobs that failed
 _underway: list[tuple[Path, bool]] = []  # the folder of this process's sweep, and whether it is one to launch again
 
 
@@ -104,7 +108,7 @@ class SweepSummary(Callback):
                 return
             folder = sweep_folder.take(config, str(config.hydra.job.config_name))
         except (ConfigError, OSError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {explain(error, str(config.hydra.job.config_name))}")
         except Exception as error:  # of which Hydra would make a warning, and run the jobs all the same
             log.error("%s", "".join(traceback.format_exception(error)))
             sys.exit(f"error: the sweep has no folder ({error!r})")
@@ -125,8 +129,14 @@ class SweepSummary(Callback):
         try:
             _end(folder, self._rows, tolerated=_TOLERANCE in config.hydra.sweeper)
         except Exception as error:  # of which Hydra would make a warning, and an exit status of 0
-            log.error("%s", "".join(traceback.format_exception(error)))
-            sys.exit(f"error: the jobs have ended, but there is no summary of them ({error!r})")
+            reason = explain(error, str(config.hydra.job.config_name))
+            if reason is None:
+                log.error("%s", "".join(traceback.format_exception(error)))
+            place = shlex.quote(os.path.relpath(folder))
+            sys.exit(
+                f"error: the jobs have ended, but not all is written of them ({reason or repr(error)}); "
+                f"`python -m ph_l2o.report {place}` makes table and page"
+            )
         finally:
             _underway.clear()
             sweep_folder.release(folder)
@@ -202,5 +212,6 @@ def _end(folder: Path, rows: SweepRows, *, tolerated: bool) -> None:
     if failed and not tolerated:
         reasons = {str(row["error"]) for row in failed}
         why = f": {reasons.pop()}" if len(reasons) == 1 else "; summary.csv says why"
-        names = ", ".join(row["job"] for row in failed)
+        names = ", ".join(row["job"] for row in failed[:_MAX_NAMED])
+        names += f" and {len(failed) - _MAX_NAMED} more" if len(failed) > _MAX_NAMED else ""
         sys.exit(f"error: {len(failed)} of {len(found)} jobs failed: {names}{why}")

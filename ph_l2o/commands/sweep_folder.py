@@ -122,6 +122,11 @@ def swept_keys(config: DictConfig) -> list[str]:
     return [*(key for key, is_swept in typed.items() if is_swept), *others]
 
 
+def is_sweep(folder: Path) -> bool:
+    """Whether a sweep was begun there."""
+    return (folder / _RECORD).is_file()
+
+
 def jobs_in(folder: Path) -> list[Path]:
     """Folders of a sweep's jobs, by their numbers."""
     found = [p for p in folder.iterdir() if p.is_dir() and p.name.partition("_")[0].isdecimal()]

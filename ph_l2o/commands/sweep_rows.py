@@ -55,10 +55,11 @@ def _row(job: Path) -> dict[str, Any]:
     }
     path = job / "comparison.json"
     if path.is_file() and row["status"] == "ok":
-        first, *others = json.loads(path.read_text())["rows"]
+        found = json.loads(path.read_text())
+        first = found["rows"][0]
         row |= {"optimizer": first["optimizer"], "diverged": first["diverged"]}
         row |= {k: _number(first["final"].get(k)) for k in _LOCATIONS}
-        best = min(others, key=lambda r: _number(r["final"]["mean"]) or math.inf, default=None)
+        best = next((r for r in found["rows"] if r["optimizer"] == found["best_baseline"]), None)
         if best is not None:
             row |= {"best_baseline": best["optimizer"], "its_mean": _number(best["final"]["mean"])}
             ratio, _ = ratio_to_best(first)

@@ -37,7 +37,8 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
     log.info("%s", tables.jobs_table(found, swept))
     for row in found:
         if row["status"] not in FINISHED:
-            log.info("%s", _cropped(f"job {row['job'].partition('_')[0]}: {row['status']}: {row['error']}"))
+            reason = _without_places(str(row["error"]), folder, row["job"])
+            log.info("%s", _cropped(f"job {row['job'].partition('_')[0]}: {row['status']}: {reason}"))
     written = [_SUMMARY]
     settings = tables.over_seeds(found, swept)
     if settings is not None:
@@ -58,6 +59,13 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
+
+
+def _without_places(text: str, folder: Path, job: str) -> str:
+    """The reason without the folders in which all jobs are, so that it fits into a line."""
+    for place in (folder.absolute(), os.path.relpath(folder)):
+        text = text.replace(f"{place}/", "")
+    return text.replace(f"{job}/", "")
 
 
 def _cropped(text: str) -> str:

@@ -23,6 +23,8 @@ _COLOR, _FAILED, _GRID = "#0072B2", "#D55E00", "#E3E3E3"
 _MAP = "viridis"  # dark is good, so that the best line stands out on white
 _FONT_SIZE = 8.5  # points
 _MOST_CELLS = 16  # of a side of a heat map with numbers in it
+_LONGEST = 24  # characters of a value or a key
+_SPREAD = 30  # of results, from which on their axis is logarithmic
 
 
 def plot_sweep(rows: Sequence[Row], swept: Sequence[str]) -> bytes | None:
@@ -69,9 +71,11 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
         groups, places = [groups[k] for k in order], sorted(numbers)
         if places[0] > 0 and places[-1] / places[0] >= 10:
             axes.set_xscale("log")
+        elif all(map(float.is_integer, places)):
+            axes.xaxis.get_major_locator().set_params(integer=True)
     else:
         places = list(map(float, range(len(labels))))
-        axes.set_xticks(places, labels, rotation=0 if sum(map(len, labels)) < 50 else 30, ha="center")
+        axes.set_xticks(places, _texts(labels), **_turned(sum(map(len, labels)) >= 50))
         axes.set_xlim(-0.5, len(labels) - 0.5)
     shown = [(x, *mean_interval(values)) for x, (_, values, _) in zip(places, groups, strict=True) if values]
     axes.plot(places, [shown[0][1]] * len(places), linestyle="none")  # settings without results are in the picture too
@@ -83,9 +87,14 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
         axes.plot([x] * len(values), values, "o", color="#7F7F7F", markersize=2.5, zorder=1)
     if numbers is not None and names[0] != SEED:
         axes.plot([p[0] for p in shown], [p[1] for p in shown], color=_COLOR, linewidth=1.6)
-    axes.set_ylim(*_limits([v for _, values, _ in groups for v in values], shown))
+    results = [v for _, values, _ in groups for v in values]
+    if min(results) > 0 and max(results) / min(results) >= _SPREAD:
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(min(results) / 1.5, max(results) * 1.5)
+    else:
+        axes.set_ylim(*_limits(results, shown))
     _mark_failures(axes, places, groups)
-    axes.set_xlabel(names[0], fontsize=_FONT_SIZE)
+    axes.set_xlabel(_text(names[0]), fontsize=_FONT_SIZE)
     axes.set_ylabel(f"{label}, 95 % intervals" if any(len(g[1]) > 1 for g in groups) else label, fontsize=_FONT_SIZE)
     axes.grid(visible=True, which="major", color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -129,14 +138,14 @@ def _heat_map(groups: list[Group], names: Sequence[str], label: str) -> Figure:
     figure = new_figure(min(12.0, 2.6 + 0.75 * len(right)), min(9.0, 1.6 + 0.45 * len(down)))
     axes = figure.add_subplot()
     image = axes.imshow(means, aspect="auto", cmap=_MAP, norm=_norm(means))
-    axes.set_xticks(range(len(right)), right, rotation=0 if max(map(len, right)) < 8 else 30)
-    axes.set_yticks(range(len(down)), down)
+    axes.set_xticks(range(len(right)), _texts(right), **_turned(max(map(len, right)) >= 8))
+    axes.set_yticks(range(len(down)), _texts(down))
     if max(len(down), len(right)) <= _MOST_CELLS:
         for (y, x), text in texts.items():
             color = _readable(image, means[y, x])
             axes.text(x, y, text, ha="center", va="center", fontsize=_FONT_SIZE, color=color)
-    axes.set_xlabel(names[1], fontsize=_FONT_SIZE)
-    axes.set_ylabel(names[0], fontsize=_FONT_SIZE)
+    axes.set_xlabel(_text(names[1]), fontsize=_FONT_SIZE)
+    axes.set_ylabel(_text(names[0]), fontsize=_FONT_SIZE)
     axes.tick_params(labelsize=_FONT_SIZE, length=0)
     axes.spines[:].set_visible(False)
     _color_bar(figure, image, axes, label)
@@ -165,8 +174,9 @@ def _parallel(groups: list[Group], names: Sequence[str], label: str) -> Figure:
             place = (k, _height(side, value))
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8}
             look = {"va": "center", "fontsize": _FONT_SIZE, "zorder": 5, "bbox": box}
-            axes.annotate(value, place, (4, 0), textcoords="offset points", **look)
-    axes.set_xticks(range(len(names)), names, fontsize=_FONT_SIZE)
+            axes.annotate(_text(value), place, (4, 0), textcoords="offset points", **look)
+    is_long = sum(map(len, names)) >= 12 * len(names)
+    axes.set_xticks(range(len(names)), _texts(names), fontsize=_FONT_SIZE, **_turned(is_long))
     axes.set_yticks([])
     axes.set_xlim(-0.15, len(names) - 0.6)
     axes.set_ylim(-0.06, 1.06)
@@ -174,6 +184,23 @@ def _parallel(groups: list[Group], names: Sequence[str], label: str) -> Figure:
     axes.tick_params(length=0)
     _color_bar(figure, image, axes, label)
     return figure
+
+
+def _text(value: str) -> str:
+    """A value or a key as a label: one short line, of which nothing is read as a formula."""
+    line = " ".join(value.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]}…{line[1 - _LONGEST // 2 :]}"
+    return line.replace("$", r"\$")
+
+
+def _texts(values: Sequence[str]) -> list[str]:
+    return list(map(_text, values))
+
+
+def _turned(is_long: bool) -> dict[str, Any]:
+    """How labels below an axis are turned, so that long ones do not overlap, and end at their ticks."""
+    return {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
 
 
 def _height(side: Sequence[str], value: str) -> float:

@@ -107,7 +107,7 @@ def _interval(row: Row, metric: str) -> str:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def _fitted(needed: Mapping[str, Sequence[str]], optional: Mapping[str, Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -222,7 +223,7 @@ def wandb_logger(
     except Exception as error:  # its process does not start, or can't write
         log.warning("W&B: does not start (%s), the run goes on without it", str(error).partition("\n")[0])
         mode, run = "disabled", _start("disabled", settings)
-    upload = f"upload with `wandb sync {os.path.relpath(Path(run.dir).parent)}`"
+    upload = f"upload with `wandb sync {shlex.quote(os.path.relpath(Path(run.dir).parent))}`"
     log.info("W&B: %s", {"online": run.url, "offline": f"offline ({why}); {upload}"}.get(mode, mode))
     if mode != "disabled":
         write_atomically(folder / _ID_FILE, f"{run.id}\n")

@@ -79,6 +79,7 @@ def _subtitle(folder: Path, config: Mapping[str, Any]) -> str:
     status = read_json(folder / "status.json") or {}
     if state := text(status, "status"):
         seconds = text(status, "seconds")
+        state = "running, or killed" if state == "running" else state  # of which a page knows no more
         parts.append(state + (f" after {seconds} s" if seconds else ""))
     if reason := text(status, "error"):
         parts.append(reason)

@@ -64,7 +64,9 @@ def verdict(jobs: Sequence[Job]) -> list[str]:
             low = min(done, key=lambda j: number(j.first, "final", "mean"))
             point, ends = ratio_to_best(low.first)
             more = (
-                f"; the best tuned baseline's is {with_interval(point, ends)} times as high" if point == point else ""
+                f"; the best tuned baseline's is {with_interval(point, ends)} times as high"
+                if point == point and (point, *ends) != (1.0, 1.0, 1.0)  # which is the best baseline itself
+                else ""
             )
             value = show(number(low.first, "final", "mean"))
             sentences.append(f"{task}: {text(low.first, 'optimizer')} of job {low.name} is lowest, {value}{more}.")

@@ -25,6 +25,8 @@ BAD = [
     ),
     (["outersteps=3"], r"outersteps: no such key"),
     (["+task.dim=3"], r"\+task.dim: the key exists"),
+    (["logger=null"], r"a group has no option null; leave the group away, or choose an option"),
+    (["seed=1,2"], r"seed=1,2: several values are a sweep, with --multirun; a list is 'seed=\[1,2\]'"),
     (["task.dim=[1"], r"task.dim=\[1: not understood"),
     (["task.dim=0"], r"task.dim=0: must be >= 1"),
     (["task.dim=-3"], r"task.dim=-3: must be >= 1"),

@@ -202,6 +202,17 @@ def test_a_sweep_of_evaluations(command, sweeps):
     assert outcome.out.count("is ok already") == 2
 
 
+def test_a_sweep_from_a_checkpoint_says_what_was_swept(command, sweeps, run_folder):
+    assert command("train", *TINY[1:]).code == 0
+    last = run_folder() / "checkpoints" / "last.ckpt"
+    outcome = command("train", *TINY, f"ckpt_path={last}", "meta.outer_steps=6,3,8")
+    (sweep,) = sweeps()
+    assert [(row["meta.outer_steps"], row["status"]) for row in summary(sweep)] == [
+        ("6", "ok"), ("3", "error"), ("8", "ok"),
+    ]  # fmt: skip
+    assert outcome.code == 1 and "debug" not in summary(sweep)[0]
+
+
 def test_a_mistake_leaves_nothing_behind(command, left_behind):
     assert "optimizer=nonsense: no such option" in command("train", *TINY[:2], "optimizer=sgd,nonsense").error
     assert left_behind() == []

@@ -75,6 +75,34 @@ def test_pictures(swept):
     assert plot_sweep(better, list(swept)) != picture
 
 
+@pytest.mark.parametrize("keys", [1, 2, 3])
+@pytest.mark.parametrize("value", ["a$_{$", r"$\frac$", "日本語", "x" * 300, "two\nlines", ""])
+def test_any_value_is_shown(value, keys):
+    """None is read as a formula, none leaves the picture without room, none breaks a line of the table."""
+    rows = rows_of(**{f"key{k}": (value, "b") for k in range(keys)})
+    swept = [f"key{k}" for k in range(keys)]
+    assert plot_sweep(rows, swept).startswith(b"\x89PNG")
+    assert len(jobs_table(rows, swept).splitlines()) == len(rows) + 1
+
+
+@pytest.mark.parametrize("factor", [2.0, 1e30])
+def test_results_far_apart_are_all_seen(factor):
+    rows = [row | {"mean": factor**k} for k, row in enumerate(rows_of(**{"meta.lr": ("1", "2", "3")}))]
+    axes = drawn_figure(rows).axes[0]
+    assert axes.get_yscale() == ("linear" if factor == 2 else "log")
+    low, high = axes.get_ylim()
+    assert low < 1 < factor**2 < high
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+def drawn_figure(rows):
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ph_l2o.evaluation.sweep_plots.to_png", lambda figure: figures.append(figure) or b"")
+        plot_sweep(rows, ["meta.lr"])
+    return figures[0]
+
+
 def test_without_results_there_is_no_picture():
     rows = rows_of(seed=("1", "2"))
     assert plot_sweep([row | {"status": "error", "mean": None} for row in rows], ["seed"]) is None

@@ -1,5 +1,6 @@
 """`python -m ph_l2o.report FOLDER`, and the pages that the other commands write."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from ph_l2o import report
 from ph_l2o.commands.reporting import defaults
-from tests.reports.conftest import Made
+from tests.reports.conftest import Made, comparison, row
 
 
 @pytest.fixture
@@ -37,6 +38,25 @@ def test_it_makes_pages_of_results_that_are_there(results: Made, tmp_path: Path)
     assert "ours ends below the best tuned baseline, adam" in text
     # seed and outer_steps are not those of conf/; a default that only a run has is no difference.
     assert '<th scope=row data-order="meta.outer_steps">' in text and '<th scope=row data-order="seed">' in text
+
+
+def test_a_sweep_that_was_killed_is_shown_as_it_is(typed, tmp_path: Path, results: Made) -> None:
+    """Without a table yet; and the best baseline of a job is none of the other learned optimizers."""
+    found = comparison()
+    found["rows"].insert(1, row("other", "learned", 0.1))
+    done = results("sweep/0_done", comparison_json=found)
+    (done / "status.json").write_text('{"status": "ok", "seconds": 2.0}')
+    killed = results("sweep/1_killed", comparison_json=None)
+    (killed / "status.json").write_text('{"status": "running"}')
+    (tmp_path / "sweep" / "sweep.json").write_text("{}")
+    assert typed(tmp_path / "sweep") == (0, f"{tmp_path / 'sweep' / 'report.html'}\n")
+    with (tmp_path / "sweep" / "summary.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["best_baseline"], first["its_mean"], first["ratio"]) == ("adam", "1.0", "1.25")
+    assert (second["status"], second["error"]) == ("killed", "its process ended without a word")
+    assert "2 jobs: 1 ok, 1 killed." in (tmp_path / "sweep" / "report.html").read_text()
+    typed(killed)
+    assert "running, or killed" in (killed / "report.html").read_text()
 
 
 def test_a_wrong_folder_is_one_line(typed, tmp_path: Path, results: Made) -> None:
