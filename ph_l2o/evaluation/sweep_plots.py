@@ -72,7 +72,7 @@ def _line(groups: list[Group], names: Sequence[str], label: str) -> Figure:
         if places[0] > 0 and places[-1] / places[0] >= 10:
             axes.set_xscale("log")
         elif all(map(float.is_integer, places)):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
     else:
         places = list(map(float, range(len(labels))))
         axes.set_xticks(places, _texts(labels), **_turned(sum(map(len, labels)) >= 50))
