@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
