@@ -16,6 +16,7 @@ from ph_l2o.reports.settings import config_of, typed
 from ph_l2o.reports.values import number, show, text, with_interval
 
 _PLACES = ("job", "status")
+_WORDS = ("optimizer", "best_baseline", "error")  # columns of summary.csv that hold no numbers
 _MAX_LINES = 10  # of a chart
 
 
@@ -90,7 +91,7 @@ def _table(folder: Path, jobs: Sequence[Job]) -> Table:
     columns = [Column("job", numeric=False), Column("status", numeric=False)]
     columns += [Column(k, "As typed for the job", numeric=False) for k in keys]
     columns += [Column("ratio, → better", "Loss of the best tuned baseline over that of the job's optimizer")]
-    columns += [Column(k) for k in others]
+    columns += [Column(k, numeric=k not in _WORDS) for k in others]
     bars = log_places({j.name: ratio_to_best(j.first) for j in jobs})
     rows = []
     for job in jobs:
