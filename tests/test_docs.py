@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from ph_l2o import cli, report
 from ph_l2o.commands.configuration import register
 from ph_l2o.dashboard.__main__ import main as dashboard
+from ph_l2o.data import DATASETS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(ROOT.glob("docs/*.md"))
@@ -73,6 +74,7 @@ def typed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     before, handlers, modules = dict(os.environ), list(logging.getLogger().handlers), set(sys.modules)
+    datasets = dict(DATASETS)
 
     def run(*words: str, command: str = "train") -> None:
         monkeypatch.setattr(sys, "argv", list(words))
@@ -88,6 +90,8 @@ def typed(tmp_path, monkeypatch):
     logging.getLogger().handlers[:] = handlers
     for name in [m for m in set(sys.modules) - modules if m.startswith("my_")]:
         del sys.modules[name]
+    for name in DATASETS.keys() - datasets:
+        del DATASETS[name]
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: next(a for a in shlex.split(line) if "=" in a))

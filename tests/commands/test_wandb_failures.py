@@ -136,6 +136,7 @@ def test_a_process_of_wandb_that_hangs_does_not_hold_up_the_run(command, monkeyp
 def test_a_full_disk(command, run_folder, monkeypatch):
     """A limit on the size of files, which only W&B's reaches."""
     monkeypatch.setattr(wandb_run, "_WRITING_PATIENCE", 2.0)
+    monkeypatch.setattr("ph_l2o.commands.train.report", lambda folder: None)  # which is larger
     long = ("meta.outer_steps=150", "meta.val_every=75", "optimizer=adam", "logger.wandb.checkpoints=false")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, hard))
