@@ -1,14 +1,16 @@
-"""Files that are either the old or the new ones, never half of them; JSON; the revision of the code."""
+"""Files that are either the old or the new ones, never half of them; JSON, CSV; the revision of the code."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +96,15 @@ def git_revision() -> str | None:
 def json_text(value: Any) -> str:
     """JSON, which has no infinity: it is the string "inf" or "-inf", and nan is null."""
     return json.dumps(_json_value(value), indent=1, allow_nan=False, default=str) + "\n"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a header; columns in the order in which rows name them, empty where a row lacks one."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _json_value(value: Any) -> Any:

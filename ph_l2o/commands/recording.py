@@ -121,6 +121,11 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         finish_wandb(exit_code)
 
 
+def reason_of(status: str | None) -> str | None:
+    """Why a run has no result, where its own record has no words for it."""
+    return {"killed": "its process ended without a word", "interrupted": "it was asked to end"}.get(status or "killed")
+
+
 def write_status(folder: Path, status: str, **more: Any) -> None:
     """Write `status.json`: `running`, `ok`, `pruned`, `diverged`, `error`, `interrupted` or `killed`."""
     write_atomically(folder / _STATUS, json_text({"status": status, **more}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import shlex
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ph_l2o.commands import reporting
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status
 from ph_l2o.commands.search_space import typed_value
-from ph_l2o.files import write_atomically
+from ph_l2o.files import csv_text, write_atomically
 from ph_l2o.lazy import resolve
 
 if TYPE_CHECKING:
@@ -35,12 +33,7 @@ def report(shared: SharedStudy, *, aloud: bool = False) -> None:
     """
     trials = shared.study.get_trials(deepcopy=False)
     rows = [_row(shared, trial) for trial in trials]
-    text = io.StringIO()
-    columns = list({key: None for row in rows for key in row})
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(shared.folder / "study.csv", text.getvalue())
+    write_atomically(shared.folder / "study.csv", csv_text(rows))
     if aloud:
         _tell(shared, trials, rows)
 

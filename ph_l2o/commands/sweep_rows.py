@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands.recording import is_held, read_status
+from ph_l2o.commands.recording import is_held, read_status, reason_of
 from ph_l2o.commands.sweep_folder import jobs_in
 from ph_l2o.reports.comparison import ratio_to_best
 
@@ -64,7 +64,7 @@ def _row(job: Path) -> dict[str, Any]:
             row |= {"best_baseline": best["optimizer"], "its_mean": _number(best["final"]["mean"])}
             ratio, _ = ratio_to_best(first)
             row["ratio"] = ratio if math.isfinite(ratio) else None
-    row["error"] = status.get("error") or status.get("reason") or _reason(row["status"])
+    row["error"] = status.get("error") or status.get("reason") or reason_of(row["status"])
     return row
 
 
@@ -74,10 +74,6 @@ def _status(job: Path, status: Any) -> str:
     if found in (None, "running"):
         return "running" if is_held(job) else "killed"
     return found
-
-
-def _reason(status: str) -> str | None:
-    return {"killed": "its process ended without a word", "interrupted": "it was asked to end"}.get(status)
 
 
 def _overrides(path: Path) -> dict[str, str]:

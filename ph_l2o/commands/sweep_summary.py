@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from ph_l2o.commands.sweep_jobs import FINISHED
 from ph_l2o.commands.sweep_rows import SweepRows
-from ph_l2o.files import write_atomically
+from ph_l2o.files import csv_text, write_atomically
 from ph_l2o.lazy import resolve
 
 log = logging.getLogger(__name__)
@@ -22,7 +20,7 @@ _WIDTH = 80  # characters of a line
 
 def write_summary(folder: Path, rows: SweepRows) -> None:
     """Write `summary.csv`, a row for each job that has begun."""
-    _write_csv(folder / _SUMMARY, rows.read(folder)[0])
+    write_atomically(folder / _SUMMARY, csv_text(rows.read(folder)[0]))
 
 
 def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
@@ -33,7 +31,7 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
     """
     tables = resolve("ph_l2o.evaluation.sweep_tables")
     found, swept = rows.read(folder)
-    _write_csv(folder / _SUMMARY, found)
+    write_atomically(folder / _SUMMARY, csv_text(found))
     log.info("%s", tables.jobs_table(found, swept))
     for row in found:
         if row["status"] not in FINISHED:
@@ -42,7 +40,7 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
     written = [_SUMMARY]
     settings = tables.over_seeds(found, swept)
     if settings is not None:
-        _write_csv(folder / _OVER_SEEDS, settings)
+        write_atomically(folder / _OVER_SEEDS, csv_text(settings))
         log.info("means over seeds [95 %% intervals]\n%s", tables.seeds_table(settings))
         written.append(_OVER_SEEDS)
     picture = resolve("ph_l2o.evaluation.sweep_plots:plot_sweep")(found, swept)
@@ -51,14 +49,6 @@ def summarize_sweep(folder: Path, rows: SweepRows) -> list[dict[str, Any]]:
         written.append(_PICTURE)
     log.info("%s: in %s", ", ".join(written), os.path.relpath(folder))
     return found
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def _without_places(text: str, folder: Path, job: str) -> str:

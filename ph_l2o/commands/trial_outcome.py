@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ph_l2o.commands.recording import DIVERGED_SCORE, read_status
-
-_REASONS = {"interrupted": "it was asked to end"}
+from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, reason_of
 
 
 class Outcome(NamedTuple):
@@ -34,4 +32,4 @@ def outcome_of(folder: Path | None) -> Outcome:
         return Outcome(kind, DIVERGED_SCORE, error)
     if kind == "pruned":
         return Outcome(kind)
-    return Outcome("error", error=error or _REASONS.get(kind, "its process ended without a word"))
+    return Outcome("error", error=error or reason_of(kind) or str(reason_of("killed")))
