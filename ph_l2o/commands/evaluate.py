@@ -24,6 +24,7 @@ from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import finish_wandb, held, plain_config, recorded, save_config
 from ph_l2o.commands.reporting import report
+from ph_l2o.commands.run_claims import evaluate_claims, has_claims
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.strategies import check_one_process
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluate as configured."""
+    if has_claims(cfg):
+        return evaluate_claims(cfg)
     folder = Path(cfg.paths.output_dir)
     if not is_multirun():
         _run(cfg, folder)

@@ -77,14 +77,19 @@ def run_in_process(job: Callable[[Any], float | None], cfg: Any) -> float | None
     return resolve("ph_l2o.commands.multirun:record_end")(code, error, Path(cfg.paths.output_dir))
 
 
+def end_with_parent() -> None:
+    """Have this process asked to end when that which started it ends, by whatever; only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main(scratch: str) -> None:
     """What the new process does."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
     from hydra.core.utils import configure_log, setup_globals
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # with that which started it
+    end_with_parent()
     os.environ["HYDRA_FULL_ERROR"] = "1"
     state, job, cfg = pickle.loads((Path(scratch) / _JOB).read_bytes())
     setup_globals()

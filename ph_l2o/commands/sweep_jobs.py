@@ -53,11 +53,16 @@ def take_up(cfg: DictConfig, folder: Path) -> Before:
         return Before(recorded["status"], float(recorded.get("score", DIVERGED_SCORE)))
     if (folder / LAST).is_file():
         return Before(checkpoint=folder / LAST)
+    clear(folder)
+    return Before()
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run without a checkpoint left, of which nothing can be used. The folder has to be held."""
     for path in folder.iterdir():
         if path.name in _KEPT:
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return Before()
 
 
 def _check_same(config: dict[str, Any], folder: Path) -> None:

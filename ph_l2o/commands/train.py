@@ -32,6 +32,7 @@ from ph_l2o.commands.recording import (
 )
 from ph_l2o.commands.reporting import report
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
+from ph_l2o.commands.run_claims import has_claims, train_claims
 from ph_l2o.commands.run_comparison import compare_and_save
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
 from ph_l2o.commands.sweep_jobs import take_up
@@ -52,6 +53,8 @@ def run_training(cfg: DictConfig) -> float | None:
     Returns:
         The validation score, finite, for sweeps (lower is better); None if workers have it, or the run was pruned.
     """
+    if has_claims(cfg):
+        return train_claims(cfg)
     folder = Path(cfg.paths.output_dir)
     resume = _resume_path(cfg)
     if not has_own_folder():

@@ -3,12 +3,14 @@
 A class is a baseline under its name in lower case, or under its full name, `package.module.Class`, as soon as it is
 defined: an optimizer that has a `grid` of values to try and `with_hyperparameters`, and that can be made without
 arguments. `name+schedule` takes any of `ph_l2o.optimizers.scheduled.SCHEDULES`; `name+best` is tuned over `TRIED` and
-the optimizer's own grid in one batch. A last `+untuned` leaves the class's own hyperparameters as they are.
+the optimizer's own grid in one batch. A last `+untuned` leaves the class's own hyperparameters as they are, and so does
+`name@rate`, as in `adam@0.1` or `adam@0.1+cosine`, but for the learning rate.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +23,7 @@ from ph_l2o.optimizers.scheduled import BEST, SCHEDULES, Scheduled
 Entry = LearnedOptimizer | InMode | str  # a string is a baseline's name
 Optimizers = Mapping[str, Entry] | Sequence[Entry] | Entry
 
-UNTUNED = "untuned"
+UNTUNED, AT = "untuned", "@"
 TRIED = ("constant", "cosine", "linear")
 
 
@@ -32,23 +34,40 @@ def names() -> tuple[str, ...]:
 
 def unknown(name: str) -> str | None:
     """What is wrong with a name, for an error's end; None if it is a baseline's."""
-    plain, plus, schedule = name.removesuffix(f"+{UNTUNED}").partition("+")
+    plain, rate, schedule = _parts(name)
     found = _found(plain)
     if not found:
-        under = "" if plus else f", each also with +{', +'.join((*SCHEDULES, BEST, UNTUNED))}"
+        under = "" if schedule else f", each also with +{', +'.join((*SCHEDULES, BEST, UNTUNED))}, or @ and a rate"
         return f"no baseline has this name; {nearest(plain, names())}{under}"
     if len(found) > 1:
         return f"could be any of {', '.join(map(recipes.place, found))}; name one of these"
-    if plus and schedule not in (*SCHEDULES, BEST):
+    if rate is not None and not _is_rate(rate):
+        return f"after {AT} must be a learning rate, a number > 0, as in {plain}{AT}0.1"
+    if schedule is not None and schedule not in (*SCHEDULES, BEST):
         return f"no schedule has this name; {nearest(schedule, (*SCHEDULES, BEST, UNTUNED))}"
     if schedule == BEST and is_untuned(name):
-        return f"+{BEST} is found by tuning; leave out +{UNTUNED}, or name a schedule"
+        has = f"+{UNTUNED}" if rate is None else f"{AT}{rate}"
+        return f"+{BEST} is found by tuning; leave out {has}, or name a schedule"
     return None
 
 
 def is_untuned(entry: Entry) -> bool:
     """Whether it is the name of a baseline that is run as it is."""
-    return isinstance(entry, str) and entry.endswith(f"+{UNTUNED}")
+    return isinstance(entry, str) and (entry.endswith(f"+{UNTUNED}") or _parts(entry)[1] is not None)
+
+
+def _parts(name: str) -> tuple[str, str | None, str | None]:
+    """A name's class, learning rate and schedule, the last two None where it has none."""
+    whole, plus, schedule = name.removesuffix(f"+{UNTUNED}").partition("+")
+    plain, at, rate = whole.partition(AT)
+    return plain, rate if at else None, schedule if plus else None
+
+
+def _is_rate(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def ready(entry: Entry, horizon: int) -> LearnedOptimizer | None:
@@ -61,7 +80,7 @@ def ready(entry: Entry, horizon: int) -> LearnedOptimizer | None:
 
 
 def baseline(name: str, horizon: int) -> Any:
-    """A baseline with its class's default hyperparameters, and with a `grid`.
+    """A baseline with its class's default hyperparameters but for a rate that its name has, and with a `grid`.
 
     Args:
         name: Of the baseline.
@@ -73,10 +92,10 @@ def baseline(name: str, horizon: int) -> Any:
     problem = unknown(name)
     if problem is not None:
         raise ValueError(f"optimizer={name}: {problem}")
-    plain, _, schedule = name.removesuffix(f"+{UNTUNED}").partition("+")
+    plain, rate, schedule = _parts(name)
     (cls,) = _found(plain)
     try:
-        made = cls()
+        made = cls() if rate is None else cls().with_hyperparameters(lr=float(rate))
     except TypeError as error:
         raise ValueError(
             f"optimizer={name}: {recipes.place(cls)} must be possible without arguments ({error})"

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 def cached(
     folder: str | Path | None, label: str, settings: Mapping[str, Any], optimizer: LearnedOptimizer, task: Task, *,
-    make: Callable[[], T], write: Callable[[T], Any], read: Callable[[Any], T],
+    make: Callable[[], T], write: Callable[[T], Any], read: Callable[[Any], T], computing: Iterable[str] = (),
 ) -> tuple[T, bool]:  # fmt: skip
     """A result that is read from its file, or made and written there.
 
@@ -45,13 +45,14 @@ def cached(
         make: Makes the result.
         write: The result as JSON can hold it.
         read: The opposite; raises ValueError, KeyError or TypeError where something is missing or damaged.
+        computing: Modules that compute it, besides those of optimizer and task and of every run.
 
     Returns:
         The result, and whether it was read.
     """
     if folder is None:
         return make(), False
-    modules = _modules(optimizer, task)
+    modules = _modules(optimizer, task) | set(computing)
     spec = {
         **settings,
         "optimizer": fingerprint(optimizer),

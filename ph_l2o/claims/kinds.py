@@ -1,0 +1,130 @@
+"""What can be measured of an optimizer on a task, by name: a value of each problem, and curves over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ph_l2o.evaluation.cache import cached
+from ph_l2o.evaluation.estimates import Array, curve
+from ph_l2o.evaluation.runner import evaluate_optimizer
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
+
+POINTS = 101  # steps at which curves are kept
+
+
+class Measured(NamedTuple):
+    """Of an optimizer on the P problems of a measurement.
+
+    Attributes:
+        values: By measure, one of each problem, `(P,)`; what is not finite is +∞.
+        curves: By what is drawn, each with `steps` and the quartiles over problems `median`, `low` and `high`.
+        step_seconds: Wall-clock seconds for each task-step.
+    """
+
+    values: dict[str, Array]
+    curves: dict[str, dict[str, list[float]]]
+    step_seconds: float
+
+
+class Kind(NamedTuple):
+    """A kind of measurement.
+
+    Attributes:
+        run: `run(optimizer, task, horizon=…, num_problems=…, seed=…, **options)` measures.
+        measure: Of `Measured.values`, the one that counts where none is named.
+        version: A whole number that changes when `run` gives other results.
+        computing: Modules that compute them.
+    """
+
+    run: Callable[..., Measured]
+    measure: str
+    version: int
+    computing: tuple[str, ...]
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def register_kind(name: str, *, measure: str, version: int = 1) -> Callable[[Callable[..., Measured]], Any]:
+    """Make a function known as a kind of measurement; see `Kind`.
+
+    Args:
+        name: For `kind:` of a measurement.
+        measure: The value that counts where none is named.
+        version: To be raised when the function gives other results.
+
+    Raises:
+        ValueError: If there is one of this name.
+    """
+
+    def register(run: Callable[..., Measured]) -> Callable[..., Measured]:
+        if name in KINDS:
+            raise ValueError(f"kind={name}: there is one of this name already; choose another")
+        KINDS[name] = Kind(run, measure, version, (run.__module__,))
+        return run
+
+    return register
+
+
+@register_kind("comparison", measure="final")
+def measure_losses(optimizer: LearnedOptimizer, task: Task, *, horizon: int, num_problems: int, seed: int) -> Measured:
+    """Losses at the end, and over the steps; `final`, `last10`, `all`, `diverged`, and the task's test metrics."""
+    result = evaluate_optimizer(optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed)
+    values = {"final": result.final, "last10": result.last10, "all": result.all}
+    values |= {"diverged": result.diverged.astype(float), **result.metrics}
+    return Measured(values, {"loss": thinned(result.losses)}, result.step_seconds)
+
+
+def thinned(values: Array) -> dict[str, list[float]]:
+    """Quartiles over problems of `(T + 1, P)` at about a hundred steps; of many steps, in equal distances of √step."""
+    last = len(values) - 1
+    places = np.linspace(0, 1, min(last + 1, POINTS))
+    steps = np.unique((last * (places if last < 2 * POINTS else places**2)).round().astype(int))
+    quartiles = curve(values[steps])
+    found = {name: [_short(y) for y in getattr(quartiles, name)] for name in ("median", "low", "high")}
+    return {"steps": [float(s) for s in steps], **found}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def measured(
+    kind: str, label: str, optimizer: LearnedOptimizer, task: Task, *, cache_dir: Path, options: dict[str, Any],
+    **sizes: int,
+) -> Measured:  # fmt: skip
+    """Measure, or read what was measured of the same before.
+
+    Args:
+        kind: One of `KINDS`.
+        label: Begins the file's name.
+        optimizer: The optimizer.
+        task: The task.
+        cache_dir: Folder of the files.
+        options: Of the kind.
+        **sizes: `horizon`, `num_problems`, `seed`.
+    """
+    how = KINDS[kind]
+    settings = {"kind": kind, "version": how.version, **sizes, **options}
+    return cached(
+        cache_dir, label, settings, optimizer, task, make=lambda: how.run(optimizer, task, **sizes, **options),
+        write=_written, read=_read, computing=how.computing,
+    )[0]  # fmt: skip
+
+
+def _written(found: Measured) -> dict[str, Any]:
+    return {**found._asdict(), "values": {name: values.tolist() for name, values in found.values.items()}}
+
+
+def _read(content: dict[str, Any]) -> Measured:
+    values = {name: np.array([float(v) for v in given]) for name, given in content["values"].items()}
+    curves = {
+        name: {key: [float(y) for y in given] for key, given in lines.items()}
+        for name, lines in content["curves"].items()
+    }
+    return Measured(values, curves, float(content["step_seconds"]))

@@ -1,0 +1,164 @@
+"""Measure a claim: every row on the same problems, then estimates, contrasts, and one dictionary of it all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ph_l2o.checkpoints import SHIPPED, load_weights
+from ph_l2o.claims import contrasts as between
+from ph_l2o.claims.kinds import Measured, measured
+from ph_l2o.claims.spec import Claim, Measurement, Row
+from ph_l2o.claims.weights import Found, weights_sum, with_changes
+from ph_l2o.evaluation import estimates as stats
+from ph_l2o.evaluation.baselines import ready
+from ph_l2o.evaluation.estimates import Array
+from ph_l2o.evaluation.modes import InMode
+from ph_l2o.evaluation.result_files import provenance
+from ph_l2o.evaluation.tuning import default_num_problems, tune
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.optimizers.scheduled import Scheduled
+from ph_l2o.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What measurements are made with.
+
+    Attributes:
+        task: From overrides to a task that is ready.
+        weights: By name of the training.
+        cache_dir: Where single measurements and tunings are kept.
+        seed: Of the problems.
+        plugins: Modules that may be imported for an optimizer's class.
+    """
+
+    task: Callable[[Sequence[str]], Task]
+    weights: Mapping[str, Found]
+    cache_dir: Path
+    seed: int
+    plugins: tuple[str, ...] = ()
+
+
+def claim_result(claim: Claim, bench: Bench) -> dict[str, Any]:
+    """All that the page and the figures say of a claim, as JSON can hold it but for infinities."""
+    began, measurements = time.monotonic(), {}
+    values: dict[str, between.Values] = {}
+    for name, measurement in claim.measurements.items():
+        log.info("%s: %s (%s)", claim.name, name, measurement.title)
+        measurements[name], values[name] = _measure(claim, measurement, bench)
+    return {
+        "claim": claim.name,
+        "title": claim.title,
+        "claimed": claim.claimed,
+        "summary": claim.summary,
+        "notes": claim.notes,
+        "command": f"python evaluate.py experiment=study_{claim.name}",
+        "seed": bench.seed,
+        **provenance(),
+        "seconds": round(time.monotonic() - began, 1),
+        "weights": {name: weights_sum(bench.weights[name].optimizer) for name in claim.trainings},
+        "trainings": {name: list(training.overrides) for name, training in claim.trainings.items()},
+        "measurements": measurements,
+        "contrasts": [
+            between.contrast_result(c, values[c.measurement], claim.measurements[c.measurement].measure)
+            for c in claim.contrasts
+        ],
+    }
+
+
+def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict[str, Any], between.Values]:
+    task = bench.task(measurement.task)
+    rows: dict[str, dict[str, Any]] = {}
+    values: dict[str, dict[str, Array]] = {}
+    for name, row in measurement.rows.items():
+        optimizers, settings = _optimizers(row, task, measurement, bench)
+        found = [
+            measured(
+                measurement.kind, f"{claim.name}-{measurement.name}-{name}", optimizer, task,
+                cache_dir=bench.cache_dir / "measured", options=dict(measurement.options),
+                horizon=measurement.horizon, num_problems=measurement.num_problems, seed=bench.seed,
+            )
+            for optimizer in optimizers
+        ]  # fmt: skip
+        values[name] = {measure: np.stack([f.values[measure] for f in found]) for measure in found[0].values}
+        rows[name] = {**settings, **_row(row, values[name], measurement.measure, found)}
+        log.info("  %s: %.4g", row.label, rows[name]["mean"]["value"])
+    if measurement.reference is not None:
+        against = values[measurement.reference][measurement.measure]
+        for name in rows:
+            own = values[name][measurement.measure]
+            rows[name]["difference"] = between.difference(own, against)
+            rows[name]["ratio"] = between.ratio(own, against)
+    return {
+        "kind": measurement.kind,
+        "title": measurement.title,
+        "task": list(measurement.task),
+        "horizon": measurement.horizon,
+        "num_problems": measurement.num_problems,
+        "measure": measurement.measure,
+        "reference": measurement.reference,
+        "options": dict(measurement.options),
+        "rows": rows,
+    }, values
+
+
+def _row(row: Row, values: Mapping[str, Array], measure: str, found: Sequence[Measured]) -> dict[str, Any]:
+    own = values[measure]
+    summary = stats.summarize(own.ravel())
+    return {
+        "label": row.label,
+        "recipe": row.recipe,
+        "published": row.published,
+        "again": row.again,
+        "seeds": len(found),
+        "mean": between.mean_estimate(own),
+        "median": summary.median,
+        "geometric_mean": summary.geometric_mean,
+        "iqm": summary.iqm,
+        "spread_of_means": between.spread_of_means(own.ravel()),
+        "diverged": int(values["diverged"].sum()) if "diverged" in values else None,
+        "measures": {name: between.mean_estimate(given) for name, given in values.items() if name != "diverged"},
+        "curves": found[0].curves,
+        "step_seconds": float(np.mean([f.step_seconds for f in found])),
+    }
+
+
+def _optimizers(
+    row: Row, task: Task, measurement: Measurement, bench: Bench
+) -> tuple[list[LearnedOptimizer], dict[str, Any]]:
+    """The optimizers of a row, one for each seed, and what is to be told of them."""
+    if row.trainings:
+        made = [with_changes(bench.weights[n].optimizer, row.changed, plugins=bench.plugins) for n in row.trainings]
+        return made, {"trainings": list(row.trainings), "set": dict(row.changed)}
+    assert row.other is not None
+    name, *modes = row.other.split("+")
+    if name in SHIPPED:
+        made = load_weights(SHIPPED[name])
+        return [InMode(made, tuple(modes)).at(measurement.horizon) if modes else made], {"shipped": row.other}
+    fixed = ready(row.other, measurement.horizon)
+    if fixed is not None:
+        return [fixed], {"baseline": row.other, **_hyperparameters(fixed)}
+    source = bench.task(row.tuned_on) if row.tuned_on else task
+    number = measurement.tuning_problems or default_num_problems(source, measurement.num_problems)
+    tuned = tune(
+        row.other, source, horizon=measurement.horizon, num_problems=number, seed=bench.seed,
+        cache_dir=bench.cache_dir / "tuned",
+    )  # fmt: skip
+    told = {"baseline": row.other, "tuned_on": list(row.tuned_on), "tuning_problems": number}
+    told |= {"tuning_runs": len(tuned.table) * number, **_hyperparameters(tuned.optimizer), **tuned.hyperparameters}
+    return [tuned.optimizer], told
+
+
+def _hyperparameters(optimizer: Any) -> dict[str, Any]:
+    """Learning rate and schedule."""
+    schedule = optimizer.schedule if isinstance(optimizer, Scheduled) else None
+    return {"lr": float(f"{optimizer.hyperparameters['lr'].item():.4g}"), "schedule": schedule}

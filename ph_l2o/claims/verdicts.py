@@ -1,0 +1,76 @@
+"""From contrasts to verdicts, by rules that the page states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+REPRODUCED, NOT, CONDITIONAL = "reproduced", "not reproduced", "only under conditions"
+RULES = (
+    "A sentence **holds** if all of its 95 % intervals lie on its side, **does not hold** if all lie on the other side, "
+    "and else **cannot be told**: an interval has both sides, or mean and geometric mean disagree, as where a few "
+    "problems make the mean. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and "
+    "else holds **only under conditions**, which are named. A mean that is infinite, as of a problem that diverged, is "
+    "on the worse side."
+)
+
+
+def outcome(contrast: Mapping[str, Any]) -> str:
+    """`HOLDS`, `FAILS` or `OPEN`."""
+    sides = {_side(estimate, contrast["side"]) for estimate in contrast["estimates"]}
+    return sides.pop() if len(sides) == 1 else OPEN
+
+
+def _side(estimate: Mapping[str, Any], side: str) -> str:
+    low, high = (float(end) for end in estimate["ci95"])
+    value, threshold = float(estimate["value"]), float(estimate["threshold"])
+    if side == "above":
+        low, high, value, threshold = -high, -low, -value, -threshold
+    if math.isnan(value) or math.isnan(low) or math.isnan(high):
+        return OPEN
+    if math.isinf(value):
+        return HOLDS if value < 0 else FAILS
+    return HOLDS if high < threshold else FAILS if low > threshold else OPEN
+
+
+def verdict(contrasts: Sequence[Mapping[str, Any]]) -> str:
+    """`REPRODUCED`, `NOT` or `CONDITIONAL`."""
+    outcomes = [outcome(contrast) for contrast in contrasts]
+    if outcomes and all(found == HOLDS for found in outcomes):
+        return REPRODUCED
+    return CONDITIONAL if HOLDS in outcomes else NOT
+
+
+def sentence(contrast: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """A contrast in words: what it says, its figures, and what comes of it."""
+    return f"{contrast['says'].rstrip('.')}: **{outcome(contrast)}** ({figures(contrast, labels)})"
+
+
+def figures(contrast: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """The estimates of a contrast with their intervals."""
+    against = contrast["against"]
+    to = "" if against is None else f" to {labels.get(against, against)}"
+    texts = []
+    for estimate in contrast["estimates"]:
+        shown = f"{number(estimate['value'])} [{', '.join(number(end) for end in estimate['ci95'])}]"
+        what = {"mean": "mean", "geometric_mean": "geometric mean", "median": "median"}[estimate["of"]]
+        if against is None:
+            texts.append(f"{what} {shown}, against {number(estimate['threshold'])}")
+        elif estimate["of"] == "geometric_mean":
+            texts.append(f"ratio{to} {shown}")
+        else:
+            texts.append(f"{'difference' if what == 'mean' else 'median difference'}{to} {shown}")
+        to = ""
+    return "; ".join(texts)
+
+
+def number(value: Any) -> str:
+    """Three digits; ∞ in words of mathematics."""
+    x = float(value) if value is not None else math.nan
+    if math.isnan(x):
+        return "–"
+    if math.isinf(x):
+        return "∞" if x > 0 else "−∞"
+    return f"{x:.3g}".replace("-", "−") if 1e-4 <= abs(x) < 1e5 or x == 0 else f"{x:.1e}".replace("-", "−")
