@@ -76,7 +76,7 @@ def contrast_result(contrast: Contrast, values: Values, measure: str) -> dict[st
     own = values[contrast.row][measure]
     found: dict[str, Any] = {
         "says": contrast.says, "measurement": contrast.measurement, "row": contrast.row, "side": contrast.side,
-        "recipe": contrast.recipe, "measure": measure,
+        "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline,
     }  # fmt: skip
     if isinstance(contrast.against, float):
         single = {"mean": mean_estimate, "median": median_estimate, "geometric_mean": _geometric}

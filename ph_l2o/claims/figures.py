@@ -1,12 +1,131 @@
-"""A figure for each claim."""
+"""A figure for each claim, of panels that its result file names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ph_l2o.evaluation.estimates import Curve
+from ph_l2o.evaluation.plots import ink, label_ends, limits_of, line_style, new_figure, plain_numbers, to_png
+from ph_l2o.files import write_atomically
+from ph_l2o.palette import looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FONT_SIZE = 8.5  # points
+_WIDTH, _HEIGHT = 5.6, 3.7  # of a panel, in inches
+_COLUMNS = 2
+_LONG = 1000  # steps, from which their axis is logarithmic
+_FAR = 1e3  # factor beyond which a value is drawn at the edge, with its number
 
 
 def write_figures(results: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Write `study_<claim>.png` for each claim that has something to draw."""
-    return []
+    """Write `study_<claim>.png` for each claim that has panels."""
+    return [
+        write_atomically(folder / f"study_{name}.png", to_png(claim_figure(result)))
+        for name, result in results.items()
+        if result.get("figure")
+    ]
+
+
+def claim_figure(result: Mapping[str, Any]) -> Figure:
+    """The figure of a claim, from its result file."""
+    panels = result["figure"]["panels"]
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = new_figure(_WIDTH * columns, _HEIGHT * rows)
+    for number, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        measurement = result["measurements"][panel["measurement"]]
+        chosen = list(panel["rows"] or measurement["rows"])
+        PANELS[panel["draw"]](figure, axes, panel, measurement, {name: measurement["rows"][name] for name in chosen})
+        title = textwrap.fill(panel["title"], int(_WIDTH * 13))
+        axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 0.5)
+        axes.tick_params(labelsize=_FONT_SIZE)
+        axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def _curves(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurement: Mapping[str, Any], rows: Rows) -> None:
+    """Medians over problems with bands from quartile to quartile, each with its name at its end."""
+    of = panel["of"] or next(iter(next(iter(rows.values()))["curves"]))
+    found = {name: row["curves"][of] for name, row in rows.items()}
+    curves = {
+        name: Curve(*(np.array([float(y) for y in lines[part]]) for part in ("median", "low", "high")))
+        for name, lines in found.items()
+    }
+    steps = {name: np.array([float(x) for x in lines["steps"]]) for name, lines in found.items()}
+    log = all(np.min(curve.median) > 0 for curve in curves.values())
+    low, high = limits_of(list(curves.values()), log=log)
+    margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
+    shown = looks(rows, panel["strong"])
+    for name, look in sorted(shown.items(), key=lambda item: item[1].strong):
+        median, lower, upper = (np.clip(part, *margin) for part in curves[name])
+        if look.strong:
+            axes.fill_between(steps[name], lower, upper, color=look.color, alpha=0.18, linewidth=0)
+        width, order = (2.2, 4) if look.strong else (1.3, 3)
+        axes.plot(steps[name], median, color=look.color, linestyle=line_style(look), linewidth=width, zorder=order)
+    if log:
+        axes.set_yscale("log")
+        plain_numbers(axes, low, high)
+    axes.set_ylim(low, high)
+    last = max(float(x[-1]) for x in steps.values())
+    if last >= _LONG:
+        axes.set_xscale("log")
+    axes.set_xlim(1 if last >= _LONG else 0, last)
+    axes.set_xlabel("inner step", fontsize=_FONT_SIZE)
+    axes.set_ylabel(f"{of.replace('_', ' ')} (median; band: quartiles)", fontsize=_FONT_SIZE)
+    ends = {row["label"]: float(curves[name].median[-1]) for name, row in rows.items()}
+    label_ends(figure, axes, {row["label"]: shown[name] for name, row in rows.items()}, ends)
+
+
+def _intervals(
+    figure: Figure, axes: Axes, panel: Mapping[str, Any], measurement: Mapping[str, Any], rows: Rows
+) -> None:
+    """Means or ratios of rows with their intervals, the best one on top."""
+    del figure
+    of = panel["of"] or ("ratio" if measurement["reference"] else "mean")
+    found = {name: row[of] if of in row else row["measures"][of] for name, row in rows.items()}
+    order = sorted(found, key=lambda name: -float(found[name]["value"]))
+    shown = looks(rows, panel["strong"])
+    ends = {name: [float(found[name]["value"]), *(float(e) for e in found[name]["ci95"])] for name in order}
+    finite = [x for values in ends.values() for x in values if math.isfinite(x) and x > 0]
+    middle = 1.0 if of == "ratio" else float(np.median(finite)) if finite else 1.0
+    edges = (max(min(finite, default=1), middle / _FAR) / 1.15, min(max(finite, default=1), middle * _FAR) * 1.15)
+    for place, name in enumerate(order):
+        value, low, high = (min(max(x, edges[0]), edges[1]) for x in ends[name])
+        look = shown[name]
+        axes.plot([low, high], [place, place], color=look.color, linewidth=2.4 if look.strong else 1.4)
+        axes.plot(value, place, "o", color=look.color, markersize=6 if look.strong else 4.5)
+        beyond = " →" if ends[name][0] > edges[1] else ""
+        text = f"{ends[name][0]:.3g}{beyond}" if math.isfinite(ends[name][0]) else "∞ →"
+        axes.annotate(text, (high, place), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=_FONT_SIZE - 1, color=ink(look.color))  # fmt: skip
+    if of == "ratio":
+        axes.axvline(1, color="#555555", linewidth=0.8, linestyle=(0, (4, 2)))
+    axes.set_xscale("log")
+    axes.set_xlim(*edges)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_yticks(range(len(order)), [rows[name]["label"] for name in order])
+    reference = measurement["reference"]
+    to = f", of the loss to that of {measurement['rows'][reference]['label']}" if of == "ratio" else ""
+    axes.set_xlabel(f"{of.replace('_', ' ')}{to} (95 %)", fontsize=_FONT_SIZE)
+
+
+PANELS: dict[str, Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any], Rows], None]] = {
+    "curves": _curves,
+    "intervals": _intervals,
+}

@@ -67,12 +67,23 @@ def claim_result(claim: Claim, bench: Bench) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "weights": {name: weights_sum(bench.weights[name].optimizer) for name in claim.trainings},
         "trainings": {name: list(training.overrides) for name, training in claim.trainings.items()},
-        "measurements": measurements,
+        "measurements": _with_drawn_curves(claim, measurements),
+        "figure": {"says": claim.says, "panels": [vars(panel) for panel in claim.panels]} if claim.panels else None,
         "contrasts": [
             between.contrast_result(c, values[c.measurement], claim.measurements[c.measurement].measure)
             for c in claim.contrasts
         ],
     }
+
+
+def _with_drawn_curves(claim: Claim, measurements: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without curves that no panel shows: result files stay small."""
+    for name, measurement in measurements.items():
+        panels = [panel for panel in claim.panels if panel.measurement == name and panel.draw == "curves"]
+        for row, content in measurement["rows"].items():
+            if not any(row in (panel.rows or (row,)) for panel in panels):
+                content["curves"] = {}
+    return measurements
 
 
 def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict[str, Any], between.Values]:

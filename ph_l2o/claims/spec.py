@@ -101,6 +101,7 @@ class Contrast:
         recipe: One of `RECIPES`: under whose conditions it is said.
         measure: Of a problem; None: that of the measurement.
         of: What is compared, of `mean`, `geometric_mean` and `median`.
+        headline: Whether README shows it.
     """
 
     says: str
@@ -111,6 +112,28 @@ class Contrast:
     recipe: str
     measure: str | None
     of: tuple[str, ...]
+    headline: bool
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A part of a claim's figure.
+
+    Attributes:
+        draw: One of `DRAWN`.
+        measurement: Its name.
+        rows: Names of rows; empty: all.
+        strong: Those of them that are emphasized.
+        title: Above it.
+        of: The curve or measure that is drawn.
+    """
+
+    draw: str
+    measurement: str
+    rows: tuple[str, ...]
+    strong: tuple[str, ...]
+    title: str
+    of: str | None
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,8 @@ class Claim:
         trainings: By name, those that its rows need.
         measurements: By name.
         contrasts: Of which its verdict is made.
+        panels: Of its figure.
+        says: What the figure shows.
         notes: For the page: how to read it.
     """
 
@@ -135,6 +160,8 @@ class Claim:
     trainings: Mapping[str, Training]
     measurements: Mapping[str, Measurement]
     contrasts: tuple[Contrast, ...]
+    panels: tuple[Panel, ...]
+    says: str
     notes: str
 
 
@@ -161,7 +188,7 @@ _CLAIM = {"title": str, "claimed": str, "summary": str, "trainings": dict, "meas
 
 def _claim(name: str, node: Any) -> Claim:
     key = f"claims.{name}"
-    node = _checked(node, key, _CLAIM, {"notes": str})
+    node = _checked(node, key, _CLAIM, {"notes": str, "figure": dict})
     known = _trainings(node["trainings"], f"{key}.trainings")
     measurements = {
         str(n): _measurement(str(n), content, f"{key}.measurements.{n}", known)
@@ -176,9 +203,18 @@ def _claim(name: str, node: Any) -> Claim:
     used = {t for m in measurements.values() for row in m.rows.values() for t in row.trainings}
     every = {t.name: t for group in known.values() for t in group}
     trainings = {t: every[t] for t in every if t in used}
-    texts = {k: " ".join(node[k].split()) for k in ("title", "claimed", "summary")}
-    return Claim(name, **texts, trainings=trainings, measurements=measurements, contrasts=contrasts,
-                 notes=" ".join(node.get("notes", "").split()))  # fmt: skip
+    texts = {k: " ".join(node.get(k, "").split()) for k in ("title", "claimed", "summary", "notes")}
+    figure = _checked(
+        node.get("figure", {"says": "", "panels": []}), f"{key}.figure", {"says": str, "panels": list}, {}
+    )
+    panels = tuple(
+        _panel(content, f"{key}.figure.panels[{number}]", measurements)
+        for number, content in enumerate(figure["panels"])
+    )
+    says = " ".join(figure["says"].split())
+    return Claim(
+        name, **texts, trainings=trainings, measurements=measurements, contrasts=contrasts, panels=panels, says=says
+    )
 
 
 def _trainings(node: Mapping[str, Any], key: str) -> dict[str, tuple[Training, ...]]:
@@ -264,7 +300,7 @@ STATISTICS = ("mean", "geometric_mean", "median")
 def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Contrast:
     node = _checked(
         node, key, {"says": str, "measurement": str, "row": str},
-        {"below": None, "above": None, "recipe": str, "measure": str, "of": list},
+        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool},
     )  # fmt: skip
     name = node["measurement"]
     if name not in measurements:
@@ -289,7 +325,29 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
             raise ConfigError(f"{key}.of=[…, {statistic}]: {nearest(str(statistic), STATISTICS)}")
     return Contrast(
         " ".join(node["says"].split()), name, node["row"], side, float(against) if is_number else others, recipe,
-        node.get("measure"), of,
+        node.get("measure"), of, node.get("headline", False),
+    )  # fmt: skip
+
+
+DRAWN = ("curves", "intervals")
+
+
+def _panel(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Panel:
+    node = _checked(
+        node, key, {"measurement": str}, {"draw": str, "rows": list, "strong": list, "title": str, "of": str}
+    )
+    name, draw = node["measurement"], node.get("draw", "curves")
+    if name not in measurements:
+        raise ConfigError(f"{key}.measurement={name}: {nearest(name, measurements)}")
+    if draw not in DRAWN:
+        raise ConfigError(f"{key}.draw={draw}: {nearest(draw, DRAWN)}")
+    known = measurements[name].rows
+    for row in (*node.get("rows", ()), *node.get("strong", ())):
+        if row not in known:
+            raise ConfigError(f"{key}: {row} is no row of {name}; {nearest(str(row), known)}")
+    return Panel(
+        draw, name, tuple(node.get("rows", ())), tuple(node.get("strong", ())),
+        node.get("title", measurements[name].title), node.get("of"),
     )  # fmt: skip
 
 
@@ -303,7 +361,7 @@ def _checked(node: Any, key: str, required: Mapping[str, Any], optional: Mapping
             raise ConfigError(f"{key}.{name}=…: no such key{did_you_mean(str(name), known)}")
         kind = known[name]
         allowed = (int, float) if kind is float else kind
-        is_right = kind is None or (isinstance(value, allowed) and not isinstance(value, bool))
+        is_right = kind is None or (isinstance(value, allowed) and (kind is bool or not isinstance(value, bool)))
         if not is_right and not (value is None and name in optional):
             raise ConfigError(f"{key}.{name}={value}: must be {_WORDS[kind]}")
     if missing := [name for name in required if name not in node]:
@@ -312,7 +370,7 @@ def _checked(node: Any, key: str, required: Mapping[str, Any], optional: Mapping
 
 
 _WORDS: dict[Any, str] = {
-    str: "a text", list: "a list", dict: "a mapping", int: "a whole number", float: "a number",
+    str: "a text", list: "a list", dict: "a mapping", int: "a whole number", float: "a number", bool: "true or false",
 }  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from typing import Any
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
 REPRODUCED, NOT, CONDITIONAL = "reproduced", "not reproduced", "only under conditions"
 RULES = (
-    "A sentence **holds** if all of its 95 % intervals lie on its side, **does not hold** if all lie on the other side, "
-    "and else **cannot be told**: an interval has both sides, or mean and geometric mean disagree, as where a few "
-    "problems make the mean. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and "
-    "else holds **only under conditions**, which are named. A mean that is infinite, as of a problem that diverged, is "
-    "on the worse side."
+    "A sentence **holds** if all of its intervals lie on its side, **does not hold** if all lie on the other side, and "
+    "else **cannot be told**: an interval has both sides, or mean and geometric mean disagree, as where a few problems "
+    "make the mean. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and else "
+    "holds **only under conditions**: those of the sentences that hold. A mean that is infinite, as where a problem "
+    "diverged, is on the worse side."
 )
 
 

@@ -83,7 +83,7 @@ def plot_curves(
     axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _label(figure, axes, shown, {name: float(median[-1]) for name, median in medians.items()})
+    label_ends(figure, axes, shown, {name: float(median[-1]) for name, median in medians.items()})
     return figure, axes
 
 
@@ -155,7 +155,7 @@ def limits_of(curves: list[Curve], *, log: bool) -> tuple[float, float]:
     return low / 1.2, high * 1.2
 
 
-def _label(figure: Figure, axes: Axes, shown: Mapping[str, Look], ends: Mapping[str, float]) -> None:
+def label_ends(figure: Figure, axes: Axes, shown: Mapping[str, Look], ends: Mapping[str, float]) -> None:
     """Write each curve's name at its end; names that would overlap are moved apart."""
     low, high = axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
