@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ph_l2o.checks import at_least, number
-from ph_l2o.tasks.saddles.kind import Kind, geometric
+from ph_l2o.tasks.saddles.kind import Curvature, Kind, geometric
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,14 @@ class StrictSaddle(Kind):
     At the saddle the Hessian's eigenvalues are -γ, m times, and the λ. How far the minima are does not depend on γ.
 
     Args:
+        curvature: γ; the default is a range, on which an optimizer can be trained.
         directions: m, in [1, dim - 1].
         condition_number: λ falls from 1 to 1 / condition_number in a geometric sequence; >= 1.
 
     Reference: Ge, Huang, Jin and Yuan 2015, "Escaping from saddle points" (the name).
     """
 
+    curvature: Curvature = (3e-4, 0.3)
     directions: int = 1
     condition_number: float = 10.0
 
