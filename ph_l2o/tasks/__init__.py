@@ -11,6 +11,7 @@ from ph_l2o.tasks.models import CausalAttention, ConvNet, RecurrentNet
 from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.quadratic import Quadratic, QuadraticProblem
 from ph_l2o.tasks.rescaled import rescaled
+from ph_l2o.tasks.saddles import Saddle, SaddleProblem
 from ph_l2o.tasks.sequences import Sequences
 from ph_l2o.tasks.task import Problem, StochasticProblem, Task
 from ph_l2o.tasks.teacher import TeacherRegression
@@ -31,6 +32,8 @@ __all__ = [
     "Quadratic",
     "QuadraticProblem",
     "RecurrentNet",
+    "Saddle",
+    "SaddleProblem",
     "Sequences",
     "StochasticProblem",
     "Task",

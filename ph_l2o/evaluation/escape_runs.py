@@ -1,0 +1,134 @@
+"""How many inner steps an optimizer needs to escape a saddle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ph_l2o.evaluation.estimates import Array
+from ph_l2o.evaluation.grid_search import GridSearch, Point
+from ph_l2o.evaluation.runner import tiled
+from ph_l2o.inner import run
+from ph_l2o.keys import ProblemKeys, Split
+from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
+from ph_l2o.tasks.task import Task
+
+_AT_ONCE = 25  # inner steps between two looks at which problems are still on their saddle
+
+
+class Escapes(NamedTuple):
+    """What became of P problems.
+
+    Attributes:
+        steps: Inner steps until the loss first counts as escaped, `(P,)`; ∞ where it never did.
+        diverged: Where it never did, and is not finite or above that at the start, booleans `(P,)`.
+    """
+
+    steps: Array
+    diverged: np.ndarray
+
+
+def count_steps(
+    optimizer_of: Callable[[np.ndarray], LearnedOptimizer],
+    task: Task,
+    indices: Sequence[int],
+    *,
+    horizon: int,
+    seed: int,
+    split: Split,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    enough: Callable[[Array], bool] | None = None,
+) -> Escapes:
+    """Run problems until all have escaped, or for `horizon` steps; those that have leave the batch in time.
+
+    Args:
+        optimizer_of: The optimizer for the problems at these places of `indices`, which may have hyperparameters of
+            their own.
+        task: Of problems with `escaped`.
+        indices: Of the problems.
+        horizon: Inner steps at most, >= 1.
+        seed: Seed of the problems, >= 0.
+        split: Their split.
+        device: Where to run.
+        dtype: Floating-point type of the parameters.
+        enough: From the steps so far, ∞ where there are none yet, whether to stop.
+    """
+    steps, diverged = np.full(len(indices), np.inf), np.zeros(len(indices), bool)
+    left = np.arange(len(indices))
+    problem, optimizer = _batch(task, indices, left, seed, split, device, dtype), optimizer_of(left)
+    start = None
+    carry, first = None, 0
+    while len(left) and first < horizon:
+        count = min(_AT_ONCE, horizon - first)
+        carry, losses = run(optimizer, problem, count, carry=carry, first=first)
+        start = losses[0] if start is None else start
+        escaped = problem.escaped(losses) & torch.isfinite(losses)
+        found = escaped.any(0).cpu().numpy() & np.isinf(steps[left])
+        steps[left[found]] = (first + escaped.int().argmax(0).cpu().numpy())[found]
+        diverged[left] = (~torch.isfinite(losses[-1]) | (losses[-1] > start)).cpu().numpy() & np.isinf(steps[left])
+        first += count
+        if enough is not None and enough(steps):
+            break
+        stay = np.isinf(steps[left]) & np.isfinite(losses[-1].cpu().numpy())
+        if stay.sum() <= len(left) / 2:
+            kept = torch.from_numpy(np.flatnonzero(stay)).to(device)
+            left, start, carry = left[stay], start[kept], carry.map(lambda x, kept=kept: x[kept])
+            if len(left):
+                problem, optimizer = _batch(task, indices, left, seed, split, device, dtype), optimizer_of(left)
+    return Escapes(steps, diverged)
+
+
+def _batch(
+    task: Task, indices: Sequence[int], places: np.ndarray, seed: int, split: Split, device: Any, dtype: torch.dtype
+) -> Any:
+    keys = ProblemKeys(seed, split, 0, [indices[k] for k in places])
+    problem = task.sample(keys, device=device, dtype=dtype)
+    if not hasattr(problem, "escaped"):
+        raise ValueError(f"task={task.name}: its problems have no test of escape; take one such as ph_l2o.tasks.Saddle")
+    return problem
+
+
+def quantile(steps: Array, share: float) -> float:
+    """The least number of steps by which this share of the problems had escaped, ∞ if it never had."""
+    return float(np.sort(steps)[max(int(np.ceil(share * len(steps))), 1) - 1])
+
+
+@dataclass
+class EscapeSearch(GridSearch):
+    """A search whose criterion is the median number of steps to escape.
+
+    Points whose median would lie beyond the best one's are not run any longer: they have ∞. Where no point has a
+    median, the criterion is the horizon and the share of problems that never escaped.
+    """
+
+    def try_points(self, points: Iterable[Point]) -> None:
+        """See `GridSearch.try_points`."""
+        points = [p for p in dict.fromkeys(points) if p not in self.table]
+        if not points:
+            return
+        values = torch.tensor(points, dtype=self.dtype, device=self.device).repeat_interleave(self.num_problems, 0)
+
+        def optimizer_of(places: np.ndarray) -> LearnedOptimizer:
+            columns: list[Tensor] = list(values[torch.from_numpy(places).to(values.device)].unbind(1))
+            by_name = {k: v.contiguous() for k, v in zip(self.names, columns, strict=True)}
+            return self.optimizer.with_hyperparameters(**by_name)
+
+        def medians(steps: Array) -> list[float]:
+            return [quantile(row, 0.5) for row in steps.reshape(-1, self.num_problems)]
+
+        limit = self.horizon
+        if self.table and min(self.table.values()) <= self.horizon:
+            limit = int(min(self.table.values()))
+        steps, _ = count_steps(
+            optimizer_of, self.task, tiled(self.num_problems, len(points)), horizon=limit, seed=self.seed, split="val",
+            device=self.device, dtype=self.dtype, enough=lambda s: bool(np.isfinite(medians(s)).any()),
+        )  # fmt: skip
+        for point, row, median in zip(points, steps.reshape(-1, self.num_problems), medians(steps), strict=True):
+            never = self.horizon + 1 + np.isinf(row).mean() if limit == self.horizon else np.inf
+            self.table[point] = median if np.isfinite(median) else never
