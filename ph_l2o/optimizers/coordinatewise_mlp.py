@@ -1,7 +1,7 @@
 """An MLP that every coordinate runs on features of its own gradients, as Metz et al.'s.
 
-What is free of scale: multiplying the loss by a number changes nothing, as long as gradients stay far above `eps`, and
-neither do other units of θ change what the network sees. What is not: the step is in θ's units, so `output_scale` has to
+What is free of scale: multiplying the loss by a number changes nothing as long as gradients stay far above `eps`, and
+other units of θ do not change what the network sees. What is not: the step is in θ's units, so `output_scale` has to
 suit the size of the parameters.
 """
 
@@ -41,18 +41,18 @@ class CoordinatewiseMLPState(NamedTuple):
 class CoordinatewiseMLP(LearnedOptimizer):
     """θ ← θ - output_scale · d · exp(exponent_scale · a), where (d, a) = MLP(features), coordinate by coordinate.
 
-    With m an average of the gradient g for each of `momentum_decays`, v of g² for each of `rms_decays`, both without the
-    bias of the start, s = √v + eps and |·| the root mean square over the coordinate's tensor, the features are
+    Let m be an average of the gradient g for each of `momentum_decays`, v one of g² for each of `rms_decays`, both
+    without the bias of the start, s = √v + eps, and |·| the root mean square over the coordinate's tensor plus eps:
 
-    - g / |g|, θ / |θ|, m / |m| and r = √v / |√v|, with eps added to each |·|; and 1 / (r + .1);
+    - g / |g|, m / |m|, θ / |θ|, r = √v / |√v| and 1 / (r + .1);
     - g / s and m / s, of each m with each s;
     - tanh(k / τ - 1) of the step k = 0, 1, … at eleven time scales τ = 1, 3, 10, … 100,000.
 
     A coordinate whose gradients have all been 0 stays where it is.
 
-    It departs from google/learned_optimization in this: g / s and m / s are not divided by their root mean square again,
-    which would hide how far gradients have fallen; 1 / r is bounded, since a dead input's would dwarf all others; decays
-    are not learned; there are no factored second moments.
+    Departures from google/learned_optimization: g / s and m / s are not divided by their root mean square again, which
+    would hide how far gradients have fallen; 1 / r is bounded, since a dead input's would dwarf all others; decays are
+    not learned; there are no factored second moments.
 
     Args:
         hidden_size: Units of a hidden layer (ReLU), >= 1.
@@ -68,7 +68,7 @@ class CoordinatewiseMLP(LearnedOptimizer):
 
     Reference: Metz et al. 2019, "Understanding and correcting pathologies in the training of learned optimizers" (arXiv
     1810.10180), and 2022, "Practical tradeoffs between memory, compute, and performance in learned optimizers" (arXiv
-    2203.11860); their code, google/learned_optimization, has it as `mlp_lopt` and, with more features, `adafac_mlp_lopt`.
+    2203.11860); in google/learned_optimization `mlp_lopt` and, with more features, `adafac_mlp_lopt`.
     """
 
     takes_padding: ClassVar[bool] = True
@@ -138,7 +138,7 @@ class CoordinatewiseMLP(LearnedOptimizer):
 
     def _run_layers(self, features: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """The two outputs `(B, N)`, of features `(F, B, N)` and of the number of the step `(B,)`."""
-        first, *others = self.layers
+        first, *others = (layer for layer in self.layers if isinstance(layer, nn.Linear))
         weight, weight_of_time = first.weight.split((len(features), len(_TIMES)), 1)
         times = torch.stack([(step / time - 1).tanh() for time in _TIMES])
         # What all coordinates of a problem share goes into the bias, `(hidden_size, B, 1)`.
@@ -170,5 +170,5 @@ def _tensor_sizes(layout: Layout) -> Sequence[int]:
 
 
 def _relative(x: Tensor, layout: Layout, eps: float) -> Tensor:
-    """x divided by its root mean square over each tensor."""
+    """Divided by the root mean square over each tensor."""
     return x / (layout.expand(root(layout.sum(x * x) / layout.table(_tensor_sizes, x))) + eps)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
+from ph_l2o.optim import from_learned
 from ph_l2o.optimizers import CoordinatewiseMLP
 from ph_l2o.optimizers import coordinatewise_mlp as module
 from ph_l2o.params import Layout, Params
@@ -33,7 +34,9 @@ def reference(optimizer: CoordinatewiseMLP, params: Params, grads: list[Tensor])
             for name, row in tensors.items():
                 g = list(map(float, params.like(grad)[name][b].flatten()))
                 row[:] = one_tensor(optimizer, row, g, k, memory.setdefault((b, name), {}))
-        path.append(torch.tensor([sum(tensors.values(), []) for tensors in theta], dtype=params.flat.dtype))
+        path.append(
+            torch.tensor([[x for row in tensors.values() for x in row] for tensors in theta], dtype=params.flat.dtype)
+        )
     return path
 
 
@@ -108,8 +111,8 @@ def test_coordinates_may_be_permuted_within_their_tensors():
     expected = path_of(optimizer, params, grads)[-1][:, order]
     found = path_of(optimizer, params.like(params.flat[:, order]), [g[:, order] for g in grads])[-1]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    other = Params(params.flat, Layout(("c",), ((12,),)))
-    assert not torch.allclose(path_of(optimizer, other, grads)[-1][:, order], expected)  # a tensor has a scale of its own
+    one = Params(params.flat, Layout(("c",), ((12,),)))  # each tensor has a scale of its own
+    assert not torch.allclose(path_of(optimizer, one, grads)[-1][:, order], expected)
 
 
 def test_units_of_the_loss_and_of_the_parameters():
@@ -138,6 +141,22 @@ def test_without_any_gradient_nothing_moves_and_nothing_breaks():
     path[-1].sum().backward()
     assert start.grad is not None and start.grad.isfinite().all()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in optimizer.parameters())
+
+
+def test_drop_in_takes_the_same_steps():
+    torch.manual_seed(0)
+    learned = CoordinatewiseMLP()
+    tensors = [torch.randn(shape).requires_grad_() for shape in ((6, 5), (5,), ())]
+    params = Params.from_tensors({str(k): x[None].detach() for k, x in enumerate(tensors)})
+    grads = [[torch.randn_like(x) for x in tensors] for _ in range(STEPS)]
+    rows = [torch.cat([g.flatten() for g in step])[None] for step in grads]
+    optimizer = from_learned(learned)(tensors)
+    for step in grads:
+        for x, grad in zip(tensors, step, strict=True):
+            x.grad = grad
+        optimizer.step()
+    found = torch.cat([x.detach().flatten() for x in tensors])[None]
+    torch.testing.assert_close(found, path_of(learned, params, rows)[-1], rtol=1e-5, atol=1e-6)
 
 
 def test_meta_parameters():
