@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ph_l2o.lazy import resolve
 from ph_l2o.optimizers.averaged import Averaged
 from ph_l2o.optimizers.classical import SGD, Adam, AdamW, ClassicalOptimizer, Momentum, Nesterov, RMSprop
+from ph_l2o.optimizers.coordinatewise_mlp import CoordinatewiseMLP
 from ph_l2o.optimizers.hnn import HNN
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer, map_state
 from ph_l2o.optimizers.lstm import LSTM
@@ -34,6 +35,7 @@ __all__ = [
     "AdamW",
     "Averaged",
     "ClassicalOptimizer",
+    "CoordinatewiseMLP",
     "LearnedOptimizer",
     "Momentum",
     "Muon",

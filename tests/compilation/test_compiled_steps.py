@@ -13,7 +13,16 @@ from ph_l2o.errors import CompileError
 from ph_l2o.estimators import ES, OBJECTIVES, PES, Truncated
 from ph_l2o.inner import Window, run, start
 from ph_l2o.keys import ProblemKeys
-from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian, RNNprop, Scheduled
+from ph_l2o.optimizers import (
+    HNN,
+    LSTM,
+    Adam,
+    CoordinatewiseMLP,
+    LearnedOptimizer,
+    PortHamiltonian,
+    RNNprop,
+    Scheduled,
+)
 from ph_l2o.params import Params
 from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, rescaled
 from ph_l2o.tasks.task import Buffers
@@ -91,6 +100,7 @@ OPTIMIZERS: dict[str, Callable[[], LearnedOptimizer]] = {
     "hnn with norm": lambda: HNN(output_scale=0.05, norm=True),
     "lstm": lambda: LSTM(hidden_size=3),
     "rnnprop": lambda: RNNprop(hidden_size=3),
+    "mlp": lambda: CoordinatewiseMLP(hidden_size=3),
     "adam": lambda: Adam(lr=0.05),
     "scheduled": lambda: Scheduled(Adam(lr=0.05), horizon=8, warm_up=0.3),
 }

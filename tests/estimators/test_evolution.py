@@ -12,7 +12,7 @@ from ph_l2o.estimators import ES, NRES, OBJECTIVES, PES, ESSingle, Full, Truncat
 from ph_l2o.estimators.evolution import EvolutionStrategy
 from ph_l2o.inner import Window, run, start
 from ph_l2o.keys import ProblemKeys, Purpose
-from ph_l2o.optimizers import HNN, LSTM, Adam, PortHamiltonian
+from ph_l2o.optimizers import HNN, LSTM, Adam, CoordinatewiseMLP, PortHamiltonian
 from ph_l2o.tasks import ImageClassification, Quadratic, rescaled
 
 every_strategy = pytest.mark.parametrize("make_estimator", [ES, PES, ESSingle, NRES])
@@ -208,6 +208,7 @@ OPTIMIZERS = {
     "port_hamiltonian": lambda: PortHamiltonian(hidden_size=6),
     "lstm": lambda: LSTM(hidden_size=5),
     "hnn": lambda: HNN(output_scale=0.05),
+    "mlp": lambda: CoordinatewiseMLP(hidden_size=5),
     "adam": lambda: Adam(lr=0.05),
 }
 

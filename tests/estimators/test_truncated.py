@@ -9,7 +9,7 @@ from torch.func import functional_call
 from ph_l2o.estimators import OBJECTIVES, Truncated
 from ph_l2o.inner import Carry, Window, run, start
 from ph_l2o.keys import ProblemKeys
-from ph_l2o.optimizers import HNN, LSTM, Adam, LearnedOptimizer, PortHamiltonian, RNNprop
+from ph_l2o.optimizers import HNN, LSTM, Adam, CoordinatewiseMLP, LearnedOptimizer, PortHamiltonian, RNNprop
 from ph_l2o.tasks.quadratic import Quadratic
 from ph_l2o.tasks.task import Problem
 
@@ -20,6 +20,7 @@ MAKERS: dict[str, Callable[[], LearnedOptimizer]] = {
     "hnn": lambda: HNN(output_scale=0.05),
     "hnn_norm": lambda: HNN(output_scale=0.05, preprocess=False, norm=True),
     "rnnprop": lambda: RNNprop(hidden_size=4),
+    "mlp": lambda: CoordinatewiseMLP(hidden_size=4),
     "adam": lambda: Adam(lr=0.05),
 }
 every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

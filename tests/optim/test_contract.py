@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from ph_l2o.optim import PortHamiltonian, WeightsError, from_learned
-from ph_l2o.optimizers import HNN, LSTM
+from ph_l2o.optimizers import HNN, LSTM, CoordinatewiseMLP
 from ph_l2o.optimizers import Adam as LearnedAdam
 from tests.optim.conftest import account, flat, loss_of, needs_compiler, train
 
@@ -418,7 +418,9 @@ def test_under_torch_compile_of_the_model(model, learned):
     assert losses == pytest.approx(train(twin, PortHamiltonian(twin.parameters(), pretrained=learned), 5), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", [LSTM(hidden_size=4), HNN(), LearnedAdam(lr=0.01)], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "family", [LSTM(hidden_size=4), HNN(), CoordinatewiseMLP(), LearnedAdam(lr=0.01)], ids=lambda x: type(x).__name__
+)
 def test_other_learned_optimizers(family, model):
     optimizer = from_learned(family)(model.named_parameters())
     train(model, optimizer, 3)

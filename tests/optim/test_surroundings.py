@@ -10,7 +10,7 @@ from torch import nn
 
 from ph_l2o.optim import PortHamiltonian, from_learned, load
 from ph_l2o.optim.adamw_options import INSTEAD
-from ph_l2o.optimizers import HNN, LSTM, SOAP, Muon, RNNprop
+from ph_l2o.optimizers import HNN, LSTM, SOAP, CoordinatewiseMLP, Muon, RNNprop
 from tests.optim.conftest import FORMS, flat, loss_of, train
 from tests.optim.test_frameworks import fit
 
@@ -37,7 +37,7 @@ def made(form):
     """A function that makes the optimizer; the learned one that goes in is there before."""
     torch.manual_seed(1)
     others = {"RNNprop": RNNprop(hidden_size=4), "HNN": HNN(), "LSTM": LSTM(hidden_size=4)}
-    others |= {"Muon": Muon(lr=0.01), "SOAP": SOAP(lr=0.01)}
+    others |= {"MLP": CoordinatewiseMLP(), "Muon": Muon(lr=0.01), "SOAP": SOAP(lr=0.01)}
     return from_learned(others[form]) if form in others else FORMS[form]
 
 
@@ -55,7 +55,9 @@ def reached(make, around_making=contextlib.nullcontext, around_step=contextlib.n
     return nn.utils.parameters_to_vector(params).detach()
 
 
-@pytest.mark.parametrize("form", ["PortHamiltonian", "compiled", "kronecker", "LSTM", "RNNprop", "HNN", "Muon", "SOAP"])
+@pytest.mark.parametrize(
+    "form", ["PortHamiltonian", "compiled", "kronecker", "LSTM", "RNNprop", "HNN", "MLP", "Muon", "SOAP"]
+)
 def test_nothing_leaks_in(form):
     make, expected = made(form), reached(made(form))
     for name, around in AROUND.items():
