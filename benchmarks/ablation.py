@@ -2,10 +2,9 @@
 
 python benchmarks/ablation.py --task mnist --variants whole,ratio --seeds 0,1 --json ablation.json
 
-- `whole`: `PortHamiltonian` as it is;
+- `whole`, `no_brake`, `ratio`, `no_account`, `momentum`, `adam`: structures of `PortHamiltonianAblation`, where
+  `ph_l2o/port_hamiltonian/ablation.py` says what is taken away;
 - `hidden loss`: it never uses the loss;
-- `no brake`: r² follows φ, also where the loss is above its average, without a limit;
-- `ratio`: π is not expressed in the loss's new unit, so that its energy is a share of the loss as that falls;
 - `small budget`: 8 in place of 100, with the same spring;
 - `one average`: without the slow average of the gradient among the features.
 """
@@ -29,11 +28,11 @@ from ph_l2o import meta_train
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
-from ph_l2o.optimizers import PortHamiltonian
+from ph_l2o.optimizers import PortHamiltonian, PortHamiltonianAblation
 from ph_l2o.params import Params
-from ph_l2o.port_hamiltonian import energy
+from ph_l2o.port_hamiltonian.ablation import STRUCTURES
 from ph_l2o.port_hamiltonian.controller import Controller
-from ph_l2o.port_hamiltonian.state import Energies, PortHamiltonianState, Seen
+from ph_l2o.port_hamiltonian.state import PortHamiltonianState
 from ph_l2o.tasks import ImageClassification, Quadratic, Task
 
 SLOW = (1, 7)  # among the features: mean square of the slow average, its cosine with the gradient
@@ -46,26 +45,6 @@ class HiddenLoss(PortHamiltonian):
         """With the loss hidden."""
         state = super().init(params)
         return self.hide_loss(state, torch.ones_like(state.energy, dtype=torch.bool))
-
-
-class NoBrake(PortHamiltonian):
-    """r² follows φ without a limit."""
-
-    def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
-        """As far as the account pays."""
-        before = super().energies_before(spent, square, seen, state)
-        return before._replace(r_squared=torch.minimum(before.phi, state.energy - before.pull - before.kinetic))
-
-
-class Ratio(PortHamiltonian):
-    """π stays as it is when the unit changes."""
-
-    def energies_before(self, spent: Tensor, square: Tensor, seen: Seen, state: PortHamiltonianState) -> Energies:
-        """With all of π's energy, which the account has already paid for."""
-        before = super().energies_before(spent, square, seen, state)
-        kinetic = torch.minimum(state.kinetic, state.energy - before.pull)
-        r_squared = torch.minimum(before.phi.clamp_max(energy.HEIGHT), state.energy - before.pull - kinetic)
-        return before._replace(rescale=torch.ones_like(before.rescale), kinetic=kinetic, r_squared=r_squared)
 
 
 class _Fast(Controller):
@@ -83,10 +62,8 @@ class OneAverage(PortHamiltonian):
 
 
 VARIANTS: dict[str, Callable[..., PortHamiltonian]] = {
-    "whole": PortHamiltonian,
+    **{name: functools.partial(PortHamiltonianAblation, structure=name) for name in STRUCTURES},
     "hidden loss": HiddenLoss,
-    "no brake": NoBrake,
-    "ratio": Ratio,
     "small budget": functools.partial(PortHamiltonian, budget=8.0, radius=1000 * math.sqrt(8 / 100)),
     "one average": OneAverage,
 }

@@ -24,7 +24,7 @@ from ph_l2o.optimizers.scheduled import Scheduled, register_schedule
 from ph_l2o.optimizers.soap import SOAP
 
 if TYPE_CHECKING:
-    from ph_l2o.port_hamiltonian import PortHamiltonian, PortHamiltonianKronecker
+    from ph_l2o.port_hamiltonian import PortHamiltonian, PortHamiltonianAblation, PortHamiltonianKronecker
 
 __all__ = [
     "HNN",
@@ -42,6 +42,7 @@ __all__ = [
     "NAdamW",
     "Nesterov",
     "PortHamiltonian",
+    "PortHamiltonianAblation",
     "PortHamiltonianKronecker",
     "Prodigy",
     "RMSprop",
@@ -55,7 +56,7 @@ __all__ = [
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
 
-_ABOVE = ("PortHamiltonian", "PortHamiltonianKronecker")
+_ABOVE = ("PortHamiltonian", "PortHamiltonianAblation", "PortHamiltonianKronecker")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,10 +14,12 @@ A step of the drop-in, from top to bottom:
 Their words are in `state.py`: what is remembered, what a step sees, its energies. They are written in the few
 operations of `arithmetic.py`, which has each for tensors and for single numbers. `blocks.py` has a user's tensors and
 what is remembered of them. The Kronecker-factored form takes the same steps in the bases of `bases.py`, around the pure
-step in `kronecker.py`, around the one in place in `blocks.py`.
+step in `kronecker.py`, around the one in place in `blocks.py`. `ablation.py` has the pure step with parts of the
+structure taken away.
 """
 
+from ph_l2o.port_hamiltonian.ablation import PortHamiltonianAblation
 from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian
 from ph_l2o.port_hamiltonian.kronecker import PortHamiltonianKronecker
 
-__all__ = ["PortHamiltonian", "PortHamiltonianKronecker"]
+__all__ = ["PortHamiltonian", "PortHamiltonianAblation", "PortHamiltonianKronecker"]

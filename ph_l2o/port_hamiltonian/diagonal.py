@@ -49,7 +49,7 @@ from ph_l2o.port_hamiltonian import controller, energy, schedule
 from ph_l2o.port_hamiltonian.state import GRADIENT, SECOND, THETA, Energies, PortHamiltonianState, Seen
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """What a step sees, and what the controller makes of it."""
 
     seen: Seen
@@ -141,11 +141,15 @@ class PortHamiltonian(LearnedOptimizer):
         """`energies_before` of the account, which a variant of the energy may replace."""
         return energy.energies_before(spent, square, seen, state)
 
+    def solve_for_r(self, product: Tensor, square: Tensor, before: Energies) -> tuple[Tensor, Tensor]:
+        """`solve_for_r` of the energy, which a variant may replace."""
+        return energy.solve_for_r(product, square, before)
+
     def hide_loss(self, state: PortHamiltonianState, hidden: Tensor) -> PortHamiltonianState:
         """See `LearnedOptimizer.hide_loss`."""
         return state._replace(uses_loss=state.uses_loss.masked_fill(hidden, 0.0))
 
-    def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> _Look:
+    def _look(self, params: Params, grads: Params, loss: Tensor | None, state: PortHamiltonianState) -> Look:
         seen = energy.observe(grads.flat.detach().abs().amax(1), loss, state)
         grad = torch.where(seen.finite[:, None], grads.flat, 0.0) * seen.factor[:, None]
         averages, second = _averaged(state, seen, grad)
@@ -156,13 +160,13 @@ class PortHamiltonian(LearnedOptimizer):
         ports = controller.ports(
             self.controller, sums, starts, sizes, second_mean, reference, seen, state, params.layout
         )
-        return _Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
+        return Look(seen, grad, averages, second, sums, sizes, second_mean, reference, ports)
 
     def tell_steps(self, state: PortHamiltonianState, total_steps: Tensor) -> PortHamiltonianState:
         """See `LearnedOptimizer.tell_steps`."""
         return state._replace(total_steps=total_steps.to(state.total_steps))
 
-    def _rate(self, look: _Look, state: PortHamiltonianState) -> Tensor:
+    def _rate(self, look: Look, state: PortHamiltonianState) -> Tensor:
         """Factor of each tensor's gain, `(B, T)`: the schedule's, and 0 where there is no gradient."""
         rate = (look.sums[:, GRADIENT].detach() > 0).to(look.grad)
         step = look.seen.step.clamp_min(1)
@@ -208,7 +212,7 @@ class PortHamiltonian(LearnedOptimizer):
         spring = torch.where(seen.finite, before.spring * root_length, 0.0)[:, None]
         shifted = torch.addcmul(state.momentum * before.rescale[:, None], scale * flat, spring, value=-1)
         products = layout.dot(push, shifted)
-        trust, share = energy.solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
+        trust, share = self.solve_for_r((keep * products).sum(1), (keep * squares).sum(1), before)
 
         force = torch.where(seen.finite, trust / root_length, 0.0)[:, None]
         momentum = layout.expand(keep) * torch.addcmul(shifted, push, force, value=-1)
