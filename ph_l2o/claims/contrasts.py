@@ -1,21 +1,25 @@
 """Estimates of rows, and of contrasts between them, with 95 % intervals over problems, or over seeds.
 
 A row has the values of S trainings on P problems, `(S, P)`. With one training, intervals are percentile bootstrap
-intervals over problems. With more, they are Student's over the trainings' own means: they say what another training
-would bring, which problems alone cannot.
+intervals over problems, of a share Wilson's. With more trainings, they say what other problems and another training
+would bring: their ends lie √(a² + b²) from the value, where a is that of the bootstrap over problems of means over
+trainings, and b of Student's t over the trainings' own values.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ph_l2o.claims.spec import Contrast
+from ph_l2o.claims.spec import SLOPE, Contrast
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation import estimates as stats
+from ph_l2o.evaluation.escapes import wilson
 from ph_l2o.evaluation.estimates import Array
 from ph_l2o.keys import ProblemKeys, Purpose
 
@@ -28,27 +32,41 @@ Estimate = dict[str, Any]
 
 def mean_estimate(values: Array) -> Estimate:
     """Mean of `(S, P)` with its interval."""
-    low, high = _interval(values)
-    return {"value": stats.mean(values), "ci95": [low, high]}
+    if (
+        len(values) == 1 and np.isin(values, (0.0, 1.0)).all()
+    ):  # a share, of which the bootstrap knows nothing at 0 or 1
+        return {"value": stats.mean(values), "ci95": list(wilson(int(values.sum()), values.size))}
+    resampled = stats.bootstrap_means(values.mean(axis=0), _generator())[:, 0]
+    return _estimate(stats.mean(values), resampled, np.array([stats.mean(row) for row in values]))
 
 
 def median_estimate(values: Array) -> Estimate:
-    """Median over all of `(S, P)`, with the interval of order statistics that the binomial distribution gives.
+    """Median over problems of the mean over trainings of `(S, P)`."""
+    with np.errstate(invalid="ignore"):
+        row = values.mean(axis=0)
+    resampled = _medians(row[_resamples(len(row))])
+    return _estimate(float(np.median(row)), resampled, np.median(values, axis=1))
 
-    With several trainings it is Student's over the trainings' medians.
+
+def slope_estimate(columns: Mapping[float, Array]) -> Estimate:
+    """Least-squares slope of log median against log x, of values of one training by x; the same problems at each x.
+
+    It is +∞ where a median is: what never ends grows faster than any power.
     """
-    if len(values) > 1:
-        medians = np.median(values, axis=1)
-        low, high = _student(medians)
-        return {"value": float(np.median(values)), "ci95": [low, high]}
-    ordered, n = np.sort(values[0]), values.shape[1]
-    reach = 0.98 * math.sqrt(n)  # 1.96 · √n / 2
-    low, high = max(0, math.floor((n - 1) / 2 - reach)), min(n - 1, math.ceil((n - 1) / 2 + reach))
-    return {"value": float(np.median(values)), "ci95": [float(ordered[low]), float(ordered[high])]}
+    x = np.log(list(columns))
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    rows = [values.mean(axis=0) for values in columns.values()]
+    resamples = _resamples(min(map(len, rows)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = weights @ np.log(np.stack([_medians(row[resamples]) for row in rows]))
+        value = float(weights @ np.log([np.median(row) for row in rows]))
+    if not all(math.isfinite(np.median(row)) for row in rows):
+        return {"value": math.inf, "ci95": [math.inf, math.inf]}
+    return {"value": value, "ci95": list(stats.percentile_interval(resampled))}
 
 
 def difference(values: Array, others: Array) -> Estimate:
-    """Mean of paired differences; `others` has as many trainings, which are paired too, or one."""
+    """Mean of paired differences; `others` has as many trainings, which are paired too, or one; so may `values`."""
     return mean_estimate(stats.paired_difference(values, np.broadcast_to(others, _shape(values, others))))
 
 
@@ -62,48 +80,63 @@ def ratio(values: Array, others: Array) -> Estimate:
     return {"value": _exp(found["value"]), "ci95": [_exp(end) for end in found["ci95"]]}
 
 
-def contrast_result(contrast: Contrast, values: Values, measure: str) -> dict[str, Any]:
+def contrast_result(contrast: Contrast, values: Mapping[str, Values], measure: str) -> dict[str, Any]:
     """A contrast with its estimates, each with the number that it is compared with, and the row that it is against.
+
+    Args:
+        contrast: The contrast.
+        values: By measurement.
+        measure: Of its measurement.
 
     Raises:
         ConfigError: If a row has no such measure.
     """
     measure = contrast.measure or measure
+    rows = values[contrast.measurement]
     for row in (contrast.row, *(contrast.against if isinstance(contrast.against, tuple) else ())):
-        if measure not in values[row]:
-            known = ", ".join(values[row])
-            raise ConfigError(f"contrasts[…].measure={measure}: {row} has no such measure; there are {known}")
-    own = values[contrast.row][measure]
+        if measure not in rows[row]:
+            raise ConfigError(
+                f"contrasts[…].measure={measure}: {row} has no such measure; there are {', '.join(rows[row])}"
+            )
     found: dict[str, Any] = {
         "says": contrast.says, "measurement": contrast.measurement, "row": contrast.row, "side": contrast.side,
-        "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline,
+        "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline, "against": None,
     }  # fmt: skip
+    own = rows[contrast.row][measure]
     if isinstance(contrast.against, float):
+        by_x = {x: values[name][contrast.row][measure] for name, x in contrast.across.items()}
         single = {"mean": mean_estimate, "median": median_estimate, "geometric_mean": _geometric}
-        found["against"] = None
-        found["estimates"] = [{"of": s, **single[s](own), "threshold": contrast.against} for s in contrast.of]
+        estimates = {s: slope_estimate(by_x) if s == SLOPE else single[s](own) for s in contrast.of}
+        found["estimates"] = [{"of": s, **e, "threshold": contrast.against} for s, e in estimates.items()]
         return found
-    best = _best(contrast, {name: values[name][measure] for name in contrast.against})
-    other = values[best][measure]
-    found["against"], found["estimates"] = best, []
-    for statistic in contrast.of:
-        if statistic == "geometric_mean":
-            found["estimates"].append({"of": statistic, **ratio(own, other), "threshold": 1.0})
-        elif statistic == "mean":
-            found["estimates"].append({"of": statistic, **difference(own, other), "threshold": 0.0})
-        else:
-            found["estimates"].append({"of": statistic, **_median_difference(own, other), "threshold": 0.0})
+    best = _best(contrast, {name: rows[name][measure] for name in contrast.against})
+    other = rows[best][measure]
+    paired = {"geometric_mean": (ratio, 1.0), "mean": (difference, 0.0), "median": (_median_ratio, 1.0)}
+    found["against"] = best
+    found["estimates"] = [{"of": s, **paired[s][0](own, other), "threshold": paired[s][1]} for s in contrast.of]
     return found
 
 
 def _best(contrast: Contrast, others: Mapping[str, Array]) -> str:
-    """Of several rows the best one by its mean on the test problems: a choice in its favour."""
+    """Of several rows the best one by its first statistic on the test problems: a choice in its favour."""
     sign = 1 if contrast.side == "below" else -1
-    return min(others, key=lambda name: (sign * stats.mean(others[name]), sign * float(np.median(others[name]))))
+
+    def place(name: str) -> tuple[float, float]:
+        mean, median = sign * stats.mean(others[name]), sign * float(np.median(others[name]))
+        return (median, mean) if contrast.of[0] == "median" else (mean, median)
+
+    return min(others, key=place)
 
 
-def _median_difference(values: Array, others: Array) -> Estimate:
-    return median_estimate(stats.paired_difference(values, np.broadcast_to(others, _shape(values, others))))
+def _median_ratio(values: Array, others: Array) -> Estimate:
+    """Ratio of medians over the same problems; of two that are infinite, 1."""
+    own, other = values.mean(axis=0), others.mean(axis=0)
+    resamples = _resamples(len(own))
+    medians = _medians(own[resamples]), _medians(other[resamples])
+    resampled = np.exp(stats.paired_difference(*(np.log(np.maximum(m, stats.GEOMETRIC_FLOOR)) for m in medians)))
+    value = float(np.exp(stats.paired_difference(*(np.log(max(float(np.median(v)), 1e-12)) for v in (own, other)))))
+    by_training = np.array([float(np.median(row)) for row in values]) / float(np.median(other))
+    return _estimate(value, resampled, by_training)
 
 
 def _geometric(values: Array) -> Estimate:
@@ -116,21 +149,31 @@ def _shape(values: Array, others: Array) -> tuple[int, ...]:
     return np.broadcast_shapes(values.shape, others.shape)
 
 
-def _interval(values: Array) -> tuple[float, float]:
-    if len(values) > 1:
-        return _student(np.array([stats.mean(row) for row in values]))
-    generator = ProblemKeys(0, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
-    return stats.percentile_interval(stats.bootstrap_means(values[0], generator)[:, 0])
+def _estimate(value: float, resampled: Array, by_training: Array) -> Estimate:
+    """An estimate, with what resampling of problems gives, and of which trainings it is made."""
+    low, high = stats.percentile_interval(resampled)
+    if len(by_training) == 1:
+        return {"value": value, "ci95": [low, high]}
+    if not np.isfinite(by_training).all() or not math.isfinite(value):
+        return {"value": value, "ci95": [min(low, float(by_training.min())), max(high, float(by_training.max()))]}
+    count = len(by_training)
+    reach = _STUDENT[min(count - 1, len(_STUDENT)) - 1] * float(by_training.std(ddof=1)) / math.sqrt(count)
+    return {"value": value, "ci95": [value - math.hypot(value - low, reach), value + math.hypot(high - value, reach)]}
 
 
-def _student(means: Array) -> tuple[float, float]:
-    """Of means that can be infinite: then the interval is unbounded on that side."""
-    if not np.isfinite(means).all():
-        low = -math.inf if np.isneginf(means).any() else float(means.min())
-        return low, math.inf if np.isposinf(means).any() else float(means.max())
-    degrees = len(means) - 1
-    reach = _STUDENT[min(degrees, len(_STUDENT)) - 1] * float(means.std(ddof=1)) / math.sqrt(len(means))
-    return float(means.mean()) - reach, float(means.mean()) + reach
+def _generator() -> np.random.Generator:
+    return ProblemKeys(0, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
+
+
+@functools.cache
+def _resamples(count: int) -> npt.NDArray[np.intp]:
+    """Places of problems that are drawn with replacement, `(R, P)`, for all rows alike."""
+    return _generator().integers(0, count, (stats.NUM_RESAMPLES, count))
+
+
+def _medians(rows: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return np.median(rows, axis=1)
 
 
 def _exp(value: float) -> float:

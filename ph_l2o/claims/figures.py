@@ -45,7 +45,11 @@ def claim_figure(result: Mapping[str, Any]) -> Figure:
         axes = figure.add_subplot(rows, columns, number + 1)
         measurement = result["measurements"][panel["measurement"]]
         chosen = list(panel["rows"] or measurement["rows"])
-        PANELS[panel["draw"]](figure, axes, panel, measurement, {name: measurement["rows"][name] for name in chosen})
+        shown = {name: measurement["rows"][name] for name in chosen}
+        if panel["draw"] == "scaling":
+            _scaling(figure, axes, panel, result["measurements"], shown)
+        else:
+            PANELS[panel["draw"]](figure, axes, panel, measurement, shown)
         title = textwrap.fill(panel["title"], int(_WIDTH * 13))
         axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 0.5)
         axes.tick_params(labelsize=_FONT_SIZE)
@@ -123,6 +127,31 @@ def _intervals(
     reference = measurement["reference"]
     to = f", of the loss to that of {measurement['rows'][reference]['label']}" if of == "ratio" else ""
     axes.set_xlabel(f"{of.replace('_', ' ')}{to} (95 %)", fontsize=_FONT_SIZE)
+
+
+def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements: Mapping[str, Any], rows: Rows) -> None:
+    """Medians of each row over several measurements against a number of theirs, both axes logarithmic.
+
+    What is infinite lies at the top.
+    """
+    across = sorted((float(x), name) for name, x in panel["across"].items())
+    found = {n: [float(measurements[name]["rows"][n]["median"]) for _, name in across] for n in rows}
+    finite = [y for values in found.values() for y in values if math.isfinite(y)] or [1.0]
+    horizon = max(measurements[name]["horizon"] for _, name in across)
+    low, high = max(min(finite), 1e-12) / 1.3, horizon * 1.15
+    shown = looks(rows, panel["strong"])
+    for name, look in shown.items():
+        line = {"color": look.color, "linestyle": line_style(look), "linewidth": 2.2 if look.strong else 1.3}
+        heights = [min(y, high) for y in found[name]]
+        axes.plot([x for x, _ in across], heights, marker="o", markersize=4.5 if look.strong else 3, **line)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(across[0][0] / 1.2, across[-1][0] * 1.08)
+    axes.set_ylim(low, high)
+    axes.set_xlabel(panel["axis"], fontsize=_FONT_SIZE)
+    axes.set_ylabel("median", fontsize=_FONT_SIZE)
+    ends = {row["label"]: found[name][-1] for name, row in rows.items()}
+    label_ends(figure, axes, {row["label"]: shown[name] for name, row in rows.items()}, ends)
 
 
 PANELS: dict[str, Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any], Rows], None]] = {

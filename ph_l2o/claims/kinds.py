@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ph_l2o.evaluation.baselines import Entry, baseline
 from ph_l2o.evaluation.cache import cached
+from ph_l2o.evaluation.escapes import measure_escapes
 from ph_l2o.evaluation.estimates import Array, curve
 from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
@@ -23,12 +25,12 @@ class Measured(NamedTuple):
     Attributes:
         values: By measure, one of each problem, `(P,)`; what is not finite is +∞.
         curves: By what is drawn, each with `steps` and the quartiles over problems `median`, `low` and `high`.
-        step_seconds: Wall-clock seconds for each task-step.
+        told: What else a row has, as `lr` and `schedule` of a baseline that the measurement tuned.
     """
 
     values: dict[str, Array]
     curves: dict[str, dict[str, list[float]]]
-    step_seconds: float
+    told: dict[str, Any]
 
 
 class Kind(NamedTuple):
@@ -39,24 +41,29 @@ class Kind(NamedTuple):
         measure: Of `Measured.values`, the one that counts where none is named.
         version: A whole number that changes when `run` gives other results.
         computing: Modules that compute them.
+        tunes: Whether `run` takes a baseline's name and `tuning_problems`, and tunes for its own measure.
     """
 
     run: Callable[..., Measured]
     measure: str
     version: int
     computing: tuple[str, ...]
+    tunes: bool
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def register_kind(name: str, *, measure: str, version: int = 1) -> Callable[[Callable[..., Measured]], Any]:
+def register_kind(
+    name: str, *, measure: str, version: int = 1, tunes: bool = False
+) -> Callable[[Callable[..., Measured]], Any]:
     """Make a function known as a kind of measurement; see `Kind`.
 
     Args:
         name: For `kind:` of a measurement.
         measure: The value that counts where none is named.
         version: To be raised when the function gives other results.
+        tunes: Whether it takes baselines' names and tunes them.
 
     Raises:
         ValueError: If there is one of this name.
@@ -65,7 +72,7 @@ def register_kind(name: str, *, measure: str, version: int = 1) -> Callable[[Cal
     def register(run: Callable[..., Measured]) -> Callable[..., Measured]:
         if name in KINDS:
             raise ValueError(f"kind={name}: there is one of this name already; choose another")
-        KINDS[name] = Kind(run, measure, version, (run.__module__,))
+        KINDS[name] = Kind(run, measure, version, (run.__module__,), tunes)
         return run
 
     return register
@@ -77,7 +84,24 @@ def measure_losses(optimizer: LearnedOptimizer, task: Task, *, horizon: int, num
     result = evaluate_optimizer(optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed)
     values = {"final": result.final, "last10": result.last10, "all": result.all}
     values |= {"diverged": result.diverged.astype(float), **result.metrics}
-    return Measured(values, {"loss": thinned(result.losses)}, result.step_seconds)
+    return Measured(values, {"loss": thinned(result.losses)}, {"step_seconds": result.step_seconds})
+
+
+@register_kind("escapes", measure="steps", tunes=True)
+def count_escapes(
+    optimizer: Entry, task: Task, *, horizon: int, num_problems: int, seed: int, tuning_problems: int | None
+) -> Measured:
+    """Inner steps until a saddle is escaped, ∞ if it never is within the horizon; and whether it was, `escaped`."""
+    sizes = {} if tuning_problems is None else {"tuning_problems": tuning_problems}
+    found = measure_escapes(
+        {"it": optimizer}, {task.name: task}, horizon=horizon, num_problems=num_problems, seed=seed, **sizes
+    )
+    (row,), (steps,) = found.rows, found.steps.values()
+    values = {"steps": steps, "escaped": np.isfinite(steps).astype(float)}
+    told: dict[str, Any] = {"diverged": row["diverged"]}
+    if row["hyperparameters"] is not None:
+        told |= {"lr": _short(row["hyperparameters"]["lr"]), "schedule": row["schedule"]}
+    return Measured(values, {}, told)
 
 
 def thinned(values: Array) -> dict[str, list[float]]:
@@ -95,24 +119,31 @@ def _short(value: float) -> float:
 
 
 def measured(
-    kind: str, label: str, optimizer: LearnedOptimizer, task: Task, *, cache_dir: Path, options: dict[str, Any],
-    **sizes: int,
+    kind: str, label: str, entry: LearnedOptimizer | str, task: Task, *, cache_dir: Path, options: dict[str, Any],
+    tuning_problems: int | None, **sizes: int,
 ) -> Measured:  # fmt: skip
     """Measure, or read what was measured of the same before.
 
     Args:
         kind: One of `KINDS`.
         label: Begins the file's name.
-        optimizer: The optimizer.
+        entry: The optimizer; the name of a baseline only for kinds that tune.
         task: The task.
         cache_dir: Folder of the files.
         options: Of the kind.
+        tuning_problems: For kinds that tune.
         **sizes: `horizon`, `num_problems`, `seed`.
     """
     how = KINDS[kind]
-    settings = {"kind": kind, "version": how.version, **sizes, **options}
+    arguments = {**sizes, **options} | ({"tuning_problems": tuning_problems} if how.tunes else {})
+    settings = {"kind": kind, "version": how.version, **arguments}
+    if isinstance(entry, str):
+        settings["baseline"] = entry
+        optimizer = baseline(entry, sizes["horizon"])
+    else:
+        optimizer = entry
     return cached(
-        cache_dir, label, settings, optimizer, task, make=lambda: how.run(optimizer, task, **sizes, **options),
+        cache_dir, label, settings, optimizer, task, make=lambda: how.run(entry, task, **arguments),
         write=_written, read=_read, computing=how.computing,
     )[0]  # fmt: skip
 
@@ -127,4 +158,4 @@ def _read(content: dict[str, Any]) -> Measured:
         name: {key: [float(y) for y in given] for key, given in lines.items()}
         for name, lines in content["curves"].items()
     }
-    return Measured(values, curves, float(content["step_seconds"]))
+    return Measured(values, curves, dict(content["told"]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.claims import contrasts as between
-from ph_l2o.claims.kinds import Measured, measured
+from ph_l2o.claims.kinds import KINDS, Measured, measured
 from ph_l2o.claims.spec import Claim, Measurement, Row
 from ph_l2o.claims.weights import Found, weights_sum, with_changes
 from ph_l2o.evaluation import estimates as stats
@@ -70,8 +70,7 @@ def claim_result(claim: Claim, bench: Bench) -> dict[str, Any]:
         "measurements": _with_drawn_curves(claim, measurements),
         "figure": {"says": claim.says, "panels": [vars(panel) for panel in claim.panels]} if claim.panels else None,
         "contrasts": [
-            between.contrast_result(c, values[c.measurement], claim.measurements[c.measurement].measure)
-            for c in claim.contrasts
+            between.contrast_result(c, values, claim.measurements[c.measurement].measure) for c in claim.contrasts
         ],
     }
 
@@ -91,17 +90,18 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
     rows: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, Array]] = {}
     for name, row in measurement.rows.items():
-        optimizers, settings = _optimizers(row, task, measurement, bench)
+        entries, settings = _entries(row, task, measurement, bench)
         found = [
             measured(
-                measurement.kind, f"{claim.name}-{measurement.name}-{name}", optimizer, task,
+                measurement.kind, f"{claim.name}-{measurement.name}-{name}", entry, task,
                 cache_dir=bench.cache_dir / "measured", options=dict(measurement.options),
-                horizon=measurement.horizon, num_problems=measurement.num_problems, seed=bench.seed,
+                tuning_problems=measurement.tuning_problems, horizon=measurement.horizon,
+                num_problems=measurement.num_problems, seed=bench.seed,
             )
-            for optimizer in optimizers
+            for entry in entries
         ]  # fmt: skip
         values[name] = {measure: np.stack([f.values[measure] for f in found]) for measure in found[0].values}
-        rows[name] = {**settings, **_row(row, values[name], measurement.measure, found)}
+        rows[name] = {**settings, **found[0].told, **_row(row, values[name], measurement.measure, found)}
         log.info("  %s: %.4g", row.label, rows[name]["mean"]["value"])
     if measurement.reference is not None:
         against = values[measurement.reference][measurement.measure]
@@ -136,17 +136,19 @@ def _row(row: Row, values: Mapping[str, Array], measure: str, found: Sequence[Me
         "geometric_mean": summary.geometric_mean,
         "iqm": summary.iqm,
         "spread_of_means": between.spread_of_means(own.ravel()),
-        "diverged": int(values["diverged"].sum()) if "diverged" in values else None,
+        "diverged": int(values["diverged"].sum()) if "diverged" in values else found[0].told.get("diverged"),
         "measures": {name: between.mean_estimate(given) for name, given in values.items() if name != "diverged"},
         "curves": found[0].curves,
-        "step_seconds": float(np.mean([f.step_seconds for f in found])),
     }
 
 
-def _optimizers(
+def _entries(
     row: Row, task: Task, measurement: Measurement, bench: Bench
-) -> tuple[list[LearnedOptimizer], dict[str, Any]]:
-    """The optimizers of a row, one for each seed, and what is to be told of them."""
+) -> tuple[list[LearnedOptimizer | str], dict[str, Any]]:
+    """The optimizers of a row, one for each seed, and what is to be told of them.
+
+    A baseline's name stays where the kind of measurement tunes by itself.
+    """
     if row.trainings:
         made = [with_changes(bench.weights[n].optimizer, row.changed, plugins=bench.plugins) for n in row.trainings]
         return made, {"trainings": list(row.trainings), "set": dict(row.changed)}
@@ -158,6 +160,8 @@ def _optimizers(
     fixed = ready(row.other, measurement.horizon)
     if fixed is not None:
         return [fixed], {"baseline": row.other, **_hyperparameters(fixed)}
+    if KINDS[measurement.kind].tunes:
+        return [row.other], {"baseline": row.other}
     source = bench.task(row.tuned_on) if row.tuned_on else task
     number = measurement.tuning_problems or default_num_problems(source, measurement.num_problems)
     tuned = tune(

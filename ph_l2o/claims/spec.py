@@ -100,8 +100,10 @@ class Contrast:
         against: Names of rows, of which the best one counts; or a number.
         recipe: One of `RECIPES`: under whose conditions it is said.
         measure: Of a problem; None: that of the measurement.
-        of: What is compared, of `mean`, `geometric_mean` and `median`.
+        of: What is compared, of `STATISTICS`: differences of means, geometric means of ratios, ratios of medians; of a
+            single row, its own.
         headline: Whether README shows it.
+        across: With `slope`, of which log median against log x is meant: x by measurement.
     """
 
     says: str
@@ -113,6 +115,7 @@ class Contrast:
     measure: str | None
     of: tuple[str, ...]
     headline: bool
+    across: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Panel:
         strong: Those of them that are emphasized.
         title: Above it.
         of: The curve or measure that is drawn.
+        across: Of `scaling`: what is on the horizontal axis, by measurement.
+        axis: Its name.
     """
 
     draw: str
@@ -134,6 +139,8 @@ class Panel:
     strong: tuple[str, ...]
     title: str
     of: str | None
+    across: Mapping[str, float]
+    axis: str
 
 
 @dataclass(frozen=True)
@@ -294,13 +301,14 @@ def _row(name: str, node: Any, key: str, trainings: Mapping[str, tuple[Training,
     )  # fmt: skip
 
 
-STATISTICS = ("mean", "geometric_mean", "median")
+SLOPE = "slope"
+STATISTICS = ("mean", "geometric_mean", "median", SLOPE)
 
 
 def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Contrast:
     node = _checked(
         node, key, {"says": str, "measurement": str, "row": str},
-        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool},
+        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict},
     )  # fmt: skip
     name = node["measurement"]
     if name not in measurements:
@@ -323,31 +331,41 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
     for statistic in of:
         if statistic not in STATISTICS:
             raise ConfigError(f"{key}.of=[…, {statistic}]: {nearest(str(statistic), STATISTICS)}")
+    across = {str(n): float(x) for n, x in node.get("across", {}).items()}
+    for other in across:
+        if other not in measurements or node["row"] not in measurements[other].rows:
+            raise ConfigError(f"{key}.across.{other}: must be a measurement that has the row {node['row']}")
+    if (SLOPE in of) != (len(across) > 1) or (across and not is_number):
+        raise ConfigError(f"{key}: of=[slope] is for two or more measurements in across, and a number in {side}")
     return Contrast(
         " ".join(node["says"].split()), name, node["row"], side, float(against) if is_number else others, recipe,
-        node.get("measure"), of, node.get("headline", False),
+        node.get("measure"), of, node.get("headline", False), across,
     )  # fmt: skip
 
 
-DRAWN = ("curves", "intervals")
+DRAWN = ("curves", "intervals", "scaling")
 
 
 def _panel(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Panel:
-    node = _checked(
-        node, key, {"measurement": str}, {"draw": str, "rows": list, "strong": list, "title": str, "of": str}
-    )
+    texts = {"draw": str, "title": str, "of": str, "axis": str}
+    node = _checked(node, key, {"measurement": str}, {**texts, "rows": list, "strong": list, "across": dict})
     name, draw = node["measurement"], node.get("draw", "curves")
     if name not in measurements:
         raise ConfigError(f"{key}.measurement={name}: {nearest(name, measurements)}")
     if draw not in DRAWN:
         raise ConfigError(f"{key}.draw={draw}: {nearest(draw, DRAWN)}")
-    known = measurements[name].rows
+    known, across = measurements[name].rows, node.get("across", {})
     for row in (*node.get("rows", ()), *node.get("strong", ())):
         if row not in known:
             raise ConfigError(f"{key}: {row} is no row of {name}; {nearest(str(row), known)}")
+    for other in across:
+        if other not in measurements or not set(node.get("rows") or known) <= set(measurements[other].rows):
+            raise ConfigError(f"{key}.across.{other}: must be a measurement that has the rows")
+    if (draw == "scaling") != bool(across):
+        raise ConfigError(f"{key}.across={dict(across)}: is for draw=scaling, which needs it")
     return Panel(
         draw, name, tuple(node.get("rows", ())), tuple(node.get("strong", ())),
-        node.get("title", measurements[name].title), node.get("of"),
+        node.get("title", measurements[name].title), node.get("of"), across, node.get("axis", ""),
     )  # fmt: skip
 
 

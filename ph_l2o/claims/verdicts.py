@@ -7,20 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+MIXED = "depends on the mean that is taken"
 REPRODUCED, NOT, CONDITIONAL = "reproduced", "not reproduced", "only under conditions"
 RULES = (
     "A sentence **holds** if all of its intervals lie on its side, **does not hold** if all lie on the other side, and "
-    "else **cannot be told**: an interval has both sides, or mean and geometric mean disagree, as where a few problems "
-    "make the mean. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and else "
+    "else **cannot be told**, or **depends on the mean that is taken**: where a few problems make the mean, mean and "
+    "geometric mean can disagree beyond noise. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and else "
     "holds **only under conditions**: those of the sentences that hold. A mean that is infinite, as where a problem "
     "diverged, is on the worse side."
 )
 
 
 def outcome(contrast: Mapping[str, Any]) -> str:
-    """`HOLDS`, `FAILS` or `OPEN`."""
+    """`HOLDS`, `FAILS`, `MIXED` or `OPEN`."""
     sides = {_side(estimate, contrast["side"]) for estimate in contrast["estimates"]}
-    return sides.pop() if len(sides) == 1 else OPEN
+    return sides.pop() if len(sides) == 1 else MIXED if sides == {HOLDS, FAILS} else OPEN
 
 
 def _side(estimate: Mapping[str, Any], side: str) -> str:
@@ -55,15 +56,15 @@ def figures(contrast: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     texts = []
     for estimate in contrast["estimates"]:
         shown = f"{number(estimate['value'])} [{', '.join(number(end) for end in estimate['ci95'])}]"
-        what = {"mean": "mean", "geometric_mean": "geometric mean", "median": "median"}[estimate["of"]]
         if against is None:
-            texts.append(f"{what} {shown}, against {number(estimate['threshold'])}")
-        elif estimate["of"] == "geometric_mean":
-            texts.append(f"ratio{to} {shown}")
+            texts.append(f"{estimate['of'].replace('_', ' ')} {shown}, against {number(estimate['threshold'])}")
         else:
-            texts.append(f"{'difference' if what == 'mean' else 'median difference'}{to} {shown}")
+            texts.append(f"{_PAIRED[estimate['of']]}{to} {shown}")
         to = ""
     return "; ".join(texts)
+
+
+_PAIRED = {"mean": "difference", "geometric_mean": "ratio", "median": "ratio of medians"}
 
 
 def number(value: Any) -> str:
