@@ -52,6 +52,11 @@ class Interruption:
         if kind is None and self.number is not None:
             raise Interrupted(self.number)
 
+    def take_over(self) -> None:
+        """Note signals again, after another has put handlers of its own in place: as Lightning, which would exit."""
+        for number in self._before:
+            signal.signal(number, self._note)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.number = number

@@ -140,7 +140,9 @@ class MetaLearner(pl.LightningModule):
         return {"optimizer": outer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Let `metrics.csv` end where the training goes on."""
+        """Let `metrics.csv` end where the training goes on, and no signal end it but where all is in good order."""
+        if self.trainer.world_size == 1:
+            self.interruption.take_over()
         for logger in self._files():
             logger.take_up(self.global_step)
         if self._is_validating:  # when the run was interrupted; Lightning would leave the validation out

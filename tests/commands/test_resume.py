@@ -72,6 +72,7 @@ def signal_at(monkeypatch, place, name, call, number):
 @pytest.mark.parametrize(("place", "name", "call", "number", "step"), [
     (executors.ExecutorChoice, "estimate", 1, signal.SIGTERM, 0),
     (executors.ExecutorChoice, "estimate", 6, signal.SIGHUP, 5),
+    (learner.MetaLearner, "_log_step", 2, signal.SIGTERM, 2),  # between two outer steps
     (learner, "mean_over_processes", 2, signal.SIGINT, 6),  # after a validation
     (learner, "validate", 1, signal.SIGTERM, 3),
     (learner, "validate", 3, signal.SIGTERM, 6),  # the last one, whose steps are done again
