@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ph_l2o.claims.kinds import SHARES
 from ph_l2o.claims.spec import SLOPE, Contrast
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation import estimates as stats
@@ -30,22 +31,24 @@ Values = Mapping[str, Mapping[str, Array]]  # by row and measure, `(S, P)`
 Estimate = dict[str, Any]
 
 
-def mean_estimate(values: Array) -> Estimate:
-    """Mean of `(S, P)` with its interval."""
-    if (
-        len(values) == 1 and np.isin(values, (0.0, 1.0)).all()
-    ):  # a share, of which the bootstrap knows nothing at 0 or 1
+def mean_estimate(values: Array, *, is_share: bool = False) -> Estimate:
+    """Mean of `(S, P)` with its interval; of a share Wilson's, as the bootstrap knows nothing of it at 0 and 1."""
+    if is_share and len(values) == 1:
         return {"value": stats.mean(values), "ci95": list(wilson(int(values.sum()), values.size))}
-    resampled = stats.bootstrap_means(values.mean(axis=0), _generator())[:, 0]
+    resampled = stats.bootstrap_means(_over_trainings(values), _generator())[:, 0]
     return _estimate(stats.mean(values), resampled, np.array([stats.mean(row) for row in values]))
 
 
 def median_estimate(values: Array) -> Estimate:
     """Median over problems of the mean over trainings of `(S, P)`."""
-    with np.errstate(invalid="ignore"):
-        row = values.mean(axis=0)
+    row = _over_trainings(values)
     resampled = _medians(row[_resamples(len(row))])
     return _estimate(float(np.median(row)), resampled, np.median(values, axis=1))
+
+
+def _over_trainings(values: Array) -> Array:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return values.mean(axis=0)
 
 
 def slope_estimate(columns: Mapping[float, Array]) -> Estimate:
@@ -55,7 +58,7 @@ def slope_estimate(columns: Mapping[float, Array]) -> Estimate:
     """
     x = np.log(list(columns))
     weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    rows = [values.mean(axis=0) for values in columns.values()]
+    rows = [_over_trainings(values) for values in columns.values()]
     resamples = _resamples(min(map(len, rows)))
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = weights @ np.log(np.stack([_medians(row[resamples]) for row in rows]))
@@ -103,15 +106,17 @@ def contrast_result(contrast: Contrast, values: Mapping[str, Values], measure: s
         "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline, "against": None,
     }  # fmt: skip
     own = rows[contrast.row][measure]
-    if isinstance(contrast.against, float):
+    if isinstance(contrast.against, int | float):
         by_x = {x: values[name][contrast.row][measure] for name, x in contrast.across.items()}
-        single = {"mean": mean_estimate, "median": median_estimate, "geometric_mean": _geometric}
+        single: dict[str, Any] = {"mean": mean_estimate, "median": median_estimate, "geometric_mean": _geometric}
+        if measure in SHARES:
+            single["mean"] = functools.partial(mean_estimate, is_share=True)
         estimates = {s: slope_estimate(by_x) if s == SLOPE else single[s](own) for s in contrast.of}
         found["estimates"] = [{"of": s, **e, "threshold": contrast.against} for s, e in estimates.items()]
         return found
     best = _best(contrast, {name: rows[name][measure] for name in contrast.against})
     other = rows[best][measure]
-    paired = {"geometric_mean": (ratio, 1.0), "mean": (difference, 0.0), "median": (_median_ratio, 1.0)}
+    paired = {"geometric_mean": (ratio, 1.0), "mean": (difference, 0.0), "median": (median_ratio, 1.0)}
     found["against"] = best
     found["estimates"] = [{"of": s, **paired[s][0](own, other), "threshold": paired[s][1]} for s in contrast.of]
     return found
@@ -128,15 +133,21 @@ def _best(contrast: Contrast, others: Mapping[str, Array]) -> str:
     return min(others, key=place)
 
 
-def _median_ratio(values: Array, others: Array) -> Estimate:
+def median_ratio(values: Array, others: Array) -> Estimate:
     """Ratio of medians over the same problems; of two that are infinite, 1."""
-    own, other = values.mean(axis=0), others.mean(axis=0)
+    own, other = _over_trainings(values), _over_trainings(others)
     resamples = _resamples(len(own))
     medians = _medians(own[resamples]), _medians(other[resamples])
-    resampled = np.exp(stats.paired_difference(*(np.log(np.maximum(m, stats.GEOMETRIC_FLOOR)) for m in medians)))
-    value = float(np.exp(stats.paired_difference(*(np.log(max(float(np.median(v)), 1e-12)) for v in (own, other)))))
-    by_training = np.array([float(np.median(row)) for row in values]) / float(np.median(other))
-    return _estimate(value, resampled, by_training)
+    with np.errstate(over="ignore"):
+        logs = (np.log(np.maximum(m, stats.GEOMETRIC_FLOOR)) for m in medians)
+        resampled = np.exp(stats.paired_difference(*logs))
+    value = _quotient(np.median(own), np.median(other))
+    return _estimate(value, resampled, np.array([_quotient(np.median(row), np.median(other)) for row in values]))
+
+
+def _quotient(value: Any, other: Any) -> float:
+    logs = (np.log(np.maximum(v, stats.GEOMETRIC_FLOOR)) for v in (value, other))
+    return _exp(float(stats.paired_difference(*logs)))
 
 
 def _geometric(values: Array) -> Estimate:

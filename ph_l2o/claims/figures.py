@@ -46,17 +46,23 @@ def claim_figure(result: Mapping[str, Any]) -> Figure:
         measurement = result["measurements"][panel["measurement"]]
         chosen = list(panel["rows"] or measurement["rows"])
         shown = {name: measurement["rows"][name] for name in chosen}
+        shown = {name: {**row, "label": _label(row)} for name, row in shown.items()}
         if panel["draw"] == "scaling":
             _scaling(figure, axes, panel, result["measurements"], shown)
         else:
             PANELS[panel["draw"]](figure, axes, panel, measurement, shown)
-        title = textwrap.fill(panel["title"], int(_WIDTH * 13))
+        title = textwrap.fill(panel["title"], int(_WIDTH * 9))
         axes.set_title(title, loc="left", fontsize=_FONT_SIZE + 0.5)
         axes.tick_params(labelsize=_FONT_SIZE)
         axes.grid(visible=True, which="major", color="#E3E3E3", linewidth=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """As the table's, and by whose recipe, where that is the study's."""
+    return f"{row['label']} (study)" if row["recipe"] == "study" else row["label"]
 
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -125,8 +131,9 @@ def _intervals(
     axes.xaxis.set_minor_formatter("")
     axes.set_yticks(range(len(order)), [rows[name]["label"] for name in order])
     reference = measurement["reference"]
-    to = f", of the loss to that of {measurement['rows'][reference]['label']}" if of == "ratio" else ""
-    axes.set_xlabel(f"{of.replace('_', ' ')}{to} (95 %)", fontsize=_FONT_SIZE)
+    what = "ratio of medians" if measurement["statistic"] == "median" else "geometric mean of ratios"
+    to = f"{what} to {measurement['rows'][reference]['label']}" if of == "ratio" else of.replace("_", " ")
+    axes.set_xlabel(f"{to} (95 %)", fontsize=_FONT_SIZE)
 
 
 def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements: Mapping[str, Any], rows: Rows) -> None:
@@ -135,7 +142,7 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
     What is infinite lies at the top.
     """
     across = sorted((float(x), name) for name, x in panel["across"].items())
-    found = {n: [float(measurements[name]["rows"][n]["median"]) for _, name in across] for n in rows}
+    found = {n: [float(measurements[name]["rows"][n]["median"]["value"]) for _, name in across] for n in rows}
     finite = [y for values in found.values() for y in values if math.isfinite(y)] or [1.0]
     horizon = max(measurements[name]["horizon"] for _, name in across)
     low, high = max(min(finite), 1e-12) / 1.3, horizon * 1.15

@@ -16,6 +16,7 @@ from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
+SHARES = ("diverged", "escaped")  # values that are 0 or 1
 POINTS = 101  # steps at which curves are kept
 
 
@@ -42,6 +43,7 @@ class Kind(NamedTuple):
         version: A whole number that changes when `run` gives other results.
         computing: Modules that compute them.
         tunes: Whether `run` takes a baseline's name and `tuning_problems`, and tunes for its own measure.
+        statistic: `mean` or `median`, which tables and figures show.
     """
 
     run: Callable[..., Measured]
@@ -49,13 +51,14 @@ class Kind(NamedTuple):
     version: int
     computing: tuple[str, ...]
     tunes: bool
+    statistic: str
 
 
 KINDS: dict[str, Kind] = {}
 
 
 def register_kind(
-    name: str, *, measure: str, version: int = 1, tunes: bool = False
+    name: str, *, measure: str, version: int = 1, tunes: bool = False, statistic: str = "mean"
 ) -> Callable[[Callable[..., Measured]], Any]:
     """Make a function known as a kind of measurement; see `Kind`.
 
@@ -64,6 +67,7 @@ def register_kind(
         measure: The value that counts where none is named.
         version: To be raised when the function gives other results.
         tunes: Whether it takes baselines' names and tunes them.
+        statistic: `mean` or `median`.
 
     Raises:
         ValueError: If there is one of this name.
@@ -72,7 +76,7 @@ def register_kind(
     def register(run: Callable[..., Measured]) -> Callable[..., Measured]:
         if name in KINDS:
             raise ValueError(f"kind={name}: there is one of this name already; choose another")
-        KINDS[name] = Kind(run, measure, version, (run.__module__,), tunes)
+        KINDS[name] = Kind(run, measure, version, (run.__module__,), tunes, statistic)
         return run
 
     return register
@@ -87,12 +91,12 @@ def measure_losses(optimizer: LearnedOptimizer, task: Task, *, horizon: int, num
     return Measured(values, {"loss": thinned(result.losses)}, {"step_seconds": result.step_seconds})
 
 
-@register_kind("escapes", measure="steps", tunes=True)
+@register_kind("escapes", measure="steps", tunes=True, statistic="median")
 def count_escapes(
     optimizer: Entry, task: Task, *, horizon: int, num_problems: int, seed: int, tuning_problems: int | None
 ) -> Measured:
     """Inner steps until a saddle is escaped, ∞ if it never is within the horizon; and whether it was, `escaped`."""
-    sizes = {} if tuning_problems is None else {"tuning_problems": tuning_problems}
+    sizes: dict[str, Any] = {} if tuning_problems is None else {"tuning_problems": tuning_problems}
     found = measure_escapes(
         {"it": optimizer}, {task.name: task}, horizon=horizon, num_problems=num_problems, seed=seed, **sizes
     )

@@ -16,13 +16,14 @@ from ph_l2o.files import write_atomically
 ORDER = ("saddles", "quadratic", "mnist", "relu_transfer", "generalisation", "horizon", "structure")
 START, END = "<!-- study -->", "<!-- /study -->"
 INTRODUCTION = (
-    "Made by `python evaluate.py experiment=study` from trainings by `python train.py experiment=study`; do not edit. The "
-    "study is [*Can we learn gradients by Hamiltonian Neural Networks?*](https://arxiv.org/abs/2111.00565) (Timofeev, "
-    "Afonin and Liu 2020). Each claim is tried by the study's own recipes, and with everything at its best: optimizers "
-    "trained by settings that were searched on validation problems, baselines tuned there with schedules. All rows of a "
-    "table have the same problems, starts and mini-batches ([comparison.md](comparison.md)), and diverged problems count.",
-    "Intervals are of 95 %: over problems by the bootstrap, or where a row has several trainings, over these, by "
-    "Student's t. " + RULES,
+    "Made by `python evaluate.py experiment=study` from trainings by `python train.py experiment=study`; do not edit. "
+    "The study is [*Can we learn gradients by Hamiltonian Neural Networks?*](https://arxiv.org/abs/2111.00565) "
+    "(Timofeev, Afonin and Liu 2020). Each claim is tried by the study's own recipes, and with everything at its best: "
+    "optimizers trained by settings that were searched on validation problems, baselines tuned there with schedules. "
+    "All rows of a table have the same problems, starts and mini-batches ([comparison.md](comparison.md)), and "
+    "diverged problems count.",
+    "Intervals are of 95 %: over problems by the bootstrap, of shares Wilson's; where a row has several trainings, "
+    "they also have Student's t over these. " + RULES,
 )
 _GROUPS = {"study": "by the study's recipes", "fair": "at its best", "shipped": "as shipped"}
 _NAMES = {"final": "loss at the end", "last10": "loss over the last 10 steps", "all": "loss over all steps"}
@@ -134,14 +135,14 @@ def _counted(contrasts: Sequence[Mapping[str, Any]]) -> str:
         own = [c for c in contrasts if c["recipe"] == recipe]
         if own:
             holding = sum(outcome(c) == HOLDS for c in own)
-            texts.append(f"{words}, {holding} of {len(own)} sentences hold{'s' * (len(own) == 1)}")
+            texts.append(f"{words}, {holding} of {len(own)} sentence{'s' * (len(own) > 1)} hold{'s' * (holding == 1)}")
     text = "; ".join(texts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _measurement(measurement: Mapping[str, Any]) -> list[str]:
     rows, reference = measurement["rows"], measurement["reference"]
-    of = _NAMES.get(measurement["measure"], measurement["measure"].replace("_", " "))
+    of = _NAMES.get(str(measurement["measure"]), str(measurement["measure"]).replace("_", " "))
     told = f"{of[:1].upper()}{of[1:]} on {measurement['num_problems']:,} problems, `{' '.join(measurement['task'])}`, "
     told += f"{measurement['horizon']:,} steps."
     if reference is not None:
@@ -156,10 +157,8 @@ def _spread(rows: Mapping[str, Mapping[str, Any]]) -> str:
     known = [float(r["spread_of_means"]) for r in rows.values() if r["published"] is not None]
     if not known:
         return ""
-    return (
-        f"A mean over 100 problems, as the published ones are, has a standard deviation of {number(min(known))} to "
-        f"{number(max(known))}."
-    )
+    shown = list(dict.fromkeys(map(number, (min(known), max(known)))))
+    return f"A mean over 100 problems, as the published ones are, has a standard deviation of {' to '.join(shown)}."
 
 
 def _rows_table(measurement: Mapping[str, Any]) -> str:
@@ -169,16 +168,24 @@ def _rows_table(measurement: Mapping[str, Any]) -> str:
     more = [
         n for n in dict.fromkeys(n for r in rows for n in r["measures"]) if n not in (*_NAMES, measurement["measure"])
     ]
-    header = ["optimizer", "recipe", "learning rate", "mean", "median", "geo. mean", "IQM"]
-    header += ["difference", "ratio"] if has_reference else []
+    is_median = measurement["statistic"] == "median"
+    header = ["optimizer", "recipe", "learning rate"]
+    header += ["median"] if is_median else ["mean", "median", "geo. mean", "IQM"]
+    if has_reference:
+        header += ["ratio of medians"] if is_median else ["difference", "ratio"]
     header += ["diverged"] if any(r["diverged"] is not None for r in rows) else []
     header += [name.replace("_", " ") for name in more]
     header += ["published", "again"] if published else []
     lines = []
     for row in rows:
-        line = [row["label"], _GROUPS[row["recipe"]], _rate(row), _estimate(row["mean"]), number(row["median"])]
-        line += [number(row["geometric_mean"]), number(row["iqm"])]
-        line += [_estimate(row["difference"]), _estimate(row["ratio"])] if has_reference else []
+        line = [row["label"], _GROUPS[row["recipe"]], _rate(row)]
+        shown = [
+            _estimate(row["mean"]),
+            *(number(x) for x in (row["median"]["value"], row["geometric_mean"], row["iqm"])),
+        ]
+        line += [_estimate(row["median"])] if is_median else shown
+        if has_reference:
+            line += [_estimate(row[key]) for key in (("ratio",) if is_median else ("difference", "ratio"))]
         if "diverged" in header:
             count = row["seeds"] * measurement["num_problems"]
             line.append("–" if row["diverged"] is None else f"{row['diverged']:,} of {count:,}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.claims import contrasts as between
-from ph_l2o.claims.kinds import KINDS, Measured, measured
+from ph_l2o.claims.kinds import KINDS, SHARES, Measured, measured
 from ph_l2o.claims.spec import Claim, Measurement, Row
 from ph_l2o.claims.weights import Found, weights_sum, with_changes
 from ph_l2o.evaluation import estimates as stats
@@ -108,9 +108,11 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
         for name in rows:
             own = values[name][measurement.measure]
             rows[name]["difference"] = between.difference(own, against)
-            rows[name]["ratio"] = between.ratio(own, against)
+            is_median = KINDS[measurement.kind].statistic == "median"
+            rows[name]["ratio"] = (between.median_ratio if is_median else between.ratio)(own, against)
     return {
         "kind": measurement.kind,
+        "statistic": KINDS[measurement.kind].statistic,
         "title": measurement.title,
         "task": list(measurement.task),
         "horizon": measurement.horizon,
@@ -132,12 +134,16 @@ def _row(row: Row, values: Mapping[str, Array], measure: str, found: Sequence[Me
         "again": row.again,
         "seeds": len(found),
         "mean": between.mean_estimate(own),
-        "median": summary.median,
+        "median": between.median_estimate(own),
         "geometric_mean": summary.geometric_mean,
         "iqm": summary.iqm,
         "spread_of_means": between.spread_of_means(own.ravel()),
         "diverged": int(values["diverged"].sum()) if "diverged" in values else found[0].told.get("diverged"),
-        "measures": {name: between.mean_estimate(given) for name, given in values.items() if name != "diverged"},
+        "measures": {
+            name: between.mean_estimate(given, is_share=name in SHARES)
+            for name, given in values.items()
+            if name != "diverged"
+        },
         "curves": found[0].curves,
     }
 

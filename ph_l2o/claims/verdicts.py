@@ -12,9 +12,9 @@ REPRODUCED, NOT, CONDITIONAL = "reproduced", "not reproduced", "only under condi
 RULES = (
     "A sentence **holds** if all of its intervals lie on its side, **does not hold** if all lie on the other side, and "
     "else **cannot be told**, or **depends on the mean that is taken**: where a few problems make the mean, mean and "
-    "geometric mean can disagree beyond noise. A claim is **reproduced** if all of its sentences hold, **not reproduced** if none does, and else "
-    "holds **only under conditions**: those of the sentences that hold. A mean that is infinite, as where a problem "
-    "diverged, is on the worse side."
+    "geometric mean can disagree beyond noise. A claim is **reproduced** if all of its sentences hold, **not "
+    "reproduced** if none does, and else holds **only under conditions**: those of the sentences that hold. A mean "
+    "that is infinite, as where a problem diverged, is on the worse side."
 )
 
 

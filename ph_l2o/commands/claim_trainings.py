@@ -215,7 +215,7 @@ def _started(plan: Planned, cfg: DictConfig) -> _Run | None:
             clear(plan.folder)
         log.info("%s: training (%s)", name, " ".join(plan.training.overrides))
     command = [sys.executable, "-c", _START, json.dumps(sys.path), *_config_dirs(), *plan.training.overrides, *typed]
-    stderr = tempfile.TemporaryFile()
+    stderr = tempfile.TemporaryFile()  # noqa: SIM115  # until the process has ended
     alone = cfg.num_processes == 1
     process = subprocess.Popen(
         command, stdout=None if alone else subprocess.DEVNULL, stderr=stderr, start_new_session=True,

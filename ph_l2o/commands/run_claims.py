@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -16,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.claims.figures import write_figures
 from ph_l2o.claims.page import load_results, write_page
+from ph_l2o.claims.parsing import parse_claims
 from ph_l2o.claims.results import Bench, claim_result
-from ph_l2o.claims.spec import Claim, Training, needed_trainings, parse_claims
+from ph_l2o.claims.spec import Claim, Training, needed_trainings
 from ph_l2o.claims.weights import Found, export
 from ph_l2o.commands.claim_trainings import find_weights, planned, train_missing
 from ph_l2o.commands.instantiate import build
@@ -112,8 +114,6 @@ def _shrunk(claims: dict[str, Claim], cfg: DictConfig) -> dict[str, Claim]:
 
 
 def _tiny(claim: Claim, debug: str, sizes: Any) -> Claim:
-    import dataclasses
-
     few = {"num_problems": sizes.num_problems, "tuning_problems": sizes.tuning_problems}
     measurements = {
         name: dataclasses.replace(m, horizon=min(m.horizon, sizes.horizon), **few)
