@@ -31,7 +31,11 @@ def is_for_evaluate(group: str, option: str) -> bool:
     return group == "experiment" and "override /suite" in (CONF / group / f"{option}.yaml").read_text()
 
 
-EXPERIMENTS = [e for e in options("experiment") if not is_for_evaluate("experiment", e)]
+def has_claims(option: str) -> bool:
+    return "override /claim" in (CONF / "experiment" / f"{option}.yaml").read_text()
+
+
+EXPERIMENTS = [e for e in options("experiment") if not (is_for_evaluate("experiment", e) or has_claims(e))]
 
 
 def different(group: str) -> list[str]:

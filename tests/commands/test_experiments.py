@@ -7,10 +7,16 @@ import pytest
 from omegaconf import OmegaConf
 
 from ph_l2o import cli
+from ph_l2o.claims.page import ORDER
+from ph_l2o.claims.parsing import parse_claims
+from ph_l2o.commands.instantiate import build
 
+NODES = ("task", "optimizer", "estimator", "meta")
+ALL = {p.stem for p in (Path(cli.conf_dir()) / "claim").glob("*.yaml")}
 FOLDER = Path(cli.conf_dir()) / "experiment"
 EVALUATIONS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "override /suite" in p.read_text())
-EXPERIMENTS = sorted({p.stem for p in FOLDER.glob("*.yaml")} - set(EVALUATIONS))
+CLAIMS = sorted(p.stem for p in FOLDER.glob("*.yaml") if "override /claim" in p.read_text())
+EXPERIMENTS = sorted({p.stem for p in FOLDER.glob("*.yaml")} - {*EVALUATIONS, *CLAIMS})
 # What is left of an experiment is its task, optimizer and objective; `debug=default` has the last word on sizes.
 SHRUNK = ("debug=default", "compare=true")
 
@@ -18,6 +24,7 @@ SHRUNK = ("debug=default", "compare=true")
 def test_there_are_experiments():
     assert {"quadratic_zeros", "mnist_study", "hnn_study_mnist", "lstm_study_quadratic"} <= set(EXPERIMENTS)
     assert EVALUATIONS == ["generalise"]
+    assert {"study", "study_quadratic"} <= set(CLAIMS)
 
 
 @pytest.mark.parametrize("experiment", EVALUATIONS)
@@ -75,3 +82,25 @@ def test_every_experiment_smokes(command, run_folder, mnist_root, experiment):
 def test_an_experiment_changes_what_it_says(command, mnist_root, experiment, key, value):
     outcome = command("train", f"experiment={experiment}", f"paths.data={mnist_root}", "--cfg", "job")
     assert OmegaConf.select(OmegaConf.create(outcome.out), key) == value
+
+
+@pytest.mark.parametrize("experiment", CLAIMS)
+def test_every_claim_composes_with_its_trainings_and_tasks(composed, experiment, mnist_root):
+    """tests/commands/test_claims.py runs one of its own."""
+    for name in ("train", "evaluate"):
+        claims = parse_claims(OmegaConf.to_container(composed(f"experiment={experiment}", command=name).claims))
+    assert set(claims) == (ALL if experiment == "study" else {experiment.removeprefix("study_")})
+    if experiment == "study":
+        return
+    for claim in claims.values():
+        for group in {t.overrides[:-1] if t.name[-5:-1] == "seed" else t.overrides for t in claim.trainings.values()}:
+            cfg = composed(*group, f"paths.data={mnist_root}")
+            made = {key: build(OmegaConf.masked_copy(cfg, [key, "paths"])[key], key) for key in NODES}
+            made["meta"].check_truncation(made["estimator"])
+        for task in {m.task for m in claim.measurements.values()}:
+            cfg = composed(*task, f"paths.data={mnist_root}", command="evaluate")
+            build(OmegaConf.masked_copy(cfg, ["task", "paths"]).task, "task")
+
+
+def test_all_claims_are_in_the_study_in_the_order_of_its_page():
+    assert set(ALL) == set(ORDER)
