@@ -27,10 +27,12 @@ class Escapes(NamedTuple):
     Attributes:
         steps: Inner steps until the loss first counts as escaped, `(P,)`; ∞ where it never did.
         diverged: Where it never did, and is not finite or above that at the start, booleans `(P,)`.
+        left: Share of the loss at the start that was left when it was last looked at, in [0, 1], `(P,)`.
     """
 
     steps: Array
     diverged: np.ndarray
+    left: Array
 
 
 def count_steps(
@@ -60,7 +62,7 @@ def count_steps(
         enough: From the steps so far, ∞ where there are none yet, whether to stop.
     """
     steps, diverged = np.full(len(indices), np.inf), np.zeros(len(indices), bool)
-    left = np.arange(len(indices))
+    shares, left = np.ones(len(indices)), np.arange(len(indices))
     problem, optimizer = _batch(task, indices, left, seed, split, device, dtype), optimizer_of(left)
     start = None
     carry, first = None, 0
@@ -72,6 +74,7 @@ def count_steps(
         found = escaped.any(0).cpu().numpy() & np.isinf(steps[left])
         steps[left[found]] = (first + escaped.int().argmax(0).cpu().numpy())[found]
         diverged[left] = (~torch.isfinite(losses[-1]) | (losses[-1] > start)).cpu().numpy() & np.isinf(steps[left])
+        shares[left] = (losses[-1] / start).nan_to_num(1.0).clamp(0, 1).cpu().numpy()
         first += count
         if enough is not None and enough(steps):
             break
@@ -81,7 +84,7 @@ def count_steps(
             left, start, carry = left[stay], start[kept], carry.map(lambda x, kept=kept: x[kept])
             if len(left):
                 problem, optimizer = _batch(task, indices, left, seed, split, device, dtype), optimizer_of(left)
-    return Escapes(steps, diverged)
+    return Escapes(steps, diverged, shares)
 
 
 def _batch(
@@ -104,7 +107,7 @@ class EscapeSearch(GridSearch):
     """A search whose criterion is the median number of steps to escape.
 
     Points whose median would lie beyond the best one's are not run any longer: they have ∞. Where no point has a
-    median, the criterion is the horizon and the share of problems that never escaped.
+    median, the criterion is the horizon, and 1 to 2 more: the mean over problems of the share of the loss that is left.
     """
 
     def try_points(self, points: Iterable[Point]) -> None:
@@ -125,10 +128,11 @@ class EscapeSearch(GridSearch):
         limit = self.horizon
         if self.table and min(self.table.values()) <= self.horizon:
             limit = int(min(self.table.values()))
-        steps, _ = count_steps(
+        found = count_steps(
             optimizer_of, self.task, tiled(self.num_problems, len(points)), horizon=limit, seed=self.seed, split="val",
             device=self.device, dtype=self.dtype, enough=lambda s: bool(np.isfinite(medians(s)).any()),
         )  # fmt: skip
-        for point, row, median in zip(points, steps.reshape(-1, self.num_problems), medians(steps), strict=True):
-            never = self.horizon + 1 + np.isinf(row).mean() if limit == self.horizon else np.inf
+        left = found.left.reshape(-1, self.num_problems).mean(1)
+        for point, share, median in zip(points, left, medians(found.steps), strict=True):
+            never = self.horizon + 1 + float(share) if limit == self.horizon else np.inf
             self.table[point] = median if np.isfinite(median) else never

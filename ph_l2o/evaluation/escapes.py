@@ -103,9 +103,9 @@ def measure_escapes(
 
     A baseline's name (`adam`, `adam+cosine`, `adam+best`) is tuned before, on each task by itself, on its validation
     problems: over the grid of its class, which is widened while the best learning rate is at an edge and refined
-    around the best, for the lowest median of the steps to escape (the horizon and the share that never escaped where
-    none has a median). Problem i of one seed is the same for every optimizer, and of `Saddle` tasks that differ in γ
-    alone it has the same rotation and the same start.
+    around the best, for the lowest median of the steps to escape (where no point of the grid has one within the
+    horizon, for the lowest loss then). Problem i of one seed is the same for every optimizer, and of `Saddle` tasks
+    that differ in γ alone it has the same rotation and the same start.
 
     Args:
         optimizers: As of `compare`: by name, or a list; a string is a baseline's name.

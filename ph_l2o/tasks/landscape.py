@@ -48,6 +48,18 @@ def styblinski_tang(z: Tensor, _: Tensor) -> Tensor:
     return 0.5 * ((z - a).square() * ((z + a).square() + (2 * a * a - 16))).sum(1)
 
 
+def levy(z: Tensor, _: Tensor) -> Tensor:
+    """sin² πw_1 + Σ_{i<n} (w_i - 1)² (1 + 10 sin²(πw_i + 1)) + (w_n - 1)² (1 + sin² 2πw_n), w = 1 + (z - 1) / 4.
+
+    Minimum 0 at (1, …, 1).
+    """
+    u = 0.25 * (z - 1)  # w - 1
+    inner, last = u[:, :-1], u[:, -1]
+    middle = (inner.square() * (1 + 10 * torch.sin(math.pi * (inner + 1) + 1).square())).sum(1)
+    ends = torch.sin(math.pi * u[:, 0]).square() + last.square() * (1 + torch.sin(2 * math.pi * last).square())
+    return ends + middle
+
+
 def saddle(z: Tensor, curvatures: Tensor) -> Tensor:
     """Σ ½ λ_i z_i² + ¼ z_i⁴, plus Σ ¼ min(λ_i, 0)²: minima 0 at z_i² = -min(λ_i, 0), a saddle at 0."""
     down = curvatures.clamp(max=0)
@@ -67,6 +79,7 @@ FUNCTIONS = {
     "rastrigin": Function(rastrigin, 5.12),
     "ackley": Function(ackley, 5.0),
     "styblinski_tang": Function(styblinski_tang, 5.0),
+    "levy": Function(levy, 10.0),
     "saddle": Function(saddle, 0.1),
 }
 
@@ -105,9 +118,10 @@ class Landscape(Task):
     By default f is g itself, with x = z; a saddle is always rotated.
 
     Args:
-        kind: `rosenbrock`, `rastrigin`, `ackley`, `styblinski_tang` or `saddle`, as the functions of this module say.
+        kind: `rosenbrock`, `rastrigin`, `ackley`, `styblinski_tang`, `levy` or `saddle`, as the functions of this
+            module say.
         dim: Number of coordinates n, >= 1; >= 2 for `rosenbrock`.
-        start: Half-width of the box of starts, > 0; None is 2.048, 5.12, 5, 5 and 0.1.
+        start: Half-width of the box of starts, > 0; None is 2.048, 5.12, 5, 5, 10 and 0.1.
         rotate: Whether Q is a random rotation or reflection; it is the identity otherwise.
         shift: c ~ N(0, shift²), >= 0.
         log_scale: ln s ~ U(-log_scale, log_scale), >= 0: units of x.

@@ -24,7 +24,8 @@ from ph_l2o.optimizers import (
     Scheduled,
 )
 from ph_l2o.params import Params
-from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, rescaled
+from ph_l2o.tasks import ImageClassification, Landscape, ModuleProblem, Problem, Quadratic, Saddle, rescaled
+from ph_l2o.tasks.saddles import KINDS
 from ph_l2o.tasks.task import Buffers
 from tests.compilation.traced import as_a_graph
 
@@ -275,6 +276,16 @@ def test_bounds_what_grows_as_eager_windows_do(part, order):
         return Landscape("rosenbrock", dim=4).sample(keys(episode), dtype=torch.float64)
 
     assert_like_eager(OPTIMIZERS["port_hamiltonian"]().double(), make, order, part=part, bound=0.3)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_serves_all_problems_of_a_kind_of_saddle(kind):
+    def make(episode: int) -> Problem:
+        smaller = {"dim": 3} if kind == "octopus" else {}
+        return Saddle(kind, **smaller).sample(keys(episode), dtype=torch.float64)
+
+    assert_like_eager(Adam(lr=0.05).double(), make)
 
 
 class Remembering(nn.Linear):

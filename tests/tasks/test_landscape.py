@@ -41,6 +41,11 @@ def literal(kind: str, x: np.ndarray, curvatures: np.ndarray) -> float:
         return 20 + math.e - 20 * math.exp(-0.2 * root) - math.exp(sum(math.cos(2 * math.pi * v) for v in x) / n)
     if kind == "styblinski_tang":
         return sum(0.5 * (v**4 - 16 * v**2 + 5 * v) + 39.16616570377142 for v in x)
+    if kind == "levy":
+        w = [1 + (v - 1) / 4 for v in x]
+        middle = sum((v - 1) ** 2 * (1 + 10 * math.sin(math.pi * v + 1) ** 2) for v in w[:-1])
+        last = (w[-1] - 1) ** 2 * (1 + math.sin(2 * math.pi * w[-1]) ** 2)
+        return math.sin(math.pi * w[0]) ** 2 + middle + last
     return sum(0.5 * c * v**2 + 0.25 * v**4 + 0.25 * min(c, 0) ** 2 for v, c in zip(x, curvatures, strict=True))
 
 
@@ -64,7 +69,7 @@ def test_rastrigin_is_the_plain_formula_from_a_start_in_its_box():
     torch.testing.assert_close(problem.loss(problem.params, {}, None)[0], expected)
 
 
-MINIMA = {"rosenbrock": 1.0, "rastrigin": 0.0, "ackley": 0.0, "styblinski_tang": -2.903534}
+MINIMA = {"rosenbrock": 1.0, "rastrigin": 0.0, "ackley": 0.0, "styblinski_tang": -2.903534, "levy": 1.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -170,7 +175,7 @@ def test_spec():
     assert Landscape("ackley").name == "ackley" and Landscape("ackley", name="other").name == "other"
 
 
-NAMES = "rosenbrock, rastrigin, ackley, styblinski_tang, saddle"
+NAMES = "rosenbrock, rastrigin, ackley, styblinski_tang, levy, saddle"
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,8 @@ def test_spec_is_plain_and_each_option_is_in_it(kind):
          "condition_number; leave it out"),
         ({"kind": "matrix_factorisation", "depth": 3}, "task.depth=3: matrix_factorisation has no such option, it has "
          "dim, distance, curvature, rank, width, fitted; leave it out"),
-        ({"kind": "phase_retrieval", "curvature": 1.0}, "task.curvature=1.0: phase_retrieval has no such option, it has "
-         "dim, distance, measurements, place; leave it out"),
+        ({"kind": "phase_retrieval", "curvature": 1.0}, "task.curvature=1.0: phase_retrieval has no such option, it "
+         "has dim, distance, measurements, place; leave it out"),
         ({"dim": 1}, "task.dim=1: must be >= 2 (number of coordinates, or rows of a matrix)"),
         ({"distance": 0.0}, "task.distance=0.0: must be > 0 and finite (of the start from the saddle)"),
         ({"curvature": 0.0}, "task.curvature=0.0: must be a number > 0, or two of them, low and high"),
