@@ -1,8 +1,8 @@
 """Sharpness: the largest eigenvalue of the Hessian of a loss, by Lanczos' method on products with vectors.
 
-The Hessian is never formed: a product with a vector is one more backward pass. Of the m-th Krylov space the largest and the
-smallest Ritz value are found at once, so that a spectrum whose largest eigenvalue in absolute value is negative needs
-no shift. That of a Ritz value θ with residual ρ = β_m |s_m| says that an eigenvalue lies within ρ of θ.
+The Hessian is never formed: a product with a vector is one more backward pass. The largest and the smallest Ritz value
+of the m-th Krylov space are found at once, so that a spectrum whose largest eigenvalue in absolute value is negative
+needs no shift. Within the residual ρ = β_m |s_m| of a Ritz value there is an eigenvalue.
 
 References: Lanczos 1950, "An iteration method for the solution of the eigenvalue problem of linear differential and
 integral operators"; for networks, Pearlmutter 1994, "Fast exact multiplication by the Hessian", and Cohen et al. 2021,

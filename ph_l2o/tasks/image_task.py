@@ -157,7 +157,8 @@ class ImageTask(Task):
     def _check_train_images(self, split: str, most: int) -> None:
         if self.train_images is not None and self.train_images > most:
             raise ValueError(
-                f"task.train_images={self.train_images}: must be <= {most}, the images of the {split} split; null takes all"
+                f"task.train_images={self.train_images}: must be <= {most}, the images of the {split} split; "
+                "null takes all"
             )
 
     def images(self, split: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -98,7 +98,9 @@ def test_a_small_network_against_its_dense_hessian(monkeypatch, activation, step
                 part.view(x.shape) for part, x in zip(flat.split(sizes), tensors.values(), strict=True)
             )
             own = {"0.weight": weight0.mT, "0.bias": bias0, "2.weight": weight1.mT, "2.bias": bias1}
-            return nn.functional.cross_entropy(functional_call(module, own, batch.inputs[k].flatten(1)), batch.labels[k])
+            return nn.functional.cross_entropy(
+                functional_call(module, own, batch.inputs[k].flatten(1)), batch.labels[k]
+            )
 
         dense = torch.autograd.functional.hessian(loss, params.flat[k])
         exact = torch.linalg.eigvalsh(dense).numpy()

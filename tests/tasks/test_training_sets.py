@@ -122,7 +122,10 @@ def test_the_sample_is_the_training_set(numbered):
             "task.train_images=0: must be >= 1 (images of each problem's training set; null takes all)",
         ),
         ({"label_noise": 1.5}, "task.label_noise=1.5: must be in [0, 1] (share of the training labels that are wrong)"),
-        ({"label_noise": True}, "task.label_noise=True: must be in [0, 1] (share of the training labels that are wrong)"),
+        (
+            {"label_noise": True},
+            "task.label_noise=True: must be in [0, 1] (share of the training labels that are wrong)",
+        ),
         ({"label_noise": "a"}, "task.label_noise=a: must be in [0, 1] (share of the training labels that are wrong)"),
     ],
 )
@@ -132,7 +135,9 @@ def test_bad_arguments(arguments, message):
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("when", [ImageClassification.prepare, lambda task: task.sample(ProblemKeys(0, "val", 0, (0,)))])
+@pytest.mark.parametrize(
+    "when", [ImageClassification.prepare, lambda task: task.sample(ProblemKeys(0, "val", 0, (0,)))]
+)
 def test_more_images_than_there_are_is_said(numbered, when):
     with pytest.raises(ValueError) as error:
         when(ImageClassification(train_images=101))
