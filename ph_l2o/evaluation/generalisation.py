@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
 EQUAL_STEPS, EQUAL_LOSS = "equal_steps", "equal_loss"
+_Group = tuple[str, float | None, dict[str, tuple[stats.Array, Measures]]]
 _POINTS = 50  # steps at which the training loss is measured, where nothing else is said
 
 
@@ -138,31 +140,16 @@ def measure_generalisation(
     Raises:
         ValueError: If an argument is out of range, a name is unknown, or the task has no held-out loss.
     """
-    horizon = at_least("horizon", horizon, 1, "inner steps")
-    every = max(1, horizon // _POINTS) if every is None else at_least("every", every, 1, "steps")
-    if chunk is not None:
-        at_least("chunk", chunk, 1, "problems at once")
-    if split not in SPLITS:
-        raise ValueError(f"split={split}: must be one of {', '.join(SPLITS)}")
+    plan = _checked_plan(
+        task, horizon, num_problems, seed, split, every, sample, sharpness_sample, sharpness_iterations, device, dtype,
+        chunk,
+    )  # fmt: skip
     if levels is not None and (not len(levels) or not all(np.isfinite(level) for level in levels)):
         raise ValueError(f"levels={list(levels)}: must be one or more finite training losses, or None")
-    plan = Plan(
-        task, horizon, at_least("num_problems", num_problems, 2, "problems"),
-        at_least("seed", seed, 0, "seed of the problems"), split, every,
-        at_least("sample", sample, 1, "examples of the training loss"),
-        at_least("sharpness_sample", sharpness_sample, 0, "examples of the Hessian; 0: no sharpness"),
-        at_least("sharpness_iterations", sharpness_iterations, 1, "products with the Hessian"), device, dtype, chunk,
-    )  # fmt: skip
-    named = named_optimizers(optimizers)
     if tuning_problems is not None:
         at_least("tuning_problems", tuning_problems, 2, "validation problems")
-    done = 0
-
-    def tell(what: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(what, done, 3 * len(named))
+    named = named_optimizers(optimizers)
+    tell = _teller(progress, 3 * len(named))
 
     runs: dict[str, LearnedOptimizer] = {}
     tuned: dict[str, Tuned] = {}
@@ -174,37 +161,59 @@ def measure_generalisation(
     for name, optimizer in runs.items():
         traces[name] = follow(optimizer, plan)
         tell(f"{name}: at equal steps")
-    heights = _own_levels(traces) if levels is None else np.repeat(np.array(levels)[:, None], num_problems, 1)
-    stops = {name: [trace.first_at(level) for level in heights] for name, trace in traces.items()}
-    at_levels: dict[str, list[Measures]] = {}
+    heights = _own_levels(traces) if levels is None else np.repeat(np.array(levels)[:, None], plan.num_problems, 1)
+    end = np.full(plan.num_problems, float(plan.horizon))
+    groups: list[_Group] = [(EQUAL_STEPS, None, {name: (end, trace.at_end) for name, trace in traces.items()})]
+    groups += [(EQUAL_LOSS, float(np.median(level)), {}) for level in heights]
     for name, optimizer in runs.items():
-        at_levels[name] = stopped(optimizer, plan, stops[name])
+        stops = [traces[name].first_at(level) for level in heights]
+        for (_, _, group), stop, found in zip(groups[1:], stops, stopped(optimizer, plan, stops), strict=True):
+            group[name] = np.where(stop < 0, np.nan, plan.steps[stop]), found
         tell(f"{name}: at equal loss")
 
     best = min(tuned, key=lambda name: min(row["criterion"] for row in tuned[name].table), default=None)
-    end = np.full(num_problems, float(horizon))
-    groups = [(EQUAL_STEPS, None, {n: (end, trace.at_end) for n, trace in traces.items()})]
-    for k, level in enumerate(heights):
-        steps = {n: np.where(at[k] < 0, np.nan, plan.steps[at[k]]) for n, at in stops.items()}
-        groups.append((EQUAL_LOSS, float(np.median(level)), {n: (steps[n], at_levels[n][k]) for n in named}))
     rows = [
         {
             "optimizer": name, **identity(runs[name], tuned.get(name)), "at": at, "level": level,
-            **estimates_row(step, measures, None if best is None else group[best][1], seed),
+            **estimates_row(step, measures, None if best is None else group[best][1], plan.seed),
             "diverged": int(traces[name].diverged.sum()),
         }
         for at, level, group in groups for name, (step, measures) in group.items()
     ]  # fmt: skip
     arguments = {
-        "task": task.spec(), "split": split, "every": every, "sample": sample, "sharpness_sample": sharpness_sample,
-        "levels": None if levels is None else list(levels), "tuning_problems": tuning_problems,
-        "tuned_on": {name: found.num_problems for name, found in tuned.items()},
+        "task": task.spec(), "split": split, "every": plan.every, "sample": sample,
+        "sharpness_sample": sharpness_sample, "levels": None if levels is None else list(levels),
+        "tuning_problems": {name: found.num_problems for name, found in tuned.items()},
         "device": str(device), "dtype": str(dtype).removeprefix("torch."),
     }  # fmt: skip
     return Generalisation(
-        task.name, horizon, num_problems, seed, dict(arguments if config is None else config), best, plan.steps,
-        heights, rows, {name: stats.curve(trace.training) for name, trace in traces.items()},
+        task.name, plan.horizon, plan.num_problems, plan.seed, dict(arguments if config is None else config), best,
+        plan.steps, heights, rows, {name: stats.curve(trace.training) for name, trace in traces.items()},
     )  # fmt: skip
+
+
+def _checked_plan(
+    task: Task, horizon: int, num_problems: int, seed: int, split: Split, every: int | None, sample: int,
+    sharpness_sample: int, sharpness_iterations: int, device: torch.device | str, dtype: torch.dtype,
+    chunk: int | None,
+) -> Plan:  # fmt: skip
+    horizon = at_least("horizon", horizon, 1, "inner steps")
+    if split not in SPLITS:
+        raise ValueError(f"split={split}: must be one of {', '.join(SPLITS)}")
+    return Plan(
+        task, horizon, at_least("num_problems", num_problems, 2, "problems"),
+        at_least("seed", seed, 0, "seed of the problems"), split,
+        max(1, horizon // _POINTS) if every is None else at_least("every", every, 1, "steps"),
+        at_least("sample", sample, 1, "examples of the training loss"),
+        at_least("sharpness_sample", sharpness_sample, 0, "examples of the Hessian; 0: no sharpness"),
+        at_least("sharpness_iterations", sharpness_iterations, 1, "products with the Hessian"), device, dtype,
+        None if chunk is None else at_least("chunk", chunk, 1, "problems at once"),
+    )  # fmt: skip
+
+
+def _teller(progress: Callable[[str, int, int], None] | None, parts: int) -> Callable[[str], None]:
+    done = itertools.count(1)
+    return (lambda what: None) if progress is None else lambda what: progress(what, next(done), parts)
 
 
 def _made(
