@@ -116,8 +116,9 @@ def stopped(optimizer: LearnedOptimizer, plan: Plan, stops: Sequence[np.ndarray]
             if e:
                 first = int(plan.steps[e - 1])
                 carry, _ = run(optimizer, problem, int(plan.steps[e]) - first, carry=carry, first=first)
-            judged = read_out(optimizer, problem, carry)
-            kept = [_replaced(k, judged, index == e) for k, index in zip(kept, indices, strict=True)]
+            if any((index == e).any() for index in indices):
+                now = read_out(optimizer, problem, carry)
+                kept = [_replaced(k, now, index == e) for k, index in zip(kept, indices, strict=True)]
         for parts, one, index in zip(found, kept, indices, strict=True):
             measures = _measured(problem, one, plan) if (index >= 0).any() else dict.fromkeys(NAMES, np.nan)
             parts.append({name: np.where(index < 0, np.nan, x) for name, x in measures.items()})
