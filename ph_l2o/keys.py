@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     PERTURBATION = 9
     MIXTURE = 10
     HIDE_LOSS = 11
+    TRAINING_SET = 12
+    LABEL_NOISE = 13
 
 
 @dataclass(frozen=True)

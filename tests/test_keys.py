@@ -72,6 +72,8 @@ def test_purposes_keep_their_numbers():
         "PERTURBATION": 9,
         "MIXTURE": 10,
         "HIDE_LOSS": 11,
+        "TRAINING_SET": 12,
+        "LABEL_NOISE": 13,
     }
 
 

@@ -118,7 +118,7 @@ def evaluate_optimizer(
         problem = task.sample(ProblemKeys(seed, split, episode, range(first, last)), device=device, dtype=dtype)
         carry, values, elapsed = run_episode(optimizer, problem, horizon)
         seconds += elapsed
-        carry = _read_out(optimizer, problem, carry)
+        carry = read_out(optimizer, problem, carry)
         losses[:, first:last] = _losses(values)
         final[first:last] = _losses(final_loss(problem, carry, values[-1]))
         with torch.no_grad():
@@ -144,7 +144,7 @@ def run_episode(optimizer: LearnedOptimizer, problem: Problem, horizon: int) -> 
 
 
 @torch.no_grad()
-def _read_out(optimizer: LearnedOptimizer, problem: Problem, carry: Carry) -> Carry:
+def read_out(optimizer: LearnedOptimizer, problem: Problem, carry: Carry) -> Carry:
     """The carry with the parameters that are to be used, and buffers (BatchNorm's running statistics) that fit them."""
     if not optimizer.reads_out:
         return carry

@@ -4,8 +4,8 @@ All forms have the same controller, that is the same features, network and start
 They are the step of `diagonal.py`, in its symbols, with these restrictions:
 
 - `whole`: none; bit for bit `PortHamiltonian`;
-- `no_brake`: r² is set to φ, as far as the account pays, without the limit of 4: it does not brake where the loss is above
-  its average;
+- `no_brake`: r² is set to φ, as far as the account pays, without the limit of 4: it does not brake where the loss is
+  above its average;
 - `ratio`: π is not expressed in the loss's new unit, so that its energy is a share of the loss as that falls;
 - `no_account`: r² is set to φ and π expressed in the new unit, whatever that costs, and nothing is paid. The implicit
   step, damping D ≥ 0 and the spring stay, so each step still dissipates; what bounds the energy over steps, and with it
@@ -36,7 +36,7 @@ from torch import Tensor
 from ph_l2o.checks import one_of
 from ph_l2o.params import Params
 from ph_l2o.port_hamiltonian import energy
-from ph_l2o.port_hamiltonian.diagonal import PortHamiltonian, Look
+from ph_l2o.port_hamiltonian.diagonal import Look, PortHamiltonian
 from ph_l2o.port_hamiltonian.state import Energies, PortHamiltonianState, Seen
 
 Structure = Literal["whole", "no_brake", "ratio", "no_account", "momentum", "adam"]

@@ -44,10 +44,11 @@ class Autoencoder(ImageTask):
         norm: `layer` or `batch` before each activation, or None.
         loss: `mse`, the mean squared error of the pixels, or `bce`, their mean binary cross-entropy, for which the
             outputs are logits.
-        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale` and `data_dir`.
+        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale`, `train_images` and `data_dir`.
         split: See there.
         image_size: See there.
         init_scale: See there.
+        train_images: See there.
         data_dir: See there.
         name: Name in tables and folders; the default is `autoencoder`.
 
@@ -71,11 +72,18 @@ class Autoencoder(ImageTask):
         split: Literal["default", "study"] = "default",
         image_size: int | None = 14,
         init_scale: float | Sequence[float] = 1.0,
+        train_images: int | None = None,
         data_dir: str | Path = "data",
         name: str = "autoencoder",
     ):
         super().__init__(
-            dataset, batch_size=batch_size, split=split, image_size=image_size, init_scale=init_scale, data_dir=data_dir
+            dataset,
+            batch_size=batch_size,
+            split=split,
+            image_size=image_size,
+            init_scale=init_scale,
+            train_images=train_images,
+            data_dir=data_dir,
         )
         self.hidden_sizes = checked_sizes(hidden_sizes)
         if not self.hidden_sizes:

@@ -80,10 +80,13 @@ class ImageClassification(ImageTask):
         hidden_sizes: Units of the MLP's hidden layers, each >= 1.
         activation: Of the MLP: a name of `ph_l2o.tasks.ACTIVATIONS`, or several that the problems take in turn.
         norm: Of the MLP: `layer` or `batch` before each activation, or None.
-        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale` and `data_dir`.
+        batch_size: As for `ImageTask`, like `split`, `image_size`, `init_scale`, `train_images`, `label_noise` and
+            `data_dir`.
         split: See there.
         image_size: See there.
         init_scale: See there.
+        train_images: See there.
+        label_noise: See there.
         model: Makes a module in place of the MLP, from `(batch, C, H, W)` to logits `(batch, classes)`.
         data_dir: See there.
         name: Name in tables and folders; the default is that of the data set.
@@ -107,12 +110,21 @@ class ImageClassification(ImageTask):
         split: Literal["default", "study"] = "default",
         image_size: int | None = None,
         init_scale: float | Sequence[float] = 1.0,
+        train_images: int | None = None,
+        label_noise: float = 0.0,
         model: Callable[[], nn.Module] | None = None,
         data_dir: str | Path = "data",
         name: str | None = None,
     ):
         super().__init__(
-            dataset, batch_size=batch_size, split=split, image_size=image_size, init_scale=init_scale, data_dir=data_dir
+            dataset,
+            batch_size=batch_size,
+            split=split,
+            image_size=image_size,
+            init_scale=init_scale,
+            train_images=train_images,
+            label_noise=label_noise,
+            data_dir=data_dir,
         )
         self.hidden_sizes, self.activation = checked_sizes(hidden_sizes), checked_activations(activation)
         self.norm, self.model = checked_norm(norm), None if model is None else checked_factory(model)
@@ -127,8 +139,3 @@ class ImageClassification(ImageTask):
         if self.model is not None:
             return self.model()
         return MLP([math.prod(self.image_shape), *self.hidden_sizes, self.num_classes], activation, self.norm)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set."""
-        return self._data.num_classes

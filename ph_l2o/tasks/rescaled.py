@@ -47,6 +47,9 @@ class rescaled(Problem):  # used like a function: rescaled(problem, 0.7)
     def final_batches(self, count: int) -> Iterator[Any]:
         return self.problem.final_batches(count)
 
+    def training_sample(self, most: int) -> Iterator[tuple[Any, int]]:
+        return self.problem.training_sample(most)
+
     def original(self, params: Params) -> Params:
         """The parameters in the units of the problem."""
         return params.like(params.flat * self.scale)

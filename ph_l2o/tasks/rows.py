@@ -13,8 +13,9 @@ from ph_l2o.params import Params
 from ph_l2o.tasks.module import ModuleProblem
 from ph_l2o.tasks.task import Buffers, StochasticProblem
 
-# First step numbers, beyond those of all inner steps, of what final batches and held-out ones draw besides rows.
-_FINAL, _HELD_OUT = 2**62, 3 * 2**61
+# First step numbers, beyond those of all inner steps, of what final batches, held-out ones and samples draw
+# besides rows.
+_FINAL, _HELD_OUT, _SAMPLED = 2**62, 3 * 2**61, 7 * 2**60
 
 
 class Batch(NamedTuple):
@@ -71,6 +72,12 @@ class RowProblem(StochasticProblem, ModuleProblem):
         rows = torch.from_numpy(integers(words, self._trained)).to(self._device)
         for step, chosen in enumerate(rows, start=first + _FINAL * (purpose is Purpose.FINAL_BATCH)):
             yield self.batch(chosen, step)
+
+    def training_sample(self, most: int) -> Iterator[tuple[Any, int]]:
+        """Whole mini-batches of the first rows, at least one; where there are too few rows, they are repeated."""
+        for k in range(max(1, min(most, self._trained) // self._batch_size)):
+            rows = torch.arange(k * self._batch_size, (k + 1) * self._batch_size, device=self._device) % self._trained
+            yield self.batch(rows.expand(self.num_problems, -1), _SAMPLED + k), self._batch_size
 
     def batch(self, rows: Tensor, step: int) -> Any:
         """The mini-batch of the rows `(B, batch)`; its other draws are those of this step number."""

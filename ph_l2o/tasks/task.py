@@ -16,6 +16,8 @@ from ph_l2o.params import Params
 
 Buffers = Mapping[str, Tensor]
 
+_SAMPLE = 20  # batches
+
 
 class Problem(ABC):
     """B optimisation problems, all advanced at once.
@@ -53,6 +55,16 @@ class Problem(ABC):
     def final_batches(self, count: int) -> Iterator[Any]:
         """Fresh draws, not among those of any inner step, for the loss at the end of an episode."""
         return self.batches(0, count)
+
+    def training_sample(self, most: int) -> Iterator[tuple[Any, int]]:
+        """On what the training loss is measured, the same at every call: batches, with their numbers of examples.
+
+        Args:
+            most: Examples in all, >= 1; where a problem has no more, they are the whole training set. Where examples
+                cannot be counted, the batches are those of `final_batches`.
+        """
+        del most
+        return ((batch, 1) for batch in (self.final_batches(_SAMPLE) if self.stochastic else self.batches(0, 1)))
 
     @abstractmethod
     def loss(self, params: Params, buffers: Buffers, batch: Any) -> tuple[Tensor, Buffers]:

@@ -38,7 +38,7 @@ def average(values: list[Tensor], decay: float) -> Tensor:
 
 
 class Plain:
-    """The formulas in the gradient's and the loss's own units, tensor by tensor, from all gradients and losses so far."""
+    """The formulas in the gradient's and the loss's own units, from all gradients and losses so far."""
 
     def __init__(self, structure: str, theta: Tensor, budget: float, radius: float):
         self.structure, self.theta = structure, theta.clone()
