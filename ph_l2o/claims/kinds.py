@@ -12,6 +12,7 @@ from ph_l2o.evaluation.baselines import Entry, baseline
 from ph_l2o.evaluation.cache import cached
 from ph_l2o.evaluation.escapes import measure_escapes
 from ph_l2o.evaluation.estimates import Array, curve
+from ph_l2o.evaluation.generalisation import measure_generalisation
 from ph_l2o.evaluation.runner import evaluate_optimizer
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
@@ -106,6 +107,48 @@ def count_escapes(
     if row["hyperparameters"] is not None:
         told |= {"lr": _short(row["hyperparameters"]["lr"]), "schedule": row["schedule"]}
     return Measured(values, {}, told)
+
+
+@register_kind("generalisation", measure="test_loss")
+def compare_held_out(
+    optimizer: LearnedOptimizer, task: Task, *, horizon: int, num_problems: int, seed: int, levels: list[float],
+    **options: int,
+) -> Measured:  # fmt: skip
+    """Losses on data that is trained on and on other data, accuracy, sharpness: at equal steps and equal training loss.
+
+    The first have their names alone, `test_loss`; the others that of the level too, `test_loss_at_0.3`. What a problem
+    does not reach counts as infinite, of accuracies as 0.
+
+    Args:
+        optimizer: The optimizer.
+        task: The task.
+        horizon: Inner steps.
+        num_problems: Problems.
+        seed: Of the problems.
+        levels: Training losses.
+        **options: More of `measure_generalisation`.
+    """
+    found = measure_generalisation(
+        {"it": optimizer}, task, horizon=horizon, num_problems=num_problems, seed=seed, levels=levels, **options
+    )
+    at_end, *at_levels = found.rows
+    values = _reached(at_end["values"], "")
+    for level, row in zip(levels, at_levels, strict=True):
+        values |= _reached(row["values"], f"_at_{level:g}")
+    curve = found.curves["it"]
+    lines = {name: [_short(y) for y in part] for name, part in curve._asdict().items()}
+    return Measured(
+        values, {"training loss": {"steps": found.steps.tolist(), **lines}}, {"diverged": at_end["diverged"]}
+    )
+
+
+def _reached(values: dict[str, list[Any]], suffix: str) -> dict[str, Array]:
+    found = {}
+    for name, given in values.items():
+        if name != "step" or suffix:
+            missing = 0.0 if name == "accuracy" else np.inf
+            found[name + suffix] = np.array([missing if x is None else float(x) for x in given])
+    return found
 
 
 def thinned(values: Array) -> dict[str, list[float]]:
