@@ -147,7 +147,7 @@ def _reached(values: dict[str, list[Any]], suffix: str) -> dict[str, Array]:
     for name, given in values.items():
         if name != "step" or suffix:
             missing = 0.0 if name == "accuracy" else np.inf
-            found[name + suffix] = np.array([missing if x is None else float(x) for x in given])
+            found[name + suffix] = np.array([missing if x is None or np.isnan(x) else float(x) for x in given])
     return found
 
 

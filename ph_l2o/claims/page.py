@@ -134,10 +134,8 @@ def _counted(contrasts: Sequence[Mapping[str, Any]]) -> str:
     for recipe, words in _GROUPS.items():
         own = [c for c in contrasts if c["recipe"] == recipe]
         if own:
-            holding = sum(outcome(c) == HOLDS for c in own)
-            texts.append(f"{words}, {holding} of {len(own)} sentence{'s' * (len(own) > 1)} hold{'s' * (holding == 1)}")
-    text = "; ".join(texts)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+            texts.append(f"{words}, {sum(outcome(c) == HOLDS for c in own)} of {len(own)}")
+    return f"Sentences that hold: {'; '.join(texts)}." if texts else ""
 
 
 def _measurement(measurement: Mapping[str, Any]) -> list[str]:
