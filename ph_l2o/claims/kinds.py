@@ -89,7 +89,7 @@ def measure_losses(optimizer: LearnedOptimizer, task: Task, *, horizon: int, num
     result = evaluate_optimizer(optimizer, task, horizon=horizon, num_problems=num_problems, seed=seed)
     values = {"final": result.final, "last10": result.last10, "all": result.all}
     values |= {"diverged": result.diverged.astype(float), **result.metrics}
-    return Measured(values, {"loss": thinned(result.losses)}, {"step_seconds": result.step_seconds})
+    return Measured(values, {"loss": thinned(result.losses)}, {})
 
 
 @register_kind("escapes", measure="steps", tunes=True, statistic="median")

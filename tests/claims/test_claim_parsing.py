@@ -68,7 +68,7 @@ def test_trainings_that_no_row_needs_are_left_out():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("title", "-", "claims.mine: lacks the key title"),
+        ("title", "-", ": lacks the key title"),
         ("titel", "x", "titel=…: no such key; did you mean title?"),
         ("title", 3, "title=3: must be a text"),
         ("trainings.One", ["a"], "trainings.One: must be a word"),
@@ -101,7 +101,11 @@ def test_trainings_that_no_row_needs_are_left_out():
 def test_bad_input_is_one_line(path, value, message):
     with pytest.raises(ConfigError) as error:
         parse_claims({"mine": changed(path, value)})
-    expected = "claims.mine." + message.replace("…", "measurements.table.", 1 if message[0] == "…" else 0)
+    expected = (
+        "claims.mine"
+        + "." * (message[0] != ":")
+        + message.replace("…", "measurements.table.", 1 if message[0] == "…" else 0)
+    )
     assert str(error.value).startswith(expected) and "\n" not in str(error.value)
 
 

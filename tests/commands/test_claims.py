@@ -222,7 +222,7 @@ def test_two_commands_do_not_measure_the_same(there, command):
 def test_trainings_that_fail_are_told_in_one_line(command, tmp_path, monkeypatch):
     """The others are run all the same."""
     write(tmp_path, CLAIM)
-    monkeypatch.setattr(claim_trainings, "_START", "import sys; sys.exit(f'warned\\nerror: no room for {sys.argv[2]}')")
+    monkeypatch.setattr(claim_trainings, "_START", "import sys; sys.exit(f'warned\\nerror: no room for {sys.argv[4]}')")
     error = command("train", *WORDS, "num_processes=2").err.strip().splitlines()[-1]
     assert error == (
         "error: claims: the training short failed (so did 1 more): no room for optimizer=sgd; the same command goes on"
