@@ -112,7 +112,7 @@ def count_escapes(
 @register_kind("generalisation", measure="test_loss")
 def compare_held_out(
     optimizer: LearnedOptimizer, task: Task, *, horizon: int, num_problems: int, seed: int, levels: list[float],
-    **options: int,
+    **options: Any,
 ) -> Measured:  # fmt: skip
     """Losses on data that is trained on and on other data, accuracy, sharpness: at equal steps and equal training loss.
 
@@ -142,13 +142,19 @@ def compare_held_out(
     )
 
 
+_AT_END, _AT_LEVELS = (
+    ("train_loss", "test_loss", "accuracy", "sharpness"),
+    ("test_loss", "accuracy", "sharpness", "step"),
+)
+
+
 def _reached(values: dict[str, list[Any]], suffix: str) -> dict[str, Array]:
     found = {}
-    for name, given in values.items():
-        if name != "step" or suffix:
-            missing = 0.0 if name == "accuracy" else np.inf
-            found[name + suffix] = np.array([missing if x is None or np.isnan(x) else float(x) for x in given])
-    return found
+    for name in _AT_LEVELS if suffix else _AT_END:
+        missing = 0.0 if name == "accuracy" else np.inf
+        given = values.get(name, [])
+        found[name + suffix] = np.array([missing if x is None or np.isnan(x) else float(x) for x in given])
+    return {name: column for name, column in found.items() if len(column)}
 
 
 def thinned(values: Array) -> dict[str, list[float]]:
