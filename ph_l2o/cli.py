@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.explain import explain
 from ph_l2o.commands.folders import conf_dir, remove_if_untouched
-from ph_l2o.commands.job_process import is_wanted, run_in_process
 from ph_l2o.commands.recording import close_log_files
+from ph_l2o.commands.sweeps.job_process import is_wanted, run_in_process
 from ph_l2o.commands.workers import hand_over, set_up_worker
 from ph_l2o.errors import Interrupted, OtherRunError, WorkerError
 from ph_l2o.interruption import raised_at_once
@@ -62,7 +62,7 @@ class _Job:
         except BaseException as error:
             folder = Path(cfg.paths.output_dir)
             if isinstance(error, Exception) and not isinstance(error, OtherRunError) and _is_job():
-                record_failure = resolve("ph_l2o.commands.multirun:record_failure")
+                record_failure = resolve("ph_l2o.commands.sweeps.multirun:record_failure")
                 return record_failure(error, _message(error, self.config_name), folder)
             if not is_worker():
                 close_log_files()
@@ -73,7 +73,7 @@ class _Job:
 
 
 def _is_job() -> bool:
-    return resolve("ph_l2o.commands.multirun:is_multirun")()
+    return resolve("ph_l2o.commands.sweeps.multirun:is_multirun")()
 
 
 def _message(error: Exception, config_name: str) -> str | None:
@@ -98,7 +98,7 @@ def _main(config_name: str, work: Callable[[Any], float | None]) -> None:
     set_up_worker()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors over, and they become one line here
     run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)(_Job(config_name, work))
-    underway = resolve("ph_l2o.commands.multirun:Underway")()
+    underway = resolve("ph_l2o.commands.sweeps.multirun:Underway")()
     try:
         with raised_at_once():
             while not _ran(run, underway):

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Self
@@ -48,6 +49,8 @@ class Processes:
         self._names = {id(part): name for name, part in self._parts.items()}
         # A fork would have the locks of this process's threads.
         context = multiprocessing.get_context("spawn")
+        with _signals_blocked():  # of multiprocessing's tracker of resources, which a terminal that closes would end
+            resource_tracker.ensure_running()
         self._pool = ProcessPoolExecutor(
             count, context, _begin, (pickle.dumps(make), logging.getLogger().getEffectiveLevel())
         )

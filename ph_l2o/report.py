@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ph_l2o.commands.configuration import register
 from ph_l2o.commands.reporting import report
-from ph_l2o.commands.sweep_folder import is_sweep, jobs_in
-from ph_l2o.commands.sweep_rows import SweepRows
-from ph_l2o.commands.sweep_summary import write_summary
+from ph_l2o.commands.sweeps.sweep_folder import is_sweep, jobs_in
+from ph_l2o.commands.sweeps.sweep_rows import SweepRows
+from ph_l2o.commands.sweeps.sweep_summary import write_summary
 from ph_l2o.errors import ReportError
 
 

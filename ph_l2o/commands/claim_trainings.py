@@ -22,14 +22,14 @@ from ph_l2o.claims.spec import Training
 from ph_l2o.claims.weights import Found, difference_of_file, differing_key, of_file, of_run, settings_of
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.recording import hold, is_held, read_status, saved_config
-from ph_l2o.commands.sweep_jobs import FINISHED, clear
+from ph_l2o.commands.sweeps.sweep_jobs import FINISHED, clear
 from ph_l2o.errors import ConfigError, OtherRunError, ProcessError
 
 log = logging.getLogger(__name__)
 
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-    "from ph_l2o.commands.job_process import end_with_parent; end_with_parent(); "
+    "from ph_l2o.commands.sweeps.job_process import end_with_parent; end_with_parent(); "
     "from ph_l2o.cli import train; train()"
 )
 _OURS = (

@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands import folders, sweep_names
+from ph_l2o.commands import folders
 from ph_l2o.commands.folders import conf_dir
-from ph_l2o.commands.optuna_sweeper import register_sweeper
 from ph_l2o.commands.run_labels import register_labels
+from ph_l2o.commands.searches.optuna_sweeper import register_sweeper
+from ph_l2o.commands.sweeps import sweep_names
 
 
 def register() -> None:

@@ -19,7 +19,6 @@ from ph_l2o.checks import at_least, did_you_mean
 from ph_l2o.commands.folders import conf_dir
 from ph_l2o.commands.instantiate import build, build_loggers, import_plugins
 from ph_l2o.commands.log_results import log_comparison, log_suite
-from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import finish_wandb, held, plain_config, recorded, save_config
@@ -28,7 +27,8 @@ from ph_l2o.commands.run_claims import evaluate_claims, has_claims
 from ph_l2o.commands.run_comparison import compare_and_save, diagnose_and_save
 from ph_l2o.commands.run_suite import build_suite, compare_suite_and_save
 from ph_l2o.commands.strategies import check_one_process
-from ph_l2o.commands.sweep_jobs import take_up
+from ph_l2o.commands.sweeps.multirun import is_multirun
+from ph_l2o.commands.sweeps.sweep_jobs import take_up
 from ph_l2o.commands.validate import check_counts, check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import names, unknown

@@ -23,10 +23,10 @@ from ph_l2o.claims.spec import Claim, Training, needed_trainings
 from ph_l2o.claims.weights import Found, export
 from ph_l2o.commands.claim_trainings import find_weights, planned, train_missing
 from ph_l2o.commands.instantiate import build
-from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.overrides import overrides_of
 from ph_l2o.commands.recording import hold, recorded, save_config
+from ph_l2o.commands.sweeps.multirun import is_multirun
 from ph_l2o.commands.validate import check_start, validate_common
 from ph_l2o.errors import ConfigError
 from ph_l2o.files import git_revision, json_text, write_atomically

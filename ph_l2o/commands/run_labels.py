@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands.search_space import is_search
+from ph_l2o.commands.searches.search_space import is_search
 
 
 def register_labels() -> None:

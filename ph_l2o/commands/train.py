@@ -19,7 +19,6 @@ from ph_l2o.commands.configuration import applied_presets
 from ph_l2o.commands.folders import LAST, find_checkpoint
 from ph_l2o.commands.instantiate import build, build_loggers
 from ph_l2o.commands.log_results import log_comparison
-from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.recording import (
     DIVERGED_SCORE,
@@ -34,9 +33,10 @@ from ph_l2o.commands.reporting import report
 from ph_l2o.commands.resume import settings_of_run, typed_overrides
 from ph_l2o.commands.run_claims import has_claims, train_claims
 from ph_l2o.commands.run_comparison import compare_and_save
+from ph_l2o.commands.searches.trial import check_pruned, trial_callbacks
 from ph_l2o.commands.strategies import processes_of_machine, starts_workers
-from ph_l2o.commands.sweep_jobs import take_up
-from ph_l2o.commands.trial import check_pruned, trial_callbacks
+from ph_l2o.commands.sweeps.multirun import is_multirun
+from ph_l2o.commands.sweeps.sweep_jobs import take_up
 from ph_l2o.commands.validate import best_score, check_resume, check_start, validate_training
 from ph_l2o.commands.workers import how_to_resume, run_workers
 from ph_l2o.errors import ConfigError, Interrupted, ProcessError, Pruned, WeightsError

@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from ph_l2o.checkpoints import KEY, read_checkpoint
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.instantiate import import_plugins
-from ph_l2o.commands.multirun import is_multirun
 from ph_l2o.commands.recording import read_status
 from ph_l2o.commands.strategies import check_device, check_one_process, check_sharing
+from ph_l2o.commands.sweeps.multirun import is_multirun
 from ph_l2o.compilation import checked
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import unknown

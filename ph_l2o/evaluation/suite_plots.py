@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ph_l2o.evaluation.drawn_curves import drawn
+from ph_l2o.evaluation.drawn_curves import drawn, smoothing
 from ph_l2o.evaluation.estimates import mean
 from ph_l2o.evaluation.plots import limits_of, line_style, new_figure, plain_numbers
 from ph_l2o.evaluation.suite_outcome import LEARNED, SuiteOutcome
@@ -48,7 +48,9 @@ def plot_suite_curves(comparison: SuiteOutcome) -> Figure:
     for axes in figure.axes[len(comparison.tasks) :]:
         axes.set_visible(False)
     figure.supxlabel("inner step", fontsize=_FONT_SIZE)
-    figure.supylabel("loss: median over problems; of 200 steps or more, running mean over 2 %", fontsize=_FONT_SIZE)
+    smoothed = any(smoothing(outcome.horizon) > 1 for outcome in comparison.tasks.values())
+    note = "\n(from 200 steps on, smoothed)" if smoothed else ""
+    figure.supylabel(f"median loss over problems{note}", fontsize=_FONT_SIZE)
     _legend_above(figure)
     return figure
 

@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib import image
 from test_workers import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ def content(path: Path) -> object:
     if path.suffix == ".log":
         lines = path.read_text().splitlines()
         return [re.sub(_TIME, "", line) for line in lines if " tuned on " in line or ": final loss" in line]
-    return path.suffix == ".png" and path.read_bytes()
+    return path.suffix == ".png" and np.rint(255 * image.imread(path)[..., :3])
 
 
 def files(folder: Path) -> dict[str, object]:
@@ -55,7 +57,10 @@ def same(folder: Path, *others: str) -> dict[str, object]:
     for other in rest:
         assert other.keys() == first.keys()
         for name, what in first.items():
-            assert other[name] == what, name
+            if isinstance(what, np.ndarray):  # a picture's layout is a solver's, which rounds as it happens to
+                np.testing.assert_allclose(other[name], what, atol=3, err_msg=name)
+            else:
+                assert other[name] == what, name
     return first
 
 

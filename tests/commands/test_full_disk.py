@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from ph_l2o.checkpoints import read_checkpoint
-from ph_l2o.commands import multirun, sweep_folder
+from ph_l2o.commands.sweeps import multirun, sweep_folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os
 from pathlib import Path
-from ph_l2o.commands.multirun import SweepSummary
+from ph_l2o.commands.sweeps.multirun import SweepSummary
 
 original = SweepSummary.on_job_end
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from wandb_stand_ins import files, written
 
-from ph_l2o.commands.study import open_study
+from ph_l2o.commands.searches.study import open_study
 from ph_l2o.meta import MetaLearner
 
 ROOT = Path(__file__).parents[2]
@@ -261,8 +261,8 @@ import os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from ph_l2o.commands.search_space import read_space
-from ph_l2o.commands.study import SharedStudy, check_installed
+from ph_l2o.commands.searches.search_space import read_space
+from ph_l2o.commands.searches.study import SharedStudy, check_installed
 
 check_installed()
 folder, dies_at = Path(sys.argv[1]), int(sys.argv[2])

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from trouble import TYPED
 
 from ph_l2o import cli
-from ph_l2o.commands import multirun, recording, sweep_folder
-from ph_l2o.commands.sweep_names import legal_name
+from ph_l2o.commands import recording
+from ph_l2o.commands.sweeps import multirun, sweep_folder
+from ph_l2o.commands.sweeps.sweep_names import legal_name
 from ph_l2o.meta import MetaLearner
 
 ROOT = Path(__file__).parents[2]

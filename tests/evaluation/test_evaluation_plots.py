@@ -80,6 +80,17 @@ def test_a_suite_s_figures_have_labels_and_an_interval_on_each_bar(descent: Any)
     assert "factor" in shares.axes[0].get_xlabel() and "better" in shares.axes[0].get_ylabel()
 
 
+@pytest.mark.parametrize("horizon", [12, 200])
+def test_the_label_of_one_row_of_tasks_lies_in_the_figure(descent: Any, horizon: int) -> None:
+    found = compare_suite({"ours": descent(lr=0.01), "adam": "adam"}, {"t": (Quadratic(3), horizon)}, num_problems=2)
+    curves = plot_suite_curves(found)
+    curves.draw_without_rendering()
+    label = next(text for text in curves.texts if text.get_text() == curves.get_supylabel())
+    assert ("smoothed" in label.get_text()) == (horizon == 200)
+    (box, legend) = (label.get_window_extent(), curves.legends[0].get_window_extent())
+    assert box.y0 >= 0 and box.y1 <= legend.y0
+
+
 def test_emphasis() -> None:
     curves = {name: curve(falling(rate)) for name, rate in zip("abcde", (0.1, 0.2, 0.3, 0.4, 0.5), strict=True)}
     _, axes = plot_curves(curves, title="t", emphasized=["b"], num_problems=9)

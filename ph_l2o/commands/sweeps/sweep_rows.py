@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.commands.recording import is_held, read_status, reason_of
-from ph_l2o.commands.sweep_folder import jobs_in
+from ph_l2o.commands.sweeps.sweep_folder import jobs_in
 from ph_l2o.reports.comparison import ratio_to_best
 
 _LOCATIONS = ("mean", "median", "geometric_mean", "iqm")

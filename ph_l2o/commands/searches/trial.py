@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 
 from ph_l2o.commands.recording import DIVERGED_SCORE
-from ph_l2o.commands.search_space import is_search
-from ph_l2o.commands.study import PRUNERS, make, open_study
+from ph_l2o.commands.searches.search_space import is_search
+from ph_l2o.commands.searches.study import PRUNERS, make, open_study
 from ph_l2o.errors import Pruned
 from ph_l2o.meta import WandbRun
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ph_l2o.commands import reporting
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status
-from ph_l2o.commands.search_space import typed_value
+from ph_l2o.commands.searches.search_space import typed_value
 from ph_l2o.files import csv_text, write_atomically
 from ph_l2o.lazy import resolve
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from ph_l2o.commands.study import SharedStudy
+    from ph_l2o.commands.searches.study import SharedStudy
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def _tell(shared: SharedStudy, trials: list[FrozenTrial], rows: list[dict[str, A
         return
     best = min(found, key=lambda t: (t.value, t.number))
     settings = [typed_value(key, value) for key, value in best.params.items()]
-    draw = resolve("ph_l2o.commands.study_plot:draw")
+    draw = resolve("ph_l2o.commands.searches.study_plot:draw")
     write_atomically(shared.folder / "study.png", draw(trials, shared.space.varied))
     log.info("%d trials: %s", len(rows), told)
     log.info(

@@ -16,10 +16,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from ph_l2o.checks import at_least, number
-from ph_l2o.commands.search_space import SearchSpace, read_space, typed_value
-from ph_l2o.commands.study import PRUNERS, SAMPLERS, SharedStudy, check_installed, make
-from ph_l2o.commands.study_report import report
-from ph_l2o.commands.trial_outcome import outcome_of
+from ph_l2o.commands.searches.search_space import SearchSpace, read_space, typed_value
+from ph_l2o.commands.searches.study import PRUNERS, SAMPLERS, SharedStudy, check_installed, make
+from ph_l2o.commands.searches.study_report import report
+from ph_l2o.commands.searches.trial_outcome import outcome_of
 from ph_l2o.errors import ConfigError, Interrupted, OtherRunError, ProcessError
 
 if TYPE_CHECKING:

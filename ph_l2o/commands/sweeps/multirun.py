@@ -16,14 +16,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ph_l2o.commands import sweep_folder
 from ph_l2o.commands.explain import explain
 from ph_l2o.commands.recording import DIVERGED_SCORE, read_status, write_status
 from ph_l2o.commands.reporting import report
-from ph_l2o.commands.search_space import is_search
-from ph_l2o.commands.sweep_jobs import FINISHED
-from ph_l2o.commands.sweep_rows import SweepRows
-from ph_l2o.commands.sweep_summary import summarize_sweep, write_summary
+from ph_l2o.commands.searches.search_space import is_search
+from ph_l2o.commands.sweeps import sweep_folder
+from ph_l2o.commands.sweeps.sweep_jobs import FINISHED
+from ph_l2o.commands.sweeps.sweep_rows import SweepRows
+from ph_l2o.commands.sweeps.sweep_summary import summarize_sweep, write_summary
 from ph_l2o.errors import ConfigError, OtherRunError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.commands.sweep_jobs import FINISHED
-from ph_l2o.commands.sweep_rows import SweepRows
+from ph_l2o.commands.sweeps.sweep_jobs import FINISHED
+from ph_l2o.commands.sweeps.sweep_rows import SweepRows
 from ph_l2o.files import csv_text, write_atomically
 from ph_l2o.lazy import resolve
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ph_l2o.commands.search_space import SearchSpace
+from ph_l2o.commands.searches.search_space import SearchSpace
 from ph_l2o.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from ph_l2o.lazy import resolve
 _JOB, _RESULT = "job.pickle", "result.json"
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop()); "
-    "from ph_l2o.commands.job_process import main; main(sys.argv.pop())"
+    "from ph_l2o.commands.sweeps.job_process import main; main(sys.argv.pop())"
 )
 _OTHER_RUN = 3  # exit status
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
@@ -74,7 +74,7 @@ def run_in_process(job: Callable[[Any], float | None], cfg: Any) -> float | None
         error = json.loads(result.read_text())["error"] if result.is_file() else None
         if code == _OTHER_RUN:
             raise OtherRunError(error)
-    return resolve("ph_l2o.commands.multirun:record_end")(code, error, Path(cfg.paths.output_dir))
+    return resolve("ph_l2o.commands.sweeps.multirun:record_end")(code, error, Path(cfg.paths.output_dir))
 
 
 def end_with_parent() -> None:
