@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ph_l2o.evaluation import measure_escapes
 from ph_l2o.evaluation.escape_runs import EscapeSearch, count_steps, quantile
-from ph_l2o.evaluation.escapes import wilson
+from ph_l2o.evaluation.escape_statistics import wilson
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, Adam, Momentum
@@ -99,6 +99,10 @@ def test_a_search_finds_the_best_rate_and_widens_its_grid():
         steps = count_steps(lambda _, r=rate: SGD(lr=r), task, range(16), horizon=400, seed=0, split="val").steps
         medians[rate] = quantile(steps, 0.5)
     assert medians[best] == min(medians.values()) == search.table[(best,)] < 120 and 1 < best < 2.1
+    most = EscapeSearch(*arguments, 0.9)
+    most.search({"lr": (0.01, 0.03)})
+    steps = count_steps(lambda _: SGD(lr=most.best()[0]), task, range(16), horizon=400, seed=0, split="val").steps
+    assert min(most.table.values()) == np.sort(steps)[14] > medians[best]
     never = EscapeSearch(*arguments[:4], 30, *arguments[5:])
     never.search({"lr": (1e-4, 1e-3)})
     assert all(31 <= value <= 32 for value in never.table.values()), "no median within the horizon"
@@ -163,5 +167,7 @@ def test_bad_sizes_and_names():
     for key, message in (("horizon", "inner steps"), ("num_problems", "test"), ("tuning_problems", "validation")):
         with pytest.raises(ValueError, match=f"{key}=0.*{message}"):
             measure_escapes("adam", Saddle(), **{key: 0})
+    with pytest.raises(ValueError, match="tuning_share=0: must be in"):
+        measure_escapes("adam", Saddle(), tuning_share=0)
     with pytest.raises(ValueError, match="no baseline has this name; did you mean adam"):
         measure_escapes("adm", Saddle())

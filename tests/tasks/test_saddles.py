@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +21,13 @@ F64 = torch.float64
 TAU = math.e
 
 
-def keys(indices=range(3), *, seed=0, split="train", episode=0) -> ProblemKeys:
+def keys(indices: Sequence[int] = range(3), *, seed: int = 0, split: Any = "train", episode: int = 0) -> ProblemKeys:
     return ProblemKeys(seed, split, episode, indices)
 
 
-def draw(kind: str, indices=range(3), *, dtype=F64, where=None, **options) -> SaddleProblem:
+def draw(
+    kind: str, indices: Sequence[int] = range(3), *, dtype: Any = F64, where: Any = None, **options: Any
+) -> SaddleProblem:
     problem = Saddle(kind, **options).sample(keys(indices, **(where or {})), dtype=dtype)
     assert isinstance(problem, SaddleProblem)
     return problem
