@@ -93,7 +93,7 @@ class EscapeMeasurement(ResultFiles):
 
 def measure_escapes(
     optimizers: Optimizers,
-    tasks: Task | Mapping[float | str, Task],
+    tasks: Task | Mapping[float, Task] | Mapping[str, Task],
     *,
     horizon: int = 10_000,
     num_problems: int = 256,
@@ -144,7 +144,7 @@ def measure_escapes(
     if not 0 < tuning_share <= 1:
         raise ValueError(f"tuning_share={tuning_share}: must be in (0, 1] (share of the validation problems)")
     named = named_optimizers(optimizers)
-    by_name: dict[float | str, Task] = dict(tasks) if isinstance(tasks, Mapping) else {tasks.name: tasks}
+    by_name: dict[Any, Task] = dict(tasks) if isinstance(tasks, Mapping) else {tasks.name: tasks}
     if not by_name:
         raise ValueError("tasks={}: must have at least one task")
     for key in by_name:

@@ -182,7 +182,8 @@ def test_minima_are_zero_where_they_are_said_to_be(kind):
 
 
 def test_minima_of_products_and_of_phase_retrieval():
-    for options in ({"measurements": 20, "place": "zero"}, {}):
+    found: tuple[dict[str, Any], ...] = ({"measurements": 20, "place": "zero"}, {})
+    for options in found:
         problem = draw("phase_retrieval", **options)
         assert at(problem, problem._drawn[0]).abs().max() < 1e-25 and at(problem, -problem._drawn[0]).max() < 1e-25
     for depth, kind in ((2, "matrix_factorisation"), (4, "deep_linear")):
