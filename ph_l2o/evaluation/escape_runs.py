@@ -104,11 +104,16 @@ def quantile(steps: Array, share: float) -> float:
 
 @dataclass
 class EscapeSearch(GridSearch):
-    """A search whose criterion is the median number of steps to escape.
+    """A search whose criterion is the number of steps by which a share of the problems had escaped.
 
-    Points whose median would lie beyond the best one's are not run any longer: they have ∞. Where no point has a
-    median, the criterion is the horizon, and 1 to 2 more: the mean over problems of the share of the loss that is left.
+    Points that would need more steps than the best one are not run any longer: they have ∞. Where none gets there, the
+    criterion is the horizon, and 1 to 2 more: the mean over problems of the share of the loss that is left.
+
+    Attributes:
+        share: Of the problems, in (0, 1]; ½: the median.
     """
+
+    share: float = 0.5
 
     def try_points(self, points: Iterable[Point]) -> None:
         """See `GridSearch.try_points`."""
@@ -122,17 +127,17 @@ class EscapeSearch(GridSearch):
             by_name = {k: v.contiguous() for k, v in zip(self.names, columns, strict=True)}
             return self.optimizer.with_hyperparameters(**by_name)
 
-        def medians(steps: Array) -> list[float]:
-            return [quantile(row, 0.5) for row in steps.reshape(-1, self.num_problems)]
+        def times(steps: Array) -> list[float]:
+            return [quantile(row, self.share) for row in steps.reshape(-1, self.num_problems)]
 
         limit = self.horizon
         if self.table and min(self.table.values()) <= self.horizon:
             limit = int(min(self.table.values()))
         found = count_steps(
             optimizer_of, self.task, tiled(self.num_problems, len(points)), horizon=limit, seed=self.seed, split="val",
-            device=self.device, dtype=self.dtype, enough=lambda s: bool(np.isfinite(medians(s)).any()),
+            device=self.device, dtype=self.dtype, enough=lambda s: bool(np.isfinite(times(s)).any()),
         )  # fmt: skip
         left = found.left.reshape(-1, self.num_problems).mean(1)
-        for point, share, median in zip(points, left, medians(found.steps), strict=True):
-            never = self.horizon + 1 + float(share) if limit == self.horizon else np.inf
-            self.table[point] = median if np.isfinite(median) else never
+        for point, rest, found_time in zip(points, left, times(found.steps), strict=True):
+            never = self.horizon + 1 + float(rest) if limit == self.horizon else np.inf
+            self.table[point] = found_time if np.isfinite(found_time) else never

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,17 @@ from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
 from ph_l2o.evaluation.baselines import Entry, Optimizers, baseline, named_optimizers, ready
 from ph_l2o.evaluation.escape_runs import Escapes, EscapeSearch, count_steps, quantile
+from ph_l2o.evaluation.escape_statistics import or_none, ratios, resampled, slope, wilson
 from ph_l2o.evaluation.grid_search import best_point
 from ph_l2o.evaluation.result_files import ResultFiles, provenance
 from ph_l2o.evaluation.runner import chunk_size, prepared
 from ph_l2o.evaluation.tables import aligned
-from ph_l2o.keys import ProblemKeys, Purpose
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.optimizers.scheduled import Scheduled
 from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
-_Z = 1.959963984540054  # of a normal interval of 95 %
 _QUARTILES = (0.25, 0.5, 0.75)
 _HEADER = ["optimizer", "task", "steps", "quartiles", "escaped", "diverged"]
 
@@ -38,6 +38,7 @@ class EscapeMeasurement(ResultFiles):
         horizon: Inner steps at most.
         num_problems: Test problems of each task.
         tuning_problems: Validation problems of each task.
+        tuning_share: Share of them by whose steps baselines were tuned.
         seed: Seed of the problems.
         rows: One for each optimizer and task: `optimizer`, `kind` (`learned`, `baseline` if tuned here, `classical`),
             `task`, `curvature` (its number, or None), `steps` (`median`, `low` and `high` quartile; None: beyond the
@@ -53,6 +54,7 @@ class EscapeMeasurement(ResultFiles):
     horizon: int
     num_problems: int
     tuning_problems: int
+    tuning_share: float
     seed: int
     rows: list[dict[str, Any]]
     slopes: list[dict[str, Any]]
@@ -61,7 +63,9 @@ class EscapeMeasurement(ResultFiles):
 
     def to_dict(self) -> dict[str, Any]:
         """See `ResultFiles`."""
-        sizes = {name: getattr(self, name) for name in ("horizon", "num_problems", "tuning_problems", "seed")}
+        sizes = {
+            name: getattr(self, name) for name in ("horizon", "num_problems", "tuning_problems", "tuning_share", "seed")
+        }
         return {**sizes, **self.made_with, "rows": self.rows, "slopes": self.slopes}
 
     def flat_rows(self) -> list[dict[str, Any]]:
@@ -89,11 +93,12 @@ class EscapeMeasurement(ResultFiles):
 
 def measure_escapes(
     optimizers: Optimizers,
-    tasks: Task | Mapping[float | str, Task],
+    tasks: Task | Mapping[float, Task] | Mapping[str, Task],
     *,
     horizon: int = 10_000,
     num_problems: int = 256,
     tuning_problems: int = 64,
+    tuning_share: float = 0.5,
     seed: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -104,8 +109,9 @@ def measure_escapes(
     A baseline's name (`adam`, `adam+cosine`, `adam+best`) is tuned before, on each task by itself, on its validation
     problems: over the grid of its class, which is widened while the best learning rate is at an edge and refined
     around the best, for the lowest median of the steps to escape (where no point of the grid has one within the
-    horizon, for the lowest loss then). Problem i of one seed is the same for every optimizer, and of `Saddle` tasks
-    that differ in γ alone it has the same rotation and the same start.
+    horizon, for the lowest loss then). A setting with a low median can leave many problems behind; a `tuning_share`
+    of .9 asks for the steps by which 90 % have escaped. Problem i of one seed is the same for every optimizer, and of
+    `Saddle` tasks that differ in γ alone it has the same rotation and the same start.
 
     Args:
         optimizers: As of `compare`: by name, or a list; a string is a baseline's name.
@@ -114,6 +120,7 @@ def measure_escapes(
         horizon: Inner steps at most, >= 1; schedules end with them.
         num_problems: Test problems of each task, >= 2.
         tuning_problems: Validation problems of each task, >= 2.
+        tuning_share: Share of these in (0, 1] by whose steps baselines are tuned; .5: by the median.
         seed: Seed of the problems, >= 0.
         device: Where to run.
         dtype: Floating-point type of the parameters.
@@ -134,8 +141,10 @@ def measure_escapes(
     num_problems = at_least("num_problems", num_problems, 2, "test problems")
     tuning_problems = at_least("tuning_problems", tuning_problems, 2, "validation problems")
     seed = at_least("seed", seed, 0, "seed of the problems")
+    if not 0 < tuning_share <= 1:
+        raise ValueError(f"tuning_share={tuning_share}: must be in (0, 1] (share of the validation problems)")
     named = named_optimizers(optimizers)
-    by_name: dict[float | str, Task] = dict(tasks) if isinstance(tasks, Mapping) else {tasks.name: tasks}
+    by_name: dict[Any, Task] = dict(tasks) if isinstance(tasks, Mapping) else {tasks.name: tasks}
     if not by_name:
         raise ValueError("tasks={}: must have at least one task")
     for key in by_name:
@@ -153,25 +162,25 @@ def measure_escapes(
     for done, (name, key) in enumerate(pairs):
         if progress is not None:
             progress(f"{name}: {key}", done, len(pairs))
-        row, escapes = _measured(name, named[name], by_name[key], num_problems, tuning_problems, how)
+        row, escapes = _measured(name, named[name], by_name[key], num_problems, (tuning_problems, tuning_share), how)
         rows.append(row | {"task": str(key), "curvature": None if isinstance(key, str) else float(key)})
         steps[name, str(key)] = escapes.steps
-    resamples = _resamples(num_problems, seed)
+    resamples = resampled(num_problems, seed)
     for row in rows:
-        row["ratios"] = None if row["kind"] == "baseline" else _ratios(row, rows, steps, resamples)
+        row["ratios"] = None if row["kind"] == "baseline" else ratios(row, rows, steps, resamples)
     gammas = [key for key in by_name if not isinstance(key, str)]
-    slopes = [_slope(name, gammas, steps, resamples) for name in named] if len(gammas) > 1 else []
-    return EscapeMeasurement(horizon, num_problems, tuning_problems, seed, rows, slopes, steps)
+    slopes = [slope(name, gammas, steps, resamples) for name in named] if len(gammas) > 1 else []
+    return EscapeMeasurement(horizon, num_problems, tuning_problems, tuning_share, seed, rows, slopes, steps)
 
 
 def _measured(
-    name: str, entry: Entry, task: Task, num_problems: int, tuning_problems: int, how: dict[str, Any]
+    name: str, entry: Entry, task: Task, num_problems: int, tuning: tuple[int, float], how: dict[str, Any]
 ) -> tuple[dict[str, Any], Escapes]:
     """The row of an optimizer on a task, after tuning where it is to be tuned."""
     runs, kind, widened = ready(entry, how["horizon"]), "learned", None
     if runs is None:
         assert isinstance(entry, str)
-        kind, (runs, widened) = "baseline", _tuned(entry, task, tuning_problems, how)
+        kind, (runs, widened) = "baseline", _tuned(entry, task, *tuning, how)
     elif hasattr(runs, "hyperparameters"):
         kind = "classical"
     made = prepared(runs, how["device"], how["dtype"])
@@ -187,7 +196,7 @@ def _measured(
     row = {
         "optimizer": name,
         "kind": kind,
-        "steps": {"median": _or_none(median), "low": _or_none(low), "high": _or_none(high)},
+        "steps": {"median": or_none(median), "low": or_none(low), "high": or_none(high)},
         "escaped": count,
         "fraction": count / num_problems,
         "ci95": wilson(count, num_problems),
@@ -200,72 +209,19 @@ def _measured(
     return row, escapes
 
 
-def _tuned(name: str, task: Task, num_problems: int, how: dict[str, Any]) -> tuple[LearnedOptimizer, bool]:
+def _tuned(
+    name: str, task: Task, num_problems: int, share: float, how: dict[str, Any]
+) -> tuple[LearnedOptimizer, bool]:
     prototype = baseline(name, how["horizon"])
     grid = {key: tuple(sorted(values)) for key, values in prototype.grid.items()}
     names = tuple(grid)
     search = EscapeSearch(
-        name, prototype, task, names, how["horizon"], num_problems, how["seed"], how["device"], how["dtype"], None, None
-    )
+        name, prototype, task, names, how["horizon"], num_problems, how["seed"], how["device"], how["dtype"], None,
+        None, share,
+    )  # fmt: skip
     widened = search.search(grid)
     best = best_point(search.table, names)
     return prototype.with_hyperparameters(**dict(zip(names, best, strict=True))), widened
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """The interval of 95 % of a share of which `count` of `total` were seen (Wilson 1927)."""
-    share, spread = count / total, _Z**2 / total
-    middle, root = share + spread / 2, _Z * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return max((middle - root) / (1 + spread), 0.0), min((middle + root) / (1 + spread), 1.0)
-
-
-def _resamples(num_problems: int, seed: int) -> np.ndarray:
-    """Problems drawn with replacement, `(R, P)`, for all optimizers and tasks alike."""
-    generator = ProblemKeys(seed, "test", 0, ()).episode_generator(Purpose.BOOTSTRAP)
-    return generator.integers(0, num_problems, (stats.NUM_RESAMPLES, num_problems), dtype=np.int32)
-
-
-def _medians(steps: stats.Array, resamples: np.ndarray) -> stats.Array:
-    last = max(math.ceil(0.5 * len(steps)), 1) - 1  # as `quantile`
-    parts = np.array_split(resamples, 20)  # so that memory stays small
-    return np.concatenate([np.partition(steps[part], last, axis=1)[:, last] for part in parts])
-
-
-def _ratios(
-    row: dict[str, Any], rows: list[dict[str, Any]], steps: dict[tuple[str, str], stats.Array], resamples: np.ndarray
-) -> dict[str, Any]:
-    """The median over that of each tuned baseline on the same task."""
-    ours, task = steps[row["optimizer"], row["task"]], row["task"]
-    found: dict[str, Any] = {}
-    for other in rows:
-        if other["kind"] == "baseline" and other["task"] == task:
-            theirs = steps[other["optimizer"], task]
-            with np.errstate(invalid="ignore"):
-                ratio = quantile(ours, 0.5) / quantile(theirs, 0.5)
-                ends = stats.percentile_interval(_medians(ours, resamples) / _medians(theirs, resamples))
-            found[other["optimizer"]] = {"median_ratio": _or_none(ratio), "ci95": [_or_none(x) for x in ends]}
-    return found
-
-
-def _slope(
-    name: str, gammas: Sequence[float], steps: dict[tuple[str, str], stats.Array], resamples: np.ndarray
-) -> dict[str, Any]:
-    """Least squares of log median steps against log 1/γ."""
-    x = -np.log(gammas)
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
-    columns = [steps[name, str(gamma)] for gamma in gammas]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = float(weights @ np.log([quantile(column, 0.5) for column in columns]))
-        ends = stats.percentile_interval(
-            weights @ np.log(np.stack([_medians(column, resamples) for column in columns]))
-        )
-    if not all(np.isfinite(quantile(column, 0.5)) for column in columns):
-        return {"optimizer": name, "slope": None, "ci95": [None, None]}
-    return {"optimizer": name, "slope": slope, "ci95": [_or_none(x) for x in ends]}
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _shown(value: float | None) -> str:

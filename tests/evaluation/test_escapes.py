@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ph_l2o.evaluation import measure_escapes
 from ph_l2o.evaluation.escape_runs import EscapeSearch, count_steps, quantile
-from ph_l2o.evaluation.escapes import wilson
+from ph_l2o.evaluation.escape_statistics import wilson
 from ph_l2o.inner import run
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import SGD, Adam, Momentum
@@ -56,7 +56,7 @@ def test_steps_are_those_of_the_closed_form_whoever_leaves_first():
 def test_steps_are_those_of_whole_episodes():
     task, optimizer = Saddle(curvature=0.05), Adam(lr=0.03)
     found = count_steps(lambda _: optimizer, task, range(40), horizon=60, seed=3, split="val")
-    problem = task.sample(ProblemKeys(3, "val", 0, range(40)))
+    problem: Any = task.sample(ProblemKeys(3, "val", 0, range(40)))
     escaped = problem.escaped(run(optimizer, problem, 60)[1])
     first = torch.where(escaped.any(0), escaped.int().argmax(0).double(), math.inf)
     assert 0 < first.isinf().sum() < 40 and found.steps.tolist() == first.tolist()
@@ -99,6 +99,10 @@ def test_a_search_finds_the_best_rate_and_widens_its_grid():
         steps = count_steps(lambda _, r=rate: SGD(lr=r), task, range(16), horizon=400, seed=0, split="val").steps
         medians[rate] = quantile(steps, 0.5)
     assert medians[best] == min(medians.values()) == search.table[(best,)] < 120 and 1 < best < 2.1
+    most = EscapeSearch(*arguments, 0.9)
+    most.search({"lr": (0.01, 0.03)})
+    steps = count_steps(lambda _: SGD(lr=most.best()[0]), task, range(16), horizon=400, seed=0, split="val").steps
+    assert min(most.table.values()) == np.sort(steps)[14] > medians[best]
     never = EscapeSearch(*arguments[:4], 30, *arguments[5:])
     never.search({"lr": (1e-4, 1e-3)})
     assert all(31 <= value <= 32 for value in never.table.values()), "no median within the horizon"
@@ -106,7 +110,7 @@ def test_a_search_finds_the_best_rate_and_widens_its_grid():
 
 
 def test_the_slope_of_gradient_descent_is_one_and_rows_say_what_happened():
-    tasks = {gamma: Hill(gamma) for gamma in (0.1, 0.05, 0.025)}
+    tasks: dict[float, Task] = {gamma: Hill(gamma) for gamma in (0.1, 0.05, 0.025)}
     found = measure_escapes({"descent": SGD(lr=0.1)}, tasks, horizon=3000, num_problems=20)
     (slope,) = found.slopes
     assert abs(slope["slope"] - 1) < 0.01 and slope["ci95"][0] <= slope["slope"] <= slope["ci95"][1]
@@ -126,7 +130,7 @@ def test_the_slope_of_gradient_descent_is_one_and_rows_say_what_happened():
 def test_the_same_seeds_give_the_same_file_and_pairs_are_paired(tmp_path):
     task = Saddle(curvature=0.1)
     optimizers = {"momentum": "momentum", "ours": Momentum(lr=1.0)}
-    sizes = {"horizon": 200, "num_problems": 24, "tuning_problems": 8}
+    sizes: dict[str, Any] = {"horizon": 200, "num_problems": 24, "tuning_problems": 8}
     one, again = (measure_escapes(optimizers, task, **sizes) for _ in range(2))
     assert one.to_json(tmp_path / "escapes.json") == again.to_json()
     assert json.loads((tmp_path / "escapes.json").read_text())["rows"] == json.loads(json.dumps(one.to_dict()))["rows"]
@@ -162,6 +166,8 @@ def test_bad_arguments(arguments, message):
 def test_bad_sizes_and_names():
     for key, message in (("horizon", "inner steps"), ("num_problems", "test"), ("tuning_problems", "validation")):
         with pytest.raises(ValueError, match=f"{key}=0.*{message}"):
-            measure_escapes("adam", Saddle(), **{key: 0})
+            measure_escapes("adam", Saddle(), **dict[str, Any]({key: 0}))
+    with pytest.raises(ValueError, match="tuning_share=0: must be in"):
+        measure_escapes("adam", Saddle(), tuning_share=0)
     with pytest.raises(ValueError, match="no baseline has this name; did you mean adam"):
         measure_escapes("adm", Saddle())

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +21,13 @@ F64 = torch.float64
 TAU = math.e
 
 
-def keys(indices=range(3), *, seed=0, split="train", episode=0) -> ProblemKeys:
+def keys(indices: Sequence[int] = range(3), *, seed: int = 0, split: Any = "train", episode: int = 0) -> ProblemKeys:
     return ProblemKeys(seed, split, episode, indices)
 
 
-def draw(kind: str, indices=range(3), *, dtype=F64, where=None, **options) -> SaddleProblem:
+def draw(
+    kind: str, indices: Sequence[int] = range(3), *, dtype: Any = F64, where: Any = None, **options: Any
+) -> SaddleProblem:
     problem = Saddle(kind, **options).sample(keys(indices, **(where or {})), dtype=dtype)
     assert isinstance(problem, SaddleProblem)
     return problem
@@ -178,7 +182,8 @@ def test_minima_are_zero_where_they_are_said_to_be(kind):
 
 
 def test_minima_of_products_and_of_phase_retrieval():
-    for options in ({"measurements": 20, "place": "zero"}, {}):
+    found: tuple[dict[str, Any], ...] = ({"measurements": 20, "place": "zero"}, {})
+    for options in found:
         problem = draw("phase_retrieval", **options)
         assert at(problem, problem._drawn[0]).abs().max() < 1e-25 and at(problem, -problem._drawn[0]).max() < 1e-25
     for depth, kind in ((2, "matrix_factorisation"), (4, "deep_linear")):
