@@ -61,7 +61,8 @@ def write_page(results: Results, docs: Path) -> Path:
 
 def page(results: Results) -> str:
     """The page."""
-    parts = ["# The published study, settled", *map(_wrapped, INTRODUCTION), summary_table(results)]
+    parts = ["# The published study, settled", *map(_wrapped, INTRODUCTION)]
+    parts.append(summary_table(results) if results else "Nothing is measured yet.")
     for name, result in results.items():
         parts += _section(name, result)
     return "\n\n".join(parts) + "\n"
