@@ -53,6 +53,7 @@ def _claim(name: str, node: Any) -> Claim:
     )
     used = {t for m in measurements.values() for row in m.rows.values() for t in row.trainings}
     every = {t.name: t for group in known.values() for t in group}
+    used |= {t.after for t in every.values() if t.name in used and t.after is not None}
     trainings = {t: every[t] for t in every if t in used}
     texts = {k: " ".join(node.get(k, "").split()) for k in ("title", "claimed", "summary", "notes")}
     figure = _checked(
@@ -69,7 +70,7 @@ def _claim(name: str, node: Any) -> Claim:
 
 
 def _trainings(node: Mapping[str, Any], key: str) -> dict[str, tuple[Training, ...]]:
-    """Trainings by name; several where there are seeds."""
+    """Trainings by name; several where there are seeds. One that starts with another's weights comes after it."""
     found: dict[str, tuple[Training, ...]] = {}
     for name, content in node.items():
         where = f"{key}.{name}"
@@ -77,11 +78,17 @@ def _trainings(node: Mapping[str, Any], key: str) -> dict[str, tuple[Training, .
             raise ConfigError(f"{where}: must be a word of a-z, 0-9 and _, as it is the name of a folder")
         if isinstance(content, list):
             content = {"overrides": content}
-        content = _checked(content, where, {"overrides": list}, {"seeds": list})
+        content = _checked(content, where, {"overrides": list}, {"seeds": list, "after": str})
         overrides = tuple(map(str, content["overrides"]))
-        seeds = content.get("seeds")
+        seeds, after = content.get("seeds"), content.get("after")
+        first = [n for n, group in found.items() if len(group) == 1 and group[0].name == n and group[0].after is None]
+        if after is not None and (after not in first or seeds is not None):
+            raise ConfigError(
+                f"{where}.after={after}: must be a training above it without seeds and after, and it itself has no "
+                f"seeds; {nearest(after, first)}"
+            )
         if seeds is None:
-            found[str(name)] = (Training(str(name), overrides),)
+            found[str(name)] = (Training(str(name), overrides, after),)
         else:
             found[str(name)] = tuple(Training(f"{name}_seed{s}", (*overrides, f"seed={s}")) for s in seeds)
     return found

@@ -19,10 +19,12 @@ class Training:
     Attributes:
         name: Of its folder.
         overrides: That are typed for it.
+        after: Name of the training whose weights it starts with; None: it starts with none.
     """
 
     name: str
     overrides: tuple[str, ...]
+    after: str | None = None
 
 
 @dataclass(frozen=True)

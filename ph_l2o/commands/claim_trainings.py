@@ -24,6 +24,7 @@ from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.recording import hold, is_held, read_status, saved_config
 from ph_l2o.commands.sweeps.sweep_jobs import FINISHED, clear
 from ph_l2o.errors import ConfigError, OtherRunError, ProcessError
+from ph_l2o.files import json_text, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,9 @@ _START = (
     "from ph_l2o.commands.sweeps.job_process import end_with_parent; end_with_parent(); "
     "from ph_l2o.cli import train; train()"
 )
-_OURS = (
-    "run_name",
-    "compare",
-    "logger",
-    "paths",
-    "num_threads",
-    "ckpt_path",
-    "plugins",
-)  # typed beside a training's own
+# Typed beside a training's own.
+_OURS = ("run_name", "compare", "logger", "paths", "num_threads", "ckpt_path", "plugins", "weights")
+_STARTED = "started_from.json"  # in a training's folder: the settings of the one whose weights it began with
 _PAUSE = 0.2  # seconds between looks at processes
 
 
@@ -76,9 +71,13 @@ def planned(trainings: Mapping[str, Training], runs: Path, weights: Path) -> dic
         cfg = compose("train", list(training.overrides))
         config = {key: _plain(cfg, key) for key in ("task", "optimizer", "estimator", "meta", "seed", "weights")}
         config["trainer"] = {"precision": cfg.trainer.precision}
+        if training.after is not None:
+            config["weights"] = found[training.after].settings
         settings = settings_of(config, training.overrides)
         folder = runs / name
         if (saved := saved_config(folder)) is not None:
+            if training.after is not None:
+                saved = {**saved, "weights": _started_from(folder)}
             own = tuple(o for o in saved.get("overrides") or [] if o.partition("=")[0].split(".")[0] not in _OURS)
             if key := differing_key(settings, settings_of(saved, own)):
                 raise OtherRunError(
@@ -87,6 +86,11 @@ def planned(trainings: Mapping[str, Training], runs: Path, weights: Path) -> dic
                 )
         found[name] = Planned(training, folder, settings, weights / f"{name}.safetensors")
     return found
+
+
+def _started_from(folder: Path) -> Any:
+    path = folder / _STARTED
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:
@@ -134,8 +138,11 @@ def train_missing(plans: Mapping[str, Planned], cfg: DictConfig) -> None:
     failed: dict[str, str] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < cfg.num_processes:
-                if run := _started(waiting.pop(0), cfg):
+            while len(running) < cfg.num_processes and (plan := _next(waiting, running, failed)):
+                waiting.remove(plan)
+                if (after := plan.training.after) in failed:
+                    failed[plan.training.name] = f"it starts with the weights of {after}, which failed"
+                elif run := _started(plan, plans, cfg):
                     running.append(run)
             for run in [r for r in running if r.process.poll() is not None]:
                 running.remove(run)
@@ -153,6 +160,12 @@ def train_missing(plans: Mapping[str, Planned], cfg: DictConfig) -> None:
         name, reason = next(iter(failed.items()))
         more = f" (so did {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise ProcessError(f"claims: the training {name} failed{more}: {reason}; the same command goes on")
+
+
+def _next(waiting: Sequence[Planned], running: Sequence[_Run], failed: Mapping[str, str]) -> Planned | None:
+    """The first training that need not wait for another's weights."""
+    under_way = {p.training.name for p in [*waiting, *(run.plan for run in running)]} - failed.keys()
+    return next((plan for plan in waiting if plan.training.after not in under_way), None)
 
 
 def _is_there(plan: Planned) -> bool:
@@ -189,7 +202,7 @@ class _Run:
         return lines[-1].removeprefix("error: ") if lines else f"its process ended with status {code}"
 
 
-def _started(plan: Planned, cfg: DictConfig) -> _Run | None:
+def _started(plan: Planned, plans: Mapping[str, Planned], cfg: DictConfig) -> _Run | None:
     """Start or continue a training; None if another command has finished it meanwhile."""
     name = plan.training.name
     path = plan.folder.parent / f".{name}.lock"
@@ -213,6 +226,9 @@ def _started(plan: Planned, cfg: DictConfig) -> _Run | None:
     else:
         if not is_held(plan.folder):
             clear(plan.folder)
+        if (after := plan.training.after) is not None:
+            typed.append(f"weights={_quoted(find_weights({after: plans[after]}, cfg.plugins, '')[after].path)}")
+            write_atomically(plan.folder / _STARTED, json_text(plans[after].settings))
         log.info("%s: training (%s)", name, " ".join(plan.training.overrides))
     command = [sys.executable, "-c", _START, json.dumps(sys.path), *_config_dirs(), *plan.training.overrides, *typed]
     stderr = tempfile.TemporaryFile()  # noqa: SIM115  # until the process has ended

@@ -183,6 +183,36 @@ def test_results_of_other_settings_are_never_mixed(there, command, monkeypatch):
     assert len(measured) == 1 + 6
 
 
+def test_a_training_can_start_with_the_weights_of_another(command, tmp_path):
+    """Its own steps are too short to be seen, so it has those weights; and is refused where they would be others."""
+    second = {"overrides": [*(o.replace("=200", "=10") for o in LONG), "meta.learning_rate=1e-9"], "after": "first"}
+    first = [o.replace("=200", "=20") for o in LONG]
+    claim = CLAIM | {
+        "trainings": {"first": first, "second": second}, "contrasts": [], "figure": {"says": "", "panels": []},
+        "measurements": {"table": CLAIM["measurements"]["table"] | {"rows": {"second": {"training": "second"}}}},
+    }  # fmt: skip
+    del claim["measurements"]["table"]["reference"]
+    write(tmp_path, claim)
+    outcome = command("train", *WORDS, "num_processes=2")
+    assert outcome.code == 0, outcome.err
+    made = [weights(tmp_path / "runs" / "study" / name) for name in ("first", "second")]
+    start = command("train", *first, "compare=false", "logger=csv", "meta.learning_rate=1e-9", "hydra.run.dir=start")
+    assert start.code == 0
+    begun = weights(tmp_path / "start")
+    assert max((made[0][name] - value).abs().max() for name, value in begun.items()) > 1e-2
+    for name in begun:
+        torch.testing.assert_close(made[1][name], made[0][name], rtol=0, atol=1e-7)
+    assert "2 of 2 trainings are there" in command("train", *WORDS).out
+
+    write(tmp_path, claim | {"trainings": {"first": [*first, "seed=1"], "second": second}})
+    shutil.rmtree(tmp_path / "runs" / "study" / "first")
+    shutil.rmtree(tmp_path / "runs" / "study" / "cache", ignore_errors=True)
+    assert command("train", *WORDS).error == (
+        "runs/study/second: was run with other settings of weights.seed (0, now 1); move it away, or choose another "
+        "place with paths.claims=FOLDER"
+    )
+
+
 def test_missing_checkpoints_are_named_with_the_command_that_makes_them(command, tmp_path, left_behind):
     write(tmp_path, CLAIM)
     before = left_behind()
@@ -237,6 +267,7 @@ def test_trainings_that_fail_are_told_in_one_line(command, tmp_path, monkeypatch
         ("train", ["meta.outer_steps=3"], "meta.outer_steps=3: is not taken by claims"),
         ("train", ["num_processes=0"], "num_processes=0: must be a whole number >= 1"),
         ("train", ["claims.tiny.measurements.table.horizon=0"], "claims.tiny.measurements.table.horizon=0: must be"),
+        ("train", ["+claims.tiny.trainings.more={overrides: [], after: nobody}"], "claims.tiny.trainings.more.after="),
         ("evaluate", ["claims.tiny.contrasts=[1]"], "claims.tiny.contrasts[0]=1: must have the keys says"),
     ],
 )
