@@ -3,13 +3,12 @@
     python benchmarks/small_transformers.py --json docs/results/small_transformers.json
 
 Two layers and four heads, started as their papers start them, on the characters of Python's own argparse.py and
-typing.py: BERT fills in one character in seven that is masked, which nothing learns in so few steps, GPT-2 predicts the
-next one. BERT and the encoders also read half of the pixels of handwritten digits, 32 of them with 17 levels of grey, and
-name the digit. Each form of the
-drop-in runs with and without the loss, with and without `total_steps`; AdamW, with warm-up and cosine, at three
-learning rates. A network that has learned nothing reaches the entropy of single characters, of digits ln 10 = 2.30.
-Reports the mean loss in the last tenth of 1,000 steps for each seed. An hour on one core; goes on with what the JSON
-file has.
+typing.py: BERT fills in one character in seven that is masked, which nothing learns in so few steps, GPT-2 predicts
+the next one. BERT and the encoders also read half of the pixels of handwritten digits, 32 of them with 17 levels of
+grey, and name the digit. Each form of the drop-in runs with and without the loss, with and without `total_steps`;
+AdamW, with warm-up and cosine, at three learning rates. A network that has learned nothing reaches the entropy of
+single characters, of digits ln 10 = 2.30. Reports the mean loss in the last tenth of 1,000 steps for each seed. An
+hour on one core; goes on with what the JSON file has.
 """
 
 from __future__ import annotations
