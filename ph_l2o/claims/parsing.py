@@ -148,7 +148,8 @@ def _row(name: str, node: Any, key: str, trainings: Mapping[str, tuple[Training,
 def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Contrast:
     node = _checked(
         node, key, {"says": str, "measurement": str, "row": str},
-        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict},
+        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict,
+         "bar": bool},
     )  # fmt: skip
     name = node["measurement"]
     if name not in measurements:
@@ -179,7 +180,7 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
         raise ConfigError(f"{key}: of=[slope] is for two or more measurements in across, and a number in {side}")
     return Contrast(
         " ".join(node["says"].split()), name, node["row"], side, others or float(str(against)), recipe,
-        node.get("measure"), of, node.get("headline", False), across,
+        node.get("measure"), of, node.get("headline", False), across, node.get("bar", False),
     )  # fmt: skip
 
 

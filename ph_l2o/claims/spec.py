@@ -99,6 +99,8 @@ class Contrast:
             single row, its own.
         headline: Whether README shows it.
         across: With `slope`, of which log median against log x is meant: x by measurement.
+        bar: Whether it is one that an optimizer has to clear, as no straw man would, and no part of the claim: then the
+            verdict does not count it.
     """
 
     says: str
@@ -111,6 +113,7 @@ class Contrast:
     of: tuple[str, ...]
     headline: bool
     across: Mapping[str, float]
+    bar: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def test_trainings_that_no_row_needs_are_left_out():
         ("contrasts.0.below", "-", "contrasts[0]: must have one of the keys below and above"),
         ("contrasts.0.below", "adma", "contrasts[0]: adma is no row of table; did you mean adam?"),
         ("contrasts.0.measurement", "tabel", "contrasts[0].measurement=tabel: did you mean table?"),
+        ("contrasts.0.bar", 1, "contrasts[0].bar=1: must be true or false"),
         ("contrasts.0.of", ["sum"], "contrasts[0].of=[…, sum]: Valid names: mean"),
         ("contrasts.0.of", ["slope"], "contrasts[0]: of=[slope] is for two or more"),
         ("contrasts.0.across", {"tabel": 1}, "contrasts[0].across.tabel: must be a measurement"),
@@ -121,4 +122,4 @@ def test_the_claim_of_the_documentation():
     text = (ROOT / "docs" / "extending.md").read_text()
     (content,) = re.findall(r"^`my_conf/claim/small_steps.yaml`:\n\n```yaml\n(.*?)^```", text, re.M | re.S)
     claim = parse_claims({"small_steps": yaml.safe_load(content)})["small_steps"]
-    assert set(claim.trainings) == {"small_lstm"} and len(claim.contrasts) == 2
+    assert set(claim.trainings) == {"small_lstm"} and len(claim.contrasts) == 3
