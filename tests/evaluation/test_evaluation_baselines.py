@@ -109,7 +109,7 @@ def test_a_name_with_a_rate_is_torch_s_optimizer_at_that_rate(name, made):
             loss.backward()
             losses.append(loss.item())
             theirs.step()
-        assert found[:, index] == pytest.approx(losses, rel=1e-9)
+        assert found[:, index] == pytest.approx(losses, rel=1e-5)  # a rate is kept in float32
 
 
 def test_a_rate_goes_with_a_schedule():
