@@ -120,7 +120,7 @@ def _section(name: str, result: Mapping[str, Any]) -> list[str]:
     if result["notes"]:
         parts.append(_wrapped(result["notes"]))
     for measurement in result["measurements"].values():
-        parts += _measurement(measurement)
+        parts += [] if not measurement.get("tabled", True) else _measurement(measurement)
     parts.append(_wrapped(_made(result)))
     return parts
 

@@ -8,8 +8,21 @@ from typing import Any
 
 from ph_l2o.checkpoints import SHIPPED
 from ph_l2o.checks import did_you_mean, nearest
+from ph_l2o.claims import trajectories  # noqa: F401  # makes its kinds known
 from ph_l2o.claims.kinds import KINDS
-from ph_l2o.claims.spec import DRAWN, RECIPES, SLOPE, STATISTICS, Claim, Contrast, Measurement, Panel, Row, Training
+from ph_l2o.claims.spec import (
+    DRAWN,
+    OF_KIND,
+    RECIPES,
+    SLOPE,
+    STATISTICS,
+    Claim,
+    Contrast,
+    Measurement,
+    Panel,
+    Row,
+    Training,
+)
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import unknown
 
@@ -199,6 +212,9 @@ def _panel(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Pane
         raise ConfigError(f"{key}.measurement={name}: {nearest(name, measurements)}")
     if draw not in DRAWN:
         raise ConfigError(f"{key}.draw={draw}: {nearest(draw, DRAWN)}")
+    kind = measurements[name].kind
+    if draw != kind and (draw in OF_KIND or kind in OF_KIND):
+        raise ConfigError(f"{key}.draw={draw}: {name} is of kind={kind}; {', '.join(OF_KIND)} are drawn by themselves")
     known, across = measurements[name].rows, _numbers(node.get("across", {}), f"{key}.across")
     for row in (*node.get("rows", ()), *node.get("strong", ())):
         if row not in known:

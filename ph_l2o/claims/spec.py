@@ -9,7 +9,8 @@ from typing import Any
 RECIPES = ("study", "fair", "shipped")  # by the study's own settings; searched on validation; the package's weights
 SLOPE = "slope"
 STATISTICS = ("mean", "geometric_mean", "median", SLOPE)
-DRAWN = ("curves", "intervals", "scaling")
+DRAWN = ("curves", "intervals", "scaling", "paths", "energies")
+OF_KIND = ("paths", "energies")  # of these, what measurements of the kind of this name are drawn as, and no others
 
 
 @dataclass(frozen=True)
