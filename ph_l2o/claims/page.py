@@ -148,6 +148,9 @@ def _measurement(measurement: Mapping[str, Any]) -> list[str]:
     told += f"{measurement['horizon']:,} steps."
     if reference is not None:
         told += f" Differences and ratios are to {rows[reference]['label']} ({_GROUPS[rows[reference]['recipe']]})."
+    if published := measurement.get("published"):
+        texts = ", ".join(f"{number(x)} ({whose})" for whose, x in published.items())
+        told += f" Published by others, in a protocol of their own: {texts}."
     if spread := _spread(rows):
         told += f" {spread}"
     return [f"### {measurement['title']}", _wrapped(told), _rows_table(measurement)]

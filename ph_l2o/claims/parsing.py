@@ -101,7 +101,10 @@ def _trainings(node: Mapping[str, Any], key: str) -> dict[str, tuple[Training, .
 
 
 _MEASUREMENT = {"task": list, "horizon": int, "num_problems": int, "rows": dict}
-_MORE = {"kind": str, "title": str, "tuning_problems": int, "measure": str, "reference": str, "options": dict}
+_MORE = {
+    "kind": str, "title": str, "tuning_problems": int, "measure": str, "reference": str, "options": dict,
+    "published": dict,
+}  # fmt: skip
 
 
 def _measurement(name: str, node: Any, key: str, trainings: Mapping[str, tuple[Training, ...]]) -> Measurement:
@@ -121,7 +124,7 @@ def _measurement(name: str, node: Any, key: str, trainings: Mapping[str, tuple[T
     return Measurement(
         name, kind, " ".join(node.get("title", name).split()), tuple(map(str, node["task"])), node["horizon"],
         node["num_problems"], node.get("tuning_problems"), node.get("measure", KINDS[kind].measure), rows, reference,
-        node.get("options", {}),
+        node.get("options", {}), _numbers(node.get("published", {}), f"{key}.published"),
     )  # fmt: skip
 
 

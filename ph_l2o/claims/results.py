@@ -120,6 +120,7 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
         "measure": measurement.measure,
         "reference": measurement.reference,
         "options": dict(measurement.options),
+        "published": dict(measurement.published),
         "tabled": kind.tabled,
         "scene": None if kind.scene is None else kind.scene(task, seed=bench.seed, **measurement.options),
         "rows": rows,

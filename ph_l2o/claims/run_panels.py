@@ -83,7 +83,8 @@ def _name_paths(
     placed = {name: axes.transData.transform(_filled(path.T)) * scale for name, path in paths.items()}
     at = axes.transData.transform(np.array([point for point, _ in marks], dtype=float)) * scale
     words = at + np.array([[0.0, above] for _, above in marks])
-    taken = [*placed.values(), at, words, words - [18, 0], words + [18, 0]]
+    beside = np.array([18.0, 0.0])
+    taken = [*placed.values(), at, words, words - beside, words + beside]
     turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     offsets = np.concatenate([r * np.stack([np.cos(turns), np.sin(turns)], 1) for r in _AWAY])
     for name, own in placed.items():

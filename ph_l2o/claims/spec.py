@@ -69,6 +69,7 @@ class Measurement:
         rows: By name.
         reference: The row that all are compared with in the table; None: none is.
         options: More arguments of the kind.
+        published: Figures of others on such a task, by whose they are; for the page.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Measurement:
     rows: Mapping[str, Row]
     reference: str | None
     options: Mapping[str, Any]
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

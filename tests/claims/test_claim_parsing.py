@@ -80,6 +80,7 @@ def test_trainings_that_no_row_needs_are_left_out():
         ("measurements.table.horizon", True, "…horizon=True: must be a whole number"),
         ("measurements.table.rows", {}, "…rows={}: must have at least one"),
         ("measurements.table.reference", "tow", "…reference=tow: Valid names: one"),
+        ("measurements.table.published", {"a book": "2"}, "…published.a book=2: must be a number > 0"),
         ("measurements.table.rows.one", {}, "…rows.one={}: must have one of the keys"),
         ("measurements.table.rows.one.training", "on", "…rows.one.training=on: did you mean one?"),
         ("measurements.table.rows.adam.baseline", "adma", "…rows.adam.baseline=adma: no base"),

@@ -95,6 +95,14 @@ def test_a_page():
     assert set(re.findall(r"\(#([\w-]+)\)", text)) <= headings
 
 
+def test_figures_of_others_are_told_as_theirs():
+    made = result()
+    made["measurements"]["table"]["published"] = {"SHAPE": 0.323, "its best baseline": 1.31}
+    text = " ".join(page({"quadratic": made}).split())
+    assert "Published by others, in a protocol of their own: 0.323 (SHAPE), 1.31 (its best baseline)." in text
+    assert text.count("Published by others") == 1
+
+
 def test_bars_stand_apart():
     made = result()
     made["contrasts"].insert(0, {**made["contrasts"][0], "says": "No straw man", "bar": True, "recipe": "study"})
