@@ -103,7 +103,8 @@ def contrast_result(contrast: Contrast, values: Mapping[str, Values], measure: s
             )
     found: dict[str, Any] = {
         "says": contrast.says, "measurement": contrast.measurement, "row": contrast.row, "side": contrast.side,
-        "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline, "against": None,
+        "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline, "bar": contrast.bar,
+        "against": None,
     }  # fmt: skip
     own = rows[contrast.row][measure]
     if isinstance(contrast.against, int | float):

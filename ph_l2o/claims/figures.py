@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ph_l2o.claims.run_panels import draw_energies, draw_paths
 from ph_l2o.evaluation.estimates import Curve
 from ph_l2o.evaluation.plots import ink, label_ends, limits_of, line_style, new_figure, plain_numbers, to_png
 from ph_l2o.files import write_atomically
@@ -164,4 +165,6 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
 PANELS: dict[str, Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any], Rows], None]] = {
     "curves": _curves,
     "intervals": _intervals,
+    "paths": draw_paths,
+    "energies": draw_energies,
 }

@@ -45,6 +45,8 @@ class Kind(NamedTuple):
         computing: Modules that compute them.
         tunes: Whether `run` takes a baseline's name and `tuning_problems`, and tunes for its own measure.
         statistic: `mean` or `median`, which tables and figures show.
+        scene: `scene(task, seed=…, **options)` gives what figures show beside the rows, as numbers, lists and texts.
+        tabled: Whether the page has a table of it; else it is for a figure alone.
     """
 
     run: Callable[..., Measured]
@@ -53,14 +55,17 @@ class Kind(NamedTuple):
     computing: tuple[str, ...]
     tunes: bool
     statistic: str
+    scene: Callable[..., dict[str, Any]] | None = None
+    tabled: bool = True
 
 
 KINDS: dict[str, Kind] = {}
 
 
 def register_kind(
-    name: str, *, measure: str, version: int = 1, tunes: bool = False, statistic: str = "mean"
-) -> Callable[[Callable[..., Measured]], Any]:
+    name: str, *, measure: str, version: int = 1, tunes: bool = False, statistic: str = "mean",
+    scene: Callable[..., dict[str, Any]] | None = None, tabled: bool = True,
+) -> Callable[[Callable[..., Measured]], Any]:  # fmt: skip
     """Make a function known as a kind of measurement; see `Kind`.
 
     Args:
@@ -69,6 +74,8 @@ def register_kind(
         version: To be raised when the function gives other results.
         tunes: Whether it takes baselines' names and tunes them.
         statistic: `mean` or `median`.
+        scene: Of what figures show beside the rows; None: nothing.
+        tabled: Whether the page has a table of it.
 
     Raises:
         ValueError: If there is one of this name.
@@ -77,7 +84,7 @@ def register_kind(
     def register(run: Callable[..., Measured]) -> Callable[..., Measured]:
         if name in KINDS:
             raise ValueError(f"kind={name}: there is one of this name already; choose another")
-        KINDS[name] = Kind(run, measure, version, (run.__module__,), tunes, statistic)
+        KINDS[name] = Kind(run, measure, version, (run.__module__,), tunes, statistic, scene, tabled)
         return run
 
     return register
@@ -105,7 +112,7 @@ def count_escapes(
     values = {"steps": steps, "escaped": np.isfinite(steps).astype(float)}
     told: dict[str, Any] = {"diverged": row["diverged"]}
     if row["hyperparameters"] is not None:
-        told |= {"lr": _short(row["hyperparameters"]["lr"]), "schedule": row["schedule"]}
+        told |= {"lr": short(row["hyperparameters"]["lr"]), "schedule": row["schedule"]}
     return Measured(values, {}, told)
 
 
@@ -136,7 +143,7 @@ def compare_held_out(
     for level, row in zip(levels, at_levels, strict=True):
         values |= _reached(row["values"], f"_at_{level:g}")
     curve = found.curves["it"]
-    lines = {name: [_short(y) for y in part] for name, part in curve._asdict().items()}
+    lines = {name: [short(y) for y in part] for name, part in curve._asdict().items()}
     return Measured(
         values, {"training loss": {"steps": found.steps.tolist(), **lines}}, {"diverged": at_end["diverged"]}
     )
@@ -163,11 +170,12 @@ def thinned(values: Array) -> dict[str, list[float]]:
     places = np.linspace(0, 1, min(last + 1, POINTS))
     steps = np.unique((last * (places if last < 2 * POINTS else places**2)).round().astype(int))
     quartiles = curve(values[steps])
-    found = {name: [_short(y) for y in getattr(quartiles, name)] for name in ("median", "low", "high")}
+    found = {name: [short(y) for y in getattr(quartiles, name)] for name in ("median", "low", "high")}
     return {"steps": [float(s) for s in steps], **found}
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """Four digits, as curves in result files have."""
     return float(f"{value:.4g}")
 
 

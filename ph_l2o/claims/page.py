@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.claims.verdicts import HOLDS, RULES, figures, number, outcome, sentence, verdict
+from ph_l2o.claims.verdicts import HOLDS, RULES, figures, is_bar, number, outcome, sentence, verdict
 from ph_l2o.errors import ReportError
 from ph_l2o.files import write_atomically
 
@@ -100,7 +100,7 @@ def _anchor(title: str) -> str:
 
 def _headline(result: Mapping[str, Any]) -> str:
     """The sentence that tells most: the first one that is marked, or the first."""
-    contrasts = result["contrasts"]
+    contrasts = [c for c in result["contrasts"] if not is_bar(c)]
     if not contrasts:
         return ""
     chosen = next((c for c in contrasts if c.get("headline")), contrasts[0])
@@ -112,13 +112,15 @@ def _section(name: str, result: Mapping[str, Any]) -> list[str]:
     contrasts = result["contrasts"]
     parts = [f"## {result['title']}", _wrapped(f"**The study**: {result['claimed']}")]
     parts.append(_wrapped(f"**Verdict: {verdict(contrasts)}.** {_counted(contrasts)}"))
-    parts.append("\n".join(f"- {sentence(c, labels)}" for c in contrasts))
+    parts.append("\n".join(f"- {sentence(c, labels)}" for c in contrasts if not is_bar(c)))
+    if bars := [c for c in contrasts if is_bar(c)]:
+        parts += ["Bars:", "\n".join(f"- {sentence(c, labels)}" for c in bars)]
     if result.get("figure"):
         parts += [f"![{result['title']}](images/study_{name}.png)", _wrapped(result["figure"]["says"])]
     if result["notes"]:
         parts.append(_wrapped(result["notes"]))
     for measurement in result["measurements"].values():
-        parts += _measurement(measurement)
+        parts += [] if not measurement.get("tabled", True) else _measurement(measurement)
     parts.append(_wrapped(_made(result)))
     return parts
 
@@ -133,7 +135,7 @@ def _counted(contrasts: Sequence[Mapping[str, Any]]) -> str:
     """How many sentences hold under each recipe."""
     texts = []
     for recipe, words in _GROUPS.items():
-        own = [c for c in contrasts if c["recipe"] == recipe]
+        own = [c for c in contrasts if c["recipe"] == recipe and not is_bar(c)]
         if own:
             texts.append(f"{words}, {sum(outcome(c) == HOLDS for c in own)} of {len(own)}")
     return f"Sentences that hold: {'; '.join(texts)}." if texts else ""
@@ -146,6 +148,9 @@ def _measurement(measurement: Mapping[str, Any]) -> list[str]:
     told += f"{measurement['horizon']:,} steps."
     if reference is not None:
         told += f" Differences and ratios are to {rows[reference]['label']} ({_GROUPS[rows[reference]['recipe']]})."
+    if published := measurement.get("published"):
+        texts = ", ".join(f"{number(x)} ({whose})" for whose, x in published.items())
+        told += f" Published by others, in a protocol of their own: {texts}."
     if spread := _spread(rows):
         told += f" {spread}"
     return [f"### {measurement['title']}", _wrapped(told), _rows_table(measurement)]

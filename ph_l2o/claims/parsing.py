@@ -8,8 +8,21 @@ from typing import Any
 
 from ph_l2o.checkpoints import SHIPPED
 from ph_l2o.checks import did_you_mean, nearest
+from ph_l2o.claims import trajectories  # noqa: F401  # makes its kinds known
 from ph_l2o.claims.kinds import KINDS
-from ph_l2o.claims.spec import DRAWN, RECIPES, SLOPE, STATISTICS, Claim, Contrast, Measurement, Panel, Row, Training
+from ph_l2o.claims.spec import (
+    DRAWN,
+    OF_KIND,
+    RECIPES,
+    SLOPE,
+    STATISTICS,
+    Claim,
+    Contrast,
+    Measurement,
+    Panel,
+    Row,
+    Training,
+)
 from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation.baselines import unknown
 
@@ -95,7 +108,10 @@ def _trainings(node: Mapping[str, Any], key: str) -> dict[str, tuple[Training, .
 
 
 _MEASUREMENT = {"task": list, "horizon": int, "num_problems": int, "rows": dict}
-_MORE = {"kind": str, "title": str, "tuning_problems": int, "measure": str, "reference": str, "options": dict}
+_MORE = {
+    "kind": str, "title": str, "tuning_problems": int, "measure": str, "reference": str, "options": dict,
+    "published": dict,
+}  # fmt: skip
 
 
 def _measurement(name: str, node: Any, key: str, trainings: Mapping[str, tuple[Training, ...]]) -> Measurement:
@@ -115,7 +131,7 @@ def _measurement(name: str, node: Any, key: str, trainings: Mapping[str, tuple[T
     return Measurement(
         name, kind, " ".join(node.get("title", name).split()), tuple(map(str, node["task"])), node["horizon"],
         node["num_problems"], node.get("tuning_problems"), node.get("measure", KINDS[kind].measure), rows, reference,
-        node.get("options", {}),
+        node.get("options", {}), _numbers(node.get("published", {}), f"{key}.published"),
     )  # fmt: skip
 
 
@@ -155,7 +171,8 @@ def _row(name: str, node: Any, key: str, trainings: Mapping[str, tuple[Training,
 def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Contrast:
     node = _checked(
         node, key, {"says": str, "measurement": str, "row": str},
-        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict},
+        {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict,
+         "bar": bool},
     )  # fmt: skip
     name = node["measurement"]
     if name not in measurements:
@@ -186,7 +203,7 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
         raise ConfigError(f"{key}: of=[slope] is for two or more measurements in across, and a number in {side}")
     return Contrast(
         " ".join(node["says"].split()), name, node["row"], side, others or float(str(against)), recipe,
-        node.get("measure"), of, node.get("headline", False), across,
+        node.get("measure"), of, node.get("headline", False), across, node.get("bar", False),
     )  # fmt: skip
 
 
@@ -205,6 +222,9 @@ def _panel(node: Any, key: str, measurements: Mapping[str, Measurement]) -> Pane
         raise ConfigError(f"{key}.measurement={name}: {nearest(name, measurements)}")
     if draw not in DRAWN:
         raise ConfigError(f"{key}.draw={draw}: {nearest(draw, DRAWN)}")
+    kind = measurements[name].kind
+    if draw != kind and (draw in OF_KIND or kind in OF_KIND):
+        raise ConfigError(f"{key}.draw={draw}: {name} is of kind={kind}; {', '.join(OF_KIND)} are drawn by themselves")
     known, across = measurements[name].rows, _numbers(node.get("across", {}), f"{key}.across")
     for row in (*node.get("rows", ()), *node.get("strong", ())):
         if row not in known:

@@ -14,7 +14,7 @@ import numpy as np
 from ph_l2o.checkpoints import SHIPPED, load_weights
 from ph_l2o.claims import contrasts as between
 from ph_l2o.claims.kinds import KINDS, SHARES, Measured, measured
-from ph_l2o.claims.spec import Claim, Measurement, Row
+from ph_l2o.claims.spec import OF_KIND, Claim, Measurement, Row
 from ph_l2o.claims.weights import Found, weights_sum, with_changes
 from ph_l2o.evaluation import estimates as stats
 from ph_l2o.evaluation.baselines import ready
@@ -78,7 +78,7 @@ def claim_result(claim: Claim, bench: Bench) -> dict[str, Any]:
 def _with_drawn_curves(claim: Claim, measurements: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without curves that no panel shows: result files stay small."""
     for name, measurement in measurements.items():
-        panels = [panel for panel in claim.panels if panel.measurement == name and panel.draw == "curves"]
+        panels = [panel for panel in claim.panels if panel.measurement == name and panel.draw in ("curves", *OF_KIND)]
         for row, content in measurement["rows"].items():
             if not any(row in (panel.rows or (row,)) for panel in panels):
                 content["curves"] = {}
@@ -86,7 +86,7 @@ def _with_drawn_curves(claim: Claim, measurements: Mapping[str, Any]) -> Mapping
 
 
 def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict[str, Any], between.Values]:
-    task = bench.task(measurement.task)
+    task, kind = bench.task(measurement.task), KINDS[measurement.kind]
     rows: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, Array]] = {}
     for name, row in measurement.rows.items():
@@ -108,11 +108,11 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
         for name in rows:
             own = values[name][measurement.measure]
             rows[name]["difference"] = between.difference(own, against)
-            is_median = KINDS[measurement.kind].statistic == "median"
+            is_median = kind.statistic == "median"
             rows[name]["ratio"] = (between.median_ratio if is_median else between.ratio)(own, against)
     return {
         "kind": measurement.kind,
-        "statistic": KINDS[measurement.kind].statistic,
+        "statistic": kind.statistic,
         "title": measurement.title,
         "task": list(measurement.task),
         "horizon": measurement.horizon,
@@ -120,6 +120,9 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
         "measure": measurement.measure,
         "reference": measurement.reference,
         "options": dict(measurement.options),
+        "published": dict(measurement.published),
+        "tabled": kind.tabled,
+        "scene": None if kind.scene is None else kind.scene(task, seed=bench.seed, **measurement.options),
         "rows": rows,
     }, values
 

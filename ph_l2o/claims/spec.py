@@ -9,7 +9,8 @@ from typing import Any
 RECIPES = ("study", "fair", "shipped")  # by the study's own settings; searched on validation; the package's weights
 SLOPE = "slope"
 STATISTICS = ("mean", "geometric_mean", "median", SLOPE)
-DRAWN = ("curves", "intervals", "scaling")
+DRAWN = ("curves", "intervals", "scaling", "paths", "energies")
+OF_KIND = ("paths", "energies")  # of these, what measurements of the kind of this name are drawn as, and no others
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Measurement:
         rows: By name.
         reference: The row that all are compared with in the table; None: none is.
         options: More arguments of the kind.
+        published: Figures of others on such a task, by whose they are; for the page.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Measurement:
     rows: Mapping[str, Row]
     reference: str | None
     options: Mapping[str, Any]
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class Contrast:
             single row, its own.
         headline: Whether README shows it.
         across: With `slope`, of which log median against log x is meant: x by measurement.
+        bar: Whether it is one that an optimizer has to clear, as no straw man would, and no part of the claim: then the
+            verdict does not count it.
     """
 
     says: str
@@ -113,6 +118,7 @@ class Contrast:
     of: tuple[str, ...]
     headline: bool
     across: Mapping[str, float]
+    bar: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ RULES = (
     "else **cannot be told**, or **depends on the mean that is taken**: where a few problems make the mean, mean and "
     "geometric mean can disagree beyond noise. A claim is **reproduced** if all of its sentences hold, **not "
     "reproduced** if none does, and else holds **only under conditions**: those of the sentences that hold. A mean "
-    "that is infinite, as where a problem diverged, is on the worse side."
+    "that is infinite, as where a problem diverged, is on the worse side. Bars, which tell whether an optimizer is as "
+    "good as it can be, are no part of a claim, and its verdict does not count them."
 )
 
 
@@ -38,10 +39,15 @@ def _side(estimate: Mapping[str, Any], side: str) -> str:
 
 def verdict(contrasts: Sequence[Mapping[str, Any]]) -> str:
     """`REPRODUCED`, `NOT` or `CONDITIONAL`."""
-    outcomes = [outcome(contrast) for contrast in contrasts]
+    outcomes = [outcome(contrast) for contrast in contrasts if not is_bar(contrast)]
     if outcomes and all(found == HOLDS for found in outcomes):
         return REPRODUCED
     return CONDITIONAL if HOLDS in outcomes else NOT
+
+
+def is_bar(contrast: Mapping[str, Any]) -> bool:
+    """Whether it is no part of the claim."""
+    return bool(contrast.get("bar"))
 
 
 def sentence(contrast: Mapping[str, Any], labels: Mapping[str, str]) -> str:

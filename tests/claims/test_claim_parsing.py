@@ -80,6 +80,7 @@ def test_trainings_that_no_row_needs_are_left_out():
         ("measurements.table.horizon", True, "…horizon=True: must be a whole number"),
         ("measurements.table.rows", {}, "…rows={}: must have at least one"),
         ("measurements.table.reference", "tow", "…reference=tow: Valid names: one"),
+        ("measurements.table.published", {"a book": "2"}, "…published.a book=2: must be a number > 0"),
         ("measurements.table.rows.one", {}, "…rows.one={}: must have one of the keys"),
         ("measurements.table.rows.one.training", "on", "…rows.one.training=on: did you mean one?"),
         ("measurements.table.rows.adam.baseline", "adma", "…rows.adam.baseline=adma: no base"),
@@ -89,6 +90,7 @@ def test_trainings_that_no_row_needs_are_left_out():
         ("contrasts.0.below", "-", "contrasts[0]: must have one of the keys below and above"),
         ("contrasts.0.below", "adma", "contrasts[0]: adma is no row of table; did you mean adam?"),
         ("contrasts.0.measurement", "tabel", "contrasts[0].measurement=tabel: did you mean table?"),
+        ("contrasts.0.bar", 1, "contrasts[0].bar=1: must be true or false"),
         ("contrasts.0.of", ["sum"], "contrasts[0].of=[…, sum]: Valid names: mean"),
         ("contrasts.0.of", ["slope"], "contrasts[0]: of=[slope] is for two or more"),
         ("contrasts.0.across", {"tabel": 1}, "contrasts[0].across.tabel: must be a measurement"),
@@ -121,4 +123,4 @@ def test_the_claim_of_the_documentation():
     text = (ROOT / "docs" / "extending.md").read_text()
     (content,) = re.findall(r"^`my_conf/claim/small_steps.yaml`:\n\n```yaml\n(.*?)^```", text, re.M | re.S)
     claim = parse_claims({"small_steps": yaml.safe_load(content)})["small_steps"]
-    assert set(claim.trainings) == {"small_lstm"} and len(claim.contrasts) == 2
+    assert set(claim.trainings) == {"small_lstm"} and len(claim.contrasts) == 3

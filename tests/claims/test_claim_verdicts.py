@@ -79,3 +79,10 @@ def test_words():
 )
 def test_numbers(value, shown):
     assert number(value) == shown
+
+
+def test_bars_are_not_counted():
+    """That an optimizer is no straw man bears nothing out."""
+    failed, cleared = contrast(WORSE), contrast(BETTER) | {"bar": True}
+    assert verdict_of([failed, cleared]) == NOT
+    assert verdict_of([contrast(BETTER), contrast(WORSE) | {"bar": True}]) == REPRODUCED

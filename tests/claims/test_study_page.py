@@ -95,6 +95,23 @@ def test_a_page():
     assert set(re.findall(r"\(#([\w-]+)\)", text)) <= headings
 
 
+def test_figures_of_others_are_told_as_theirs():
+    made = result()
+    made["measurements"]["table"]["published"] = {"SHAPE": 0.323, "its best baseline": 1.31}
+    text = " ".join(page({"quadratic": made}).split())
+    assert "Published by others, in a protocol of their own: 0.323 (SHAPE), 1.31 (its best baseline)." in text
+    assert text.count("Published by others") == 1
+
+
+def test_bars_stand_apart():
+    made = result()
+    made["contrasts"].insert(0, {**made["contrasts"][0], "says": "No straw man", "bar": True, "recipe": "study"})
+    text = page({"quadratic": made})
+    assert "Sentences that hold: at its best, 1 of 1." in text  # not 1 of 1 by the study's recipes
+    assert text.index("- It is better") < text.index("Bars:\n\n- No straw man: **holds**")
+    assert "No straw man" not in summary_table({"quadratic": made})
+
+
 def test_rows_of_the_readme():
     results = {"quadratic": result(), "mnist": result("mnist", 1.5), "saddles": result("saddles", 1.0, "(a) escapes")}
     text = with_rows(f"before\n{START}\nformer\n{END}\nafter", results)

@@ -9,6 +9,7 @@ import torch
 
 from ph_l2o.evaluation import BASELINES, compare_suite, evaluate_optimizer, tune
 from ph_l2o.evaluation.baselines import baseline, names
+from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers import AdamW, Scheduled
 from ph_l2o.tasks.quadratic import Quadratic
 
@@ -31,6 +32,9 @@ def test_the_shipped_ones_in_their_order():
         ("lstm+cosine", "no baseline has this name"),
         ("adam+untuned+cosine", "no schedule has this name"),
         ("adam+best+untuned", "[+]best is found by tuning"),
+        ("adam@-1", "after @ must be a learning rate, a number > 0, as in adam@0.1"),
+        ("adam@fast", "after @ must be a learning rate"),
+        ("adam@0.1+best", "[+]best is found by tuning; leave out @0.1"),
     ],
 )
 def test_unknown_names_are_one_line(name, message):
@@ -81,3 +85,34 @@ def test_a_suite_takes_schedules(tmp_path):
     again = {row["optimizer"]: row["loss"] for row in made[1].rows}
     assert again == {name: row["loss"] for name, row in by_name.items()}
     assert {p.name.rpartition("-")[0] for p in tmp_path.glob("*.json")} == {"adam", "nesterov+linear", "sgd+best"}
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("adam@0.1", lambda x: torch.optim.Adam(x, lr=0.1)),
+        ("momentum@1e-2", lambda x: torch.optim.SGD(x, lr=0.01, momentum=0.9)),
+        ("rmsprop@0.03", lambda x: torch.optim.RMSprop(x, lr=0.03)),
+    ],
+)
+def test_a_name_with_a_rate_is_torch_s_optimizer_at_that_rate(name, made):
+    """Step by step on the problems by themselves; nothing is tuned."""
+    task = Quadratic(3)
+    found = evaluate_optimizer(baseline(name, 20), task, dtype=torch.float64, **SETTINGS).losses
+    for index in range(SETTINGS["num_problems"]):
+        problem = task.sample(ProblemKeys(0, "test", 0, [index]), dtype=torch.float64)
+        theta = problem.params.flat.clone().requires_grad_()
+        theirs, losses = made([theta]), []
+        for _ in range(SETTINGS["horizon"] + 1):
+            theirs.zero_grad()
+            loss = problem.loss(problem.params.like(theta), {}, None)[0].sum()
+            loss.backward()
+            losses.append(loss.item())
+            theirs.step()
+        assert found[:, index] == pytest.approx(losses, rel=1e-5)  # a rate is kept in float32
+
+
+def test_a_rate_goes_with_a_schedule():
+    made = baseline("adam@0.1+cosine", 20)
+    assert isinstance(made, Scheduled) and made.schedule == "cosine"
+    assert made.hyperparameters["lr"].item() == pytest.approx(0.1)
