@@ -104,7 +104,7 @@ def contrast_result(contrast: Contrast, values: Mapping[str, Values], measure: s
     found: dict[str, Any] = {
         "says": contrast.says, "measurement": contrast.measurement, "row": contrast.row, "side": contrast.side,
         "recipe": contrast.recipe, "measure": measure, "headline": contrast.headline, "bar": contrast.bar,
-        "against": None,
+        "ours": contrast.ours, "against": None,
     }  # fmt: skip
     own = rows[contrast.row][measure]
     if isinstance(contrast.against, int | float):

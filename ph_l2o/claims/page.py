@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.claims.verdicts import HOLDS, RULES, figures, is_bar, number, outcome, sentence, verdict
+from ph_l2o.claims.verdicts import HOLDS, RULES, counted, figures, is_bar, is_ours, number, outcome, sentence, verdict
 from ph_l2o.errors import ReportError
 from ph_l2o.files import write_atomically
 
@@ -84,9 +84,10 @@ def summary_table(results: Results, place: str = "") -> str:
         several = len(parts) > 1
         verdicts = [f"{_link(p, place)}: **{verdict(p['contrasts'])}**" if several else
                     f"[**{verdict(p['contrasts'])}**]({place}#{_anchor(p['title'])})" for p in parts]  # fmt: skip
-        because = [_headline(p) for p in parts]
-        rows.append([claimed, "<br>".join(verdicts), "<br>".join(because)])
-    return _table(["the study says", "verdict", "because"], rows, left=3)
+        because = [_headline(counted(p["contrasts"]), p) for p in parts]
+        ours = [_headline([c for c in p["contrasts"] if is_ours(c) and not is_bar(c)], p) for p in parts]
+        rows.append([claimed, *("<br>".join(cell) for cell in (verdicts, because, ours))])
+    return _table(["the study says", "verdict", "because", "our optimizer"], rows, left=4)
 
 
 def _link(result: Mapping[str, Any], place: str) -> str:
@@ -98,11 +99,10 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def _headline(result: Mapping[str, Any]) -> str:
+def _headline(contrasts: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> str:
     """The sentence that tells most: the first one that is marked, or the first."""
-    contrasts = [c for c in result["contrasts"] if not is_bar(c)]
     if not contrasts:
-        return ""
+        return "–"
     chosen = next((c for c in contrasts if c.get("headline")), contrasts[0])
     return f"{chosen['says'].rstrip('.')}: {outcome(chosen)}, {figures(chosen, _labels(result))}"
 
@@ -112,7 +112,9 @@ def _section(name: str, result: Mapping[str, Any]) -> list[str]:
     contrasts = result["contrasts"]
     parts = [f"## {result['title']}", _wrapped(f"**The study**: {result['claimed']}")]
     parts.append(_wrapped(f"**Verdict: {verdict(contrasts)}.** {_counted(contrasts)}"))
-    parts.append("\n".join(f"- {sentence(c, labels)}" for c in contrasts if not is_bar(c)))
+    parts.append("\n".join(f"- {sentence(c, labels)}" for c in counted(contrasts)))
+    if ours := [c for c in contrasts if is_ours(c) and not is_bar(c)]:
+        parts += ["Our optimizer, which the study does not have:", "\n".join(f"- {sentence(c, labels)}" for c in ours)]
     if bars := [c for c in contrasts if is_bar(c)]:
         parts += ["Bars:", "\n".join(f"- {sentence(c, labels)}" for c in bars)]
     if result.get("figure"):
@@ -135,7 +137,7 @@ def _counted(contrasts: Sequence[Mapping[str, Any]]) -> str:
     """How many sentences hold under each recipe."""
     texts = []
     for recipe, words in _GROUPS.items():
-        own = [c for c in contrasts if c["recipe"] == recipe and not is_bar(c)]
+        own = [c for c in counted(contrasts) if c["recipe"] == recipe]
         if own:
             texts.append(f"{words}, {sum(outcome(c) == HOLDS for c in own)} of {len(own)}")
     return f"Sentences that hold: {'; '.join(texts)}." if texts else ""

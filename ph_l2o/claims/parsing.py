@@ -172,7 +172,7 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
     node = _checked(
         node, key, {"says": str, "measurement": str, "row": str},
         {"below": None, "above": None, "recipe": str, "measure": str, "of": list, "headline": bool, "across": dict,
-         "bar": bool},
+         "bar": bool, "ours": bool},
     )  # fmt: skip
     name = node["measurement"]
     if name not in measurements:
@@ -204,6 +204,7 @@ def _contrast(node: Any, key: str, measurements: Mapping[str, Measurement]) -> C
     return Contrast(
         " ".join(node["says"].split()), name, node["row"], side, others or float(str(against)), recipe,
         node.get("measure"), of, node.get("headline", False), across, node.get("bar", False),
+        node.get("ours", False),
     )  # fmt: skip
 
 

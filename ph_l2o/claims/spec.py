@@ -106,6 +106,7 @@ class Contrast:
         across: With `slope`, of which log median against log x is meant: x by measurement.
         bar: Whether it is one that an optimizer has to clear, as no straw man would, and no part of the claim: then the
             verdict does not count it.
+        ours: Whether it is about an optimizer of ours that the study does not have: that is told beside the verdict.
     """
 
     says: str
@@ -119,6 +120,7 @@ class Contrast:
     headline: bool
     across: Mapping[str, float]
     bar: bool = False
+    ours: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ RULES = (
     "geometric mean can disagree beyond noise. A claim is **reproduced** if all of its sentences hold, **not "
     "reproduced** if none does, and else holds **only under conditions**: those of the sentences that hold. A mean "
     "that is infinite, as where a problem diverged, is on the worse side. Bars, which tell whether an optimizer is as "
-    "good as it can be, are no part of a claim, and its verdict does not count them."
+    "good as it can be, are no part of a claim, and its verdict does not count them. Nor does it count what is said of "
+    "our optimizer, which the study does not have; that stands beside it."
 )
 
 
@@ -39,10 +40,20 @@ def _side(estimate: Mapping[str, Any], side: str) -> str:
 
 def verdict(contrasts: Sequence[Mapping[str, Any]]) -> str:
     """`REPRODUCED`, `NOT` or `CONDITIONAL`."""
-    outcomes = [outcome(contrast) for contrast in contrasts if not is_bar(contrast)]
+    outcomes = [outcome(contrast) for contrast in counted(contrasts)]
     if outcomes and all(found == HOLDS for found in outcomes):
         return REPRODUCED
     return CONDITIONAL if HOLDS in outcomes else NOT
+
+
+def counted(contrasts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that a verdict counts."""
+    return [contrast for contrast in contrasts if not is_bar(contrast) and not is_ours(contrast)]
+
+
+def is_ours(contrast: Mapping[str, Any]) -> bool:
+    """Whether it is about an optimizer that the study does not have."""
+    return bool(contrast.get("ours"))
 
 
 def is_bar(contrast: Mapping[str, Any]) -> bool:

@@ -103,6 +103,16 @@ def test_figures_of_others_are_told_as_theirs():
     assert text.count("Published by others") == 1
 
 
+def test_what_is_said_of_our_optimizer_stands_beside_the_verdict():
+    made = result()
+    made["contrasts"].append({**made["contrasts"][0], "says": "Ours is better", "side": "above", "ours": True})
+    text = page({"quadratic": made})
+    assert "**Verdict: reproduced.** Sentences that hold: at its best, 1 of 1." in text
+    assert text.index("- It is better") < text.index("does not have:\n\n- Ours is better: **does not hold**")
+    (row,) = [line for line in summary_table({"quadratic": made}).splitlines() if line.startswith("| (b)")]
+    assert "**reproduced**" in row and row.index("It is better: holds") < row.index("Ours is better: does not hold")
+
+
 def test_bars_stand_apart():
     made = result()
     made["contrasts"].insert(0, {**made["contrasts"][0], "says": "No straw man", "bar": True, "recipe": "study"})
@@ -118,7 +128,11 @@ def test_rows_of_the_readme():
     lines = text.splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "former" not in text
     (better,) = [line for line in lines if line.startswith("| (b)")]
-    assert better.count("<br>") == 2 and "[quadratic](docs/study.md#claim-quadratic): **reproduced**" in better
+    assert (
+        better.count("<br>") == 3
+        and better.endswith(" | –<br>– |")
+        and "[quadratic](docs/study.md#claim-quadratic): **reproduced**" in better
+    )
     assert "[mnist](docs/study.md#claim-mnist): **not reproduced**" in better
     assert with_rows("no place", results) == "no place"
 
