@@ -104,8 +104,8 @@ def _name_paths(
         taken.append(best + sides)
         look = shown[name]
         px, py = axes.transData.inverted().transform(best / scale)
-        axes.text(float(px), float(py), texts[name], color=ink(look.color), fontsize=_FONT_SIZE, ha="center", va="center", zorder=8,
-                  fontweight="bold" if look.strong else "normal", bbox=_PAPER)  # fmt: skip
+        axes.text(float(px), float(py), texts[name], color=ink(look.color), fontsize=_FONT_SIZE, ha="center",
+                  va="center", zorder=8, fontweight="bold" if look.strong else "normal", bbox=_PAPER)  # fmt: skip
 
 
 def _filled(points: np.ndarray) -> np.ndarray:
