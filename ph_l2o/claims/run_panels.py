@@ -103,9 +103,9 @@ def _name_paths(
         best = middles[np.argmax(np.minimum(room, 12) * 4 + np.minimum(apart - near, 40))]
         taken.append(best + sides)
         look = shown[name]
-        place = axes.transData.inverted().transform(best / scale)
-        axes.text(*place, texts[name], color=ink(look.color), fontsize=_FONT_SIZE, ha="center", va="center", zorder=8,
-                  fontweight="bold" if look.strong else "normal", bbox=_PAPER)  # fmt: skip
+        px, py = axes.transData.inverted().transform(best / scale)
+        axes.text(float(px), float(py), texts[name], color=ink(look.color), fontsize=_FONT_SIZE, ha="center",
+                  va="center", zorder=8, fontweight="bold" if look.strong else "normal", bbox=_PAPER)  # fmt: skip
 
 
 def _filled(points: np.ndarray) -> np.ndarray:
