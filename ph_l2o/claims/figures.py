@@ -157,7 +157,8 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
     axes.set_xlim(across[0][0] / 1.2, across[-1][0] * 1.08)
     axes.set_ylim(low, high)
     axes.set_xlabel(panel["axis"], fontsize=_FONT_SIZE)
-    axes.set_ylabel("median", fontsize=_FONT_SIZE)
+    measure = str(measurements[across[0][1]]["measure"]).replace("_", " ")
+    axes.set_ylabel(f"{measure} (median)", fontsize=_FONT_SIZE)
     ends = {row["label"]: found[name][-1] for name, row in rows.items()}
     label_ends(figure, axes, {row["label"]: shown[name] for name, row in rows.items()}, ends)
 

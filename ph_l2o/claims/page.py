@@ -222,10 +222,24 @@ def _made(result: Mapping[str, Any]) -> str:
     versions = result["versions"]
     words = f"Made by `{result['command']}` on {result['machine']}, torch {versions['torch']}"
     revision = f", at {result['git_revision'][:9]}" if result.get("git_revision") else ""
-    trainings = ", ".join(f"`{name}` ({' '.join(o)})" for name, o in result["trainings"].items())
+    trainings = ", ".join(f"`{name}` ({words})" for name, words in _by_seeds(result["trainings"]).items())
     runs = sum(row.get("tuning_runs", 0) for m in result["measurements"].values() for row in m["rows"].values())
     tuning = f" Baselines were tuned by {runs:,} runs of a problem." if runs else ""
     return f"{words}{revision}.{tuning}" + (f" Trainings: {trainings}." if trainings else "")
+
+
+def _by_seeds(trainings: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Overrides by name; those that differ in their seeds alone are one entry."""
+    found: dict[str, str] = {}
+    seeds: dict[str, list[str]] = {}
+    for name, overrides in trainings.items():
+        base, _, seed = name.rpartition("_seed")
+        if base and f"seed={seed}" in overrides:
+            seeds.setdefault(base, []).append(seed)
+            found[base] = f"{' '.join(o for o in overrides if o != f'seed={seed}')} seed={','.join(seeds[base])}"
+        else:
+            found[name] = " ".join(overrides)
+    return found
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:

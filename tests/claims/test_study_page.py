@@ -113,6 +113,13 @@ def test_what_is_said_of_our_optimizer_stands_beside_the_verdict():
     assert "**reproduced**" in row and row.index("It is better: holds") < row.index("Ours is better: does not hold")
 
 
+def test_trainings_that_differ_in_their_seeds_are_told_once():
+    made = result()
+    made["trainings"] = {f"whole_seed{k}": ["optimizer=sgd", f"seed={k}"] for k in (0, 3)} | {"other": ["seed=1"]}
+    text = " ".join(page({"quadratic": made}).split())
+    assert "Trainings: `whole` (optimizer=sgd seed=0,3), `other` (seed=1)." in text
+
+
 def test_bars_stand_apart():
     made = result()
     made["contrasts"].insert(0, {**made["contrasts"][0], "says": "No straw man", "bar": True, "recipe": "study"})

@@ -33,6 +33,7 @@ def train_and_stop(folder: Path, *arguments: str, kill: bool) -> str:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_the_others_end_and_the_run_resumes_bit_for_bit(tmp_path):
     """The weights are those of a run that nobody disturbed."""
