@@ -107,8 +107,8 @@ def transformers(files: Files) -> list[str]:
         f"tenth of {content['steps']:,} steps, smallest – largest of {content['seeds']} seeds. A network that has "
         f"learned nothing reaches {content['entropy']:.2f}, the entropy of single characters, of digits "
         f"{math.log(10):.2f}. BERT does not learn to fill in masked characters here, nor does it with AdamW; it learns "
-        "digits in the Kronecker-factored form, on some seeds not in the plain one. Encoders that start as torch's layers "
-        "do learn digits in all modes; "
+        "digits in the Kronecker-factored form, on some seeds not in the plain one. Encoders that start as torch's "
+        "layers do learn digits in all modes; "
         "[experiments.md](experiments.md#networks-that-start-small-not-solved) says more.",
         made([content], "python benchmarks/small_transformers.py --json docs/results/small_transformers.json"),
         small_transformers.table(content),
