@@ -101,10 +101,21 @@ def measure_losses(optimizer: LearnedOptimizer, task: Task, *, horizon: int, num
 
 @register_kind("escapes", measure="steps", tunes=True, statistic="median")
 def count_escapes(
-    optimizer: Entry, task: Task, *, horizon: int, num_problems: int, seed: int, tuning_problems: int | None
+    optimizer: Entry,
+    task: Task,
+    *,
+    horizon: int,
+    num_problems: int,
+    seed: int,
+    tuning_problems: int | None,
+    tuning_share: float = 0.5,
 ) -> Measured:
-    """Inner steps until a saddle is escaped, ∞ if it never is within the horizon; and whether it was, `escaped`."""
-    sizes: dict[str, Any] = {} if tuning_problems is None else {"tuning_problems": tuning_problems}
+    """Inner steps until a saddle is escaped, ∞ if it never is within the horizon; and whether it was, `escaped`.
+
+    Baselines are tuned for the fewest steps in which the share `tuning_share` of the validation problems is escaped.
+    """
+    sizes: dict[str, Any] = {"tuning_share": tuning_share}
+    sizes |= {} if tuning_problems is None else {"tuning_problems": tuning_problems}
     found = measure_escapes(
         {"it": optimizer}, {task.name: task}, horizon=horizon, num_problems=num_problems, seed=seed, **sizes
     )
