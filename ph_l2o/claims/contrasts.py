@@ -56,8 +56,7 @@ def slope_estimate(columns: Mapping[float, Array]) -> Estimate:
 
     It is +∞ where a median is: what never ends grows faster than any power.
     """
-    x = np.log(list(columns))
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    weights = stats.slope_weights(np.log(list(columns)))
     rows = [_over_trainings(values) for values in columns.values()]
     resamples = _resamples(min(map(len, rows)))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ph_l2o.claims.verdicts import HOLDS, RULES, counted, figures, is_bar, is_ours, number, outcome, sentence, verdict
+from ph_l2o.claims.verdicts import (
+    HOLDS,
+    RULES,
+    about_ours,
+    counted,
+    figures,
+    is_bar,
+    number,
+    outcome,
+    sentence,
+    verdict,
+)
 from ph_l2o.errors import ReportError
 from ph_l2o.files import write_atomically
 
@@ -85,7 +96,7 @@ def summary_table(results: Results, place: str = "") -> str:
         verdicts = [f"{_link(p, place)}: **{verdict(p['contrasts'])}**" if several else
                     f"[**{verdict(p['contrasts'])}**]({place}#{_anchor(p['title'])})" for p in parts]  # fmt: skip
         because = [_headline(counted(p["contrasts"]), p) for p in parts]
-        ours = [_headline([c for c in p["contrasts"] if is_ours(c) and not is_bar(c)], p) for p in parts]
+        ours = [_headline(about_ours(p["contrasts"]), p) for p in parts]
         rows.append([claimed, *("<br>".join(cell) for cell in (verdicts, because, ours))])
     return _table(["the study says", "verdict", "because", "our optimizer"], rows, left=4)
 
@@ -113,7 +124,7 @@ def _section(name: str, result: Mapping[str, Any]) -> list[str]:
     parts = [f"## {result['title']}", _wrapped(f"**The study**: {result['claimed']}")]
     parts.append(_wrapped(f"**Verdict: {verdict(contrasts)}.** {_counted(contrasts)}"))
     parts.append("\n".join(f"- {sentence(c, labels)}" for c in counted(contrasts)))
-    if ours := [c for c in contrasts if is_ours(c) and not is_bar(c)]:
+    if ours := about_ours(contrasts):
         parts += ["Our optimizer, which the study does not have:", "\n".join(f"- {sentence(c, labels)}" for c in ours)]
     if bars := [c for c in contrasts if is_bar(c)]:
         parts += ["Bars:", "\n".join(f"- {sentence(c, labels)}" for c in bars)]

@@ -17,13 +17,12 @@ from ph_l2o.claims.kinds import KINDS, SHARES, Measured, measured
 from ph_l2o.claims.spec import OF_KIND, Claim, Measurement, Row
 from ph_l2o.claims.weights import Found, weights_sum, with_changes
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import ready
+from ph_l2o.evaluation.baselines import ready, schedule_of
 from ph_l2o.evaluation.estimates import Array
 from ph_l2o.evaluation.modes import InMode
 from ph_l2o.evaluation.result_files import provenance
 from ph_l2o.evaluation.tuning import default_num_problems, tune
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
-from ph_l2o.optimizers.scheduled import Scheduled
 from ph_l2o.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -184,5 +183,4 @@ def _entries(
 
 def _hyperparameters(optimizer: Any) -> dict[str, Any]:
     """Learning rate and schedule."""
-    schedule = optimizer.schedule if isinstance(optimizer, Scheduled) else None
-    return {"lr": float(f"{optimizer.hyperparameters['lr'].item():.4g}"), "schedule": schedule}
+    return {"lr": float(f"{optimizer.hyperparameters['lr'].item():.4g}"), "schedule": schedule_of(optimizer)}

@@ -51,6 +51,11 @@ def counted(contrasts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [contrast for contrast in contrasts if not is_bar(contrast) and not is_ours(contrast)]
 
 
+def about_ours(contrasts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that are told beside a verdict."""
+    return [contrast for contrast in contrasts if is_ours(contrast) and not is_bar(contrast)]
+
+
 def is_ours(contrast: Mapping[str, Any]) -> bool:
     """Whether it is about an optimizer that the study does not have."""
     return bool(contrast.get("ours"))

@@ -19,7 +19,7 @@ from ph_l2o.claims.figures import write_figures
 from ph_l2o.claims.page import load_results, write_page
 from ph_l2o.claims.parsing import parse_claims
 from ph_l2o.claims.results import Bench, claim_result
-from ph_l2o.claims.spec import Claim, Training, needed_trainings
+from ph_l2o.claims.spec import Claim, needed_trainings
 from ph_l2o.claims.weights import Found, export
 from ph_l2o.commands.claim_trainings import find_weights, planned, train_missing
 from ph_l2o.commands.instantiate import build
@@ -63,15 +63,14 @@ def _run(cfg: DictConfig, *, train: bool) -> None:
     claims, runs = _shrunk(claims, cfg), _runs(cfg, folder)
     plans = planned(needed_trainings(claims.values()), runs, docs / RESULTS / WEIGHTS)
     command = f"python train.py experiment={HydraConfig.get().runtime.choices.get('experiment') or 'study'}"
-    if not train:
-        find_weights(plans, cfg.plugins, command)  # before any work
+    weights = None if train else find_weights(plans, cfg.plugins, command)  # what is missing is told before any work
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config |= {"git_revision": git_revision(), "overrides": overrides_of(HydraConfig.get())}
     with recorded(folder):
         save_config(folder, config)
-        if train:
+        if weights is None:
             train_missing(plans, cfg)
-        weights = find_weights(plans, cfg.plugins, command)
+            weights = find_weights(plans, cfg.plugins, command)
         _measure(claims, weights, cfg, runs, docs)
 
 
@@ -119,7 +118,10 @@ def _tiny(claim: Claim, debug: str, sizes: Any) -> Claim:
         name: dataclasses.replace(m, horizon=min(m.horizon, sizes.horizon), **few)
         for name, m in claim.measurements.items()
     }
-    trainings = {name: Training(name, (*t.overrides, f"debug={debug}")) for name, t in claim.trainings.items()}
+    trainings = {
+        name: dataclasses.replace(training, overrides=(*training.overrides, f"debug={debug}"))
+        for name, training in claim.trainings.items()
+    }
     return dataclasses.replace(claim, measurements=measurements, trainings=trainings)
 
 

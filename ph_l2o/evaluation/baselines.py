@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from ph_l2o import optimizers, recipes
 from ph_l2o.checks import nearest
 from ph_l2o.evaluation.modes import InMode
@@ -144,6 +146,17 @@ def _name(optimizer: LearnedOptimizer | InMode) -> str:
     if isinstance(optimizer, InMode):
         return "+".join((_name(optimizer.optimizer), *optimizer.modes))
     return type(optimizer).__name__.lower()
+
+
+def hyperparameters_of(optimizer: LearnedOptimizer) -> dict[str, float] | None:
+    """Those of a classical optimizer; None of a learned one."""
+    known = getattr(optimizer, "hyperparameters", None)
+    return None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
+
+
+def schedule_of(optimizer: LearnedOptimizer) -> str | None:
+    """The name of its schedule; None if it has none."""
+    return optimizer.schedule if isinstance(optimizer, Scheduled) else None
 
 
 def check_grids(grids: Mapping[str, Any] | None) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import torch
 
 from ph_l2o.evaluation import estimates as stats
+from ph_l2o.evaluation.baselines import hyperparameters_of, schedule_of
 from ph_l2o.evaluation.runner import Result
 from ph_l2o.evaluation.tuning import Tuned
 from ph_l2o.keys import ProblemKeys, Purpose
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
-from ph_l2o.optimizers.scheduled import Scheduled
 
 Row = dict[str, Any]
 
@@ -42,10 +41,9 @@ class Outcome(NamedTuple):
     @classmethod
     def of(cls, optimizer: LearnedOptimizer, tuned: Tuned | None, result: Result) -> Self:
         """What is kept of a result."""
-        known = getattr(optimizer, "hyperparameters", None)
         return cls(
-            None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()},
-            optimizer.schedule if isinstance(optimizer, Scheduled) else None,
+            hyperparameters_of(optimizer),
+            schedule_of(optimizer),
             tuned,
             result.final,
             result.last10,

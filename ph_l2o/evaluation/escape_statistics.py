@@ -59,8 +59,7 @@ def slope(
     name: str, gammas: Sequence[float], steps: dict[tuple[str, str], stats.Array], resamples: np.ndarray
 ) -> dict[str, Any]:
     """Least squares of log median steps against log 1/γ."""
-    x = -np.log(gammas)
-    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+    weights = stats.slope_weights(-np.log(gammas))
     columns = [steps[name, str(gamma)] for gamma in gammas]
     with np.errstate(invalid="ignore", divide="ignore"):
         found = float(weights @ np.log([quantile(column, 0.5) for column in columns]))

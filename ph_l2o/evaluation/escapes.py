@@ -13,7 +13,15 @@ import torch
 
 from ph_l2o.checks import at_least
 from ph_l2o.evaluation import estimates as stats
-from ph_l2o.evaluation.baselines import Entry, Optimizers, baseline, named_optimizers, ready
+from ph_l2o.evaluation.baselines import (
+    Entry,
+    Optimizers,
+    baseline,
+    hyperparameters_of,
+    named_optimizers,
+    ready,
+    schedule_of,
+)
 from ph_l2o.evaluation.escape_runs import Escapes, EscapeSearch, count_steps, quantile
 from ph_l2o.evaluation.escape_statistics import or_none, ratios, resampled, slope, wilson
 from ph_l2o.evaluation.grid_search import best_point
@@ -22,7 +30,6 @@ from ph_l2o.evaluation.runner import chunk_size, prepared
 from ph_l2o.evaluation.tables import aligned
 from ph_l2o.keys import ProblemKeys
 from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
-from ph_l2o.optimizers.scheduled import Scheduled
 from ph_l2o.tasks.task import Task
 
 _LOG = logging.getLogger(__name__)
@@ -192,7 +199,6 @@ def _measured(
     escapes = Escapes(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     count = int(np.isfinite(escapes.steps).sum())
     low, median, high = (quantile(escapes.steps, share) for share in _QUARTILES)
-    known = getattr(made, "hyperparameters", None)
     row = {
         "optimizer": name,
         "kind": kind,
@@ -201,8 +207,8 @@ def _measured(
         "fraction": count / num_problems,
         "ci95": wilson(count, num_problems),
         "diverged": int(escapes.diverged.sum()),
-        "hyperparameters": None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()},
-        "schedule": made.schedule if isinstance(made, Scheduled) else None,
+        "hyperparameters": hyperparameters_of(made),
+        "schedule": schedule_of(made),
         "grid_widened": widened,
     }
     _LOG.info("%s on %s: median %s steps, %d of %d escaped", name, task.name, _shown(median), count, num_problems)

@@ -136,6 +136,12 @@ def bootstrap_means(
     return means
 
 
+def slope_weights(x: Array) -> Array:
+    """Weights `(K,)` of values at `x`, whose sum is the slope of the least-squares line."""
+    centred = x - x.mean()
+    return centred / (centred**2).sum()
+
+
 def percentile_interval(resampled: npt.ArrayLike, *, level: float = 0.95) -> Interval:
     """The percentile interval of resampled estimates, shape `(R,)`.
 

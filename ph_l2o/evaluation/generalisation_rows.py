@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from ph_l2o.evaluation import estimates as stats
+from ph_l2o.evaluation.baselines import hyperparameters_of, schedule_of
 from ph_l2o.evaluation.generalisation_runs import NAMES, Measures
 from ph_l2o.evaluation.tuning import Tuned
 from ph_l2o.keys import ProblemKeys, Purpose
@@ -21,12 +21,11 @@ MEASURES = NAMES[:-1]  # without whether the sharpness converged
 
 def identity(optimizer: LearnedOptimizer, tuned: Tuned | None) -> Row:
     """What is known of an optimizer."""
-    known = getattr(optimizer, "hyperparameters", None)
-    values = None if known is None else {k: float(torch.as_tensor(v).detach()) for k, v in known.items()}
+    values = hyperparameters_of(optimizer)
     if values is not None and tuned is not None:
         values |= tuned.hyperparameters
     kind = "learned" if values is None else "classical" if tuned is None else "baseline"
-    return {"kind": kind, "hyperparameters": values, "schedule": tuned and tuned.schedule}
+    return {"kind": kind, "hyperparameters": values, "schedule": schedule_of(optimizer)}
 
 
 def estimates_row(step: stats.Array, measures: Measures, reference: Measures | None, seed: int) -> Row:

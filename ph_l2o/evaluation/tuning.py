@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ph_l2o.checks import at_least, nearest
-from ph_l2o.evaluation.baselines import baseline
+from ph_l2o.evaluation.baselines import baseline, schedule_of
 from ph_l2o.evaluation.cache import cached
 from ph_l2o.evaluation.grid_search import RATE, Grid, GridSearch, Table, best_point
 from ph_l2o.evaluation.runner import Progress, num_coordinates
@@ -134,7 +134,7 @@ def tune(
     tuned = Tuned(
         found,
         {k: v for k, v in _named(prototype, names, best).items() if not isinstance(v, str)},
-        found.schedule if isinstance(found, Scheduled) else None,
+        schedule_of(found),
         rows,
         {k: tuple(dict.fromkeys(sorted(row[k] for row in rows))) for k in names},
         widened,

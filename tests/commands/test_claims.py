@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ph_l2o.claims import kinds
 from ph_l2o.claims.page import load_results, page
+from ph_l2o.claims.spec import Claim, Training
 from ph_l2o.commands import claim_trainings, run_claims
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +213,13 @@ def test_a_training_can_start_with_the_weights_of_another(command, tmp_path):
         "runs/study/second: was run with other settings of weights.seed (0, now 1); move it away, or choose another "
         "place with paths.claims=FOLDER"
     )
+
+
+def test_debug_keeps_which_training_starts_with_which():
+    first, second = Training("first", ("optimizer=sgd",)), Training("second", ("optimizer=sgd",), after="first")
+    claim = Claim("tiny", *[""] * 3, {"first": first, "second": second}, {}, (), (), "", "")
+    tiny = run_claims._tiny(claim, "default", SimpleNamespace(num_problems=2, tuning_problems=2)).trainings
+    assert tiny["second"] == Training("second", ("optimizer=sgd", "debug=default"), after="first")
 
 
 def test_missing_checkpoints_are_named_with_the_command_that_makes_them(command, tmp_path, left_behind):
