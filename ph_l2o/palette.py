@@ -52,6 +52,7 @@ def looks(names: Iterable[str], emphasized: Sequence[str] = ()) -> dict[str, Loo
             found[name] = Look(*_EMPHASIS[strong % len(_EMPHASIS)], dashes, True)
             strong += 1
         else:
-            found[name] = Look(*_OTHERS[weak % len(_OTHERS)], _DASHES[weak % len(_DASHES)], False)
+            dashes = _DASHES[(weak + weak // len(_OTHERS)) % len(_DASHES)]  # another one with each colour's second turn
+            found[name] = Look(*_OTHERS[weak % len(_OTHERS)], dashes, False)
             weak += 1
     return found

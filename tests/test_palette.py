@@ -26,6 +26,12 @@ def test_looks_come_in_the_order_of_the_names_and_differ() -> None:
     assert not found()["o3"].dashes  # the first that is emphasized is a solid line
 
 
+def test_dashes_tell_curves_of_one_colour_apart():
+    many = list(looks(map(str, range(18))).values())
+    assert len({look.color for look in many}) == 6
+    assert len({(look.color, look.dashes) for look in many}) == 18
+
+
 def test_they_can_be_seen_on_both_grounds() -> None:
     for look in found().values():
         assert contrast(look.dark, "#14171B") >= 4.5

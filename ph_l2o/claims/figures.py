@@ -42,12 +42,14 @@ def claim_figure(result: Mapping[str, Any]) -> Figure:
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = new_figure(_WIDTH * columns, _HEIGHT * rows)
+    drawn = [list(panel["rows"] or result["measurements"][panel["measurement"]]["rows"]) for panel in panels]
+    names = dict.fromkeys(name for few in sorted(drawn, key=len) for name in few)  # those of few rows look least alike
+    shared = looks(names, [name for panel in panels for name in panel["strong"]])
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
         measurement = result["measurements"][panel["measurement"]]
-        chosen = list(panel["rows"] or measurement["rows"])
-        shown = {name: measurement["rows"][name] for name in chosen}
-        shown = {name: {**row, "label": _label(row)} for name, row in shown.items()}
+        shown = {name: measurement["rows"][name] for name in drawn[number]}
+        shown = {name: {**row, "label": _label(row), "look": shared[name]} for name, row in shown.items()}
         if panel["draw"] == "scaling":
             _scaling(figure, axes, panel, result["measurements"], shown)
         else:
@@ -81,7 +83,7 @@ def _curves(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurement: M
     log = all(np.min(curve.median) > 0 for curve in curves.values())
     low, high = limits_of(list(curves.values()), log=log)
     margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
-    shown = looks(rows, panel["strong"])
+    shown = {name: row["look"] for name, row in rows.items()}
     for name, look in sorted(shown.items(), key=lambda item: item[1].strong):
         median, lower, upper = (np.clip(part, *margin) for part in curves[name])
         if look.strong:
@@ -110,7 +112,7 @@ def _intervals(
     of = panel["of"] or ("ratio" if measurement["reference"] else "mean")
     found = {name: row[of] if of in row else row["measures"][of] for name, row in rows.items()}
     order = sorted(found, key=lambda name: -float(found[name]["value"]))
-    shown = looks(rows, panel["strong"])
+    shown = {name: row["look"] for name, row in rows.items()}
     ends = {name: [float(found[name]["value"]), *(float(e) for e in found[name]["ci95"])] for name in order}
     finite = [x for values in ends.values() for x in values if math.isfinite(x) and x > 0]
     middle = 1.0 if of == "ratio" else float(np.median(finite)) if finite else 1.0
@@ -147,7 +149,7 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
     finite = [y for values in found.values() for y in values if math.isfinite(y)] or [1.0]
     horizon = max(measurements[name]["horizon"] for _, name in across)
     low, high = max(min(finite), 1e-12) / 1.3, horizon * 1.15
-    shown = looks(rows, panel["strong"])
+    shown = {name: row["look"] for name, row in rows.items()}
     for name, look in shown.items():
         line = {"color": look.color, "linestyle": line_style(look), "linewidth": 2.2 if look.strong else 1.3}
         heights = [min(y, high) for y in found[name]]

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ph_l2o.claims.trajectories import ACCOUNT, PARTS
 from ph_l2o.evaluation.plots import ink, label_ends, line_style
-from ph_l2o.palette import Look, looks
+from ph_l2o.palette import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _FONT_SIZE = 8.5  # points
 _LEVELS = 14  # contour lines
 _DOTS = 10  # inner steps from dot to dot on a path
-_AWAY = (13.0, 24.0, 38.0)  # points from a path to the middle of its name
-_CHARACTER = 0.56  # width, in font sizes
 _DEEP = 1e-8  # share of the largest energy below which nothing is drawn
 _GONE = "dissipated"
+_PAPER = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 _WORDS = {ACCOUNT: "account, never rises", "tank": "tank, left to spend", "kinetic": "kinetic", "spring": "spring"}
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -39,18 +39,19 @@ def draw_paths(
     x, y, loss = (np.array(scene[key], dtype=float) for key in ("x", "y", "loss"))
     axes.contour(x, y, loss, levels=np.quantile(loss, np.linspace(0.01, 0.97, _LEVELS)), colors="#C4C4C4",
                  linewidths=0.7)  # fmt: skip
+    lines: dict[str, Line2D] = {}
     axes.set_xlim(x[0], x[-1])
     axes.set_ylim(y[0], y[-1])
-    shown, paths = looks(rows, panel["strong"]), {}
+    shown = {name: row["look"] for name, row in rows.items()}
     for name, look in sorted(shown.items(), key=lambda item: item[1].strong):
         path = np.array([[float(v) for v in rows[name]["curves"]["path"][key]] for key in ("x", "y")])
         steps = float(rows[name]["median"]["value"])
         last = int(steps) + 1 if math.isfinite(steps) else path.shape[1]
-        paths[name] = path[:, :last]
         line = {"color": look.color, "linestyle": line_style(look), "linewidth": 2.2 if look.strong else 1.5}
         axes.plot(*path[:, last - 1 :], alpha=0.25, zorder=3, **{**line, "linewidth": 0.9})
-        axes.plot(*paths[name], zorder=4, **line)
-        axes.plot(*paths[name][:, ::_DOTS], "o", color=look.color, markersize=4 if look.strong else 3, zorder=5)
+        label = f"{rows[name]['label']}: {_steps(rows[name])}"
+        lines[name] = axes.plot(*path[:, :last], zorder=4, label=label, **line)[0]
+        axes.plot(*path[:, :last:_DOTS], "o", color=look.color, markersize=4 if look.strong else 3, zorder=5)
     marks = [("start", scene["start"], "o", 10)] + [("minimum", m, "*", -16) for m in scene["minima"]]
     marks += [("saddle", scene["saddle"], "X", -16)] if scene["saddle"] else []
     for name, point, marker, above in marks:
@@ -59,60 +60,17 @@ def draw_paths(
                       fontsize=_FONT_SIZE, zorder=7, bbox=_PAPER)  # fmt: skip
     axes.set_xlabel("first coordinate", fontsize=_FONT_SIZE)
     axes.set_ylabel("second coordinate", fontsize=_FONT_SIZE)
-    figure.draw_without_rendering()  # lays the figure out, so that distances on the paper are known
-    texts = {name: f"{row['label']}: {_steps(row)}" for name, row in rows.items()}
-    _name_paths(figure, axes, paths, texts, shown, [(point, above) for _, point, _, above in marks])
-
-
-_PAPER = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    legend = axes.legend(
+        handles=[lines[name] for name in rows], loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False,
+        fontsize=_FONT_SIZE, handlelength=3.2,
+    )  # fmt: skip
+    for text, look in zip(legend.get_texts(), shown.values(), strict=True):
+        text.set(color=ink(look.color), fontweight="bold" if look.strong else "normal")
 
 
 def _steps(row: Mapping[str, Any]) -> str:
     steps = float(row["median"]["value"])
     return f"{steps:.0f} steps" if math.isfinite(steps) else "stays"
-
-
-def _name_paths(
-    figure: Figure, axes: Axes, paths: Mapping[str, np.ndarray], texts: Mapping[str, str],
-    shown: Mapping[str, Look], marks: Sequence[tuple[Sequence[float], float]],
-) -> None:  # fmt: skip
-    """Write each name beside its path, where there is most room."""
-    scale = 72 / figure.dpi
-    box = axes.get_window_extent()
-    edges = np.array([[box.x0, box.y0], [box.x1, box.y1]]) * scale
-    placed = {name: axes.transData.transform(_filled(path.T)) * scale for name, path in paths.items()}
-    at = axes.transData.transform(np.array([point for point, _ in marks], dtype=float)) * scale
-    words = at + np.array([[0.0, above] for _, above in marks])
-    beside = np.array([18.0, 0.0])
-    taken = [*placed.values(), at, words, words - beside, words + beside]
-    turns = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    offsets = np.concatenate([r * np.stack([np.cos(turns), np.sin(turns)], 1) for r in _AWAY])
-    for name, own in placed.items():
-        half = 0.5 * _CHARACTER * _FONT_SIZE * len(texts[name])
-        sides = np.array([[dx * half, 0.0] for dx in (-1, -0.5, 0, 0.5, 1)])
-        middles = (own[:: max(len(own) // 80, 1), None] + offsets).reshape(-1, 2)
-        reach = np.array([half, _FONT_SIZE])
-        middles = middles[((middles - reach > edges[0]) & (middles + reach < edges[1])).all(1)]
-        if not len(middles):
-            continue
-        spots = (middles[:, None] + sides).reshape(-1, 2)
-        room = np.linalg.norm(spots[:, None] - np.concatenate(taken), axis=2).min(1).reshape(-1, len(sides)).min(1)
-        others = np.concatenate([t for t in taken if t is not own])
-        apart = np.linalg.norm(middles[:, None] - others, axis=2).min(1)
-        near = np.linalg.norm(middles[:, None] - own, axis=2).min(1)
-        best = middles[np.argmax(np.minimum(room, 12) * 4 + np.minimum(apart - near, 40))]
-        taken.append(best + sides)
-        look = shown[name]
-        px, py = axes.transData.inverted().transform(best / scale)
-        axes.text(float(px), float(py), texts[name], color=ink(look.color), fontsize=_FONT_SIZE, ha="center",
-                  va="center", zorder=8, fontweight="bold" if look.strong else "normal", bbox=_PAPER)  # fmt: skip
-
-
-def _filled(points: np.ndarray) -> np.ndarray:
-    """With points between those of a path, `(K, 2)`, as a step can be long."""
-    shares = np.linspace(0, 1, 8, endpoint=False)[:, None]
-    between = points[:-1, None] + shares * np.diff(points, axis=0)[:, None]
-    return np.concatenate([between.reshape(-1, 2), points[-1:]])
 
 
 def draw_energies(

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 # Compiling a step takes 15 to 30 s the first time. An eager inner step of second order takes about 3 ms, and 1 ms more
 # for each 5,000 coordinates over all problems; compiling saves about three quarters of it.
-_MILLISECONDS_WORTH_IT = 100_000.0
+_MILLISECONDS_WORTH_IT = 50_000.0
 
 
 def checked(mode: Any) -> Mode:

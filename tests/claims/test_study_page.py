@@ -170,3 +170,13 @@ def test_a_figure_names_every_curve():
     assert "∞ →" in {text.get_text() for text in intervals.texts}
     assert scaling.get_xscale() == "log" and scaling.get_xlabel() == "1/γ"
     assert len(curves.collections) == 1  # a band of what is emphasized
+
+
+def test_an_optimizer_looks_the_same_in_all_panels_of_a_figure():
+    drawn = result()
+    drawn["figure"]["panels"][0]["rows"] = ["lost", "adam"]  # another order than in the others, and fewer
+    curves, intervals, scaling = claim_figure(drawn).axes
+    adam = {text.get_text(): text.get_color() for text in curves.texts}["Adam (study)"]
+    assert adam == {text.get_text(): text.get_color() for text in scaling.texts}["Adam (study)"]
+    assert adam in {text.get_color() for text in intervals.texts}
+    assert curves.lines[1].get_color() == scaling.lines[1].get_color() != scaling.lines[2].get_color()
