@@ -6,9 +6,9 @@
 For when the optimizer has changed and the baselines have not: tuning those takes most of an hour, this takes six
 minutes on one core. Problems come from the same keys, so pairs stay pairs. The file names the revision of these rows,
 and in `made` that of the baselines. With `--rows` the learned optimizers of another result of the same suite, which has
-the same reference among its rows, take the place of those of the same names, or are new: held-out losses and speed-ups
-are taken over, ratios of losses are to the baselines of the file. With
-`--schedule` it prints, and does not write, what the weights reach with `total_steps` set to each task's horizon.
+the same reference among its rows, take the place of those of the same names, or are new, as are baselines that the
+file lacks: held-out losses and speed-ups are taken over, ratios of losses are computed anew. With `--schedule` it
+prints, and does not write, what the weights reach with `total_steps` set to each task's horizon.
 """
 
 from __future__ import annotations
@@ -90,41 +90,58 @@ def main() -> None:
 
 
 def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A result with the learned optimizers of another one of the same problems; its own of other names stay."""
+    """A result with the learned optimizers of another one of the same problems, and the baselines that it lacks.
+
+    Its own learned ones of other names stay, and its own baselines, whose losses are reproducible.
+    """
     for key in ("suite", "seed", "num_problems", "reference"):
         if content[key] != other[key]:
             raise SystemExit(f"--rows: {key}={other[key]}: must be {content[key]}, as in the file")
+    own = {row["optimizer"] for row in content["rows"]}
+    taken = {row["optimizer"] for row in other["rows"] if row["kind"] == "learned" or row["optimizer"] not in own}
+    new_baselines = any(row["kind"] != "learned" for row in other["rows"] if row["optimizer"] in taken)
+    names = list(dict.fromkeys([*content["optimizers"], *(row["optimizer"] for row in other["rows"])]))
+    kept = [row for row in content["rows"] if row["optimizer"] not in taken]
+    rows = [*kept, *(row for row in other["rows"] if row["optimizer"] in taken)]
+    tasks = dict.fromkeys(row["task"] for row in content["rows"])
+    if lacking := tasks.keys() - {row["task"] for row in other["rows"]}:
+        raise SystemExit(f"--rows: has no {', '.join(sorted(lacking))}; finish it first")
+    rows.sort(key=lambda row: (list(tasks).index(row["task"]), names.index(row["optimizer"])))
     ratios: dict[str, dict[str, dict[str, Ratio]]] = {}
     draws: dict[str, Draws] = {}
-    rows = []
-    renewed = {row["optimizer"] for row in other["rows"] if row["kind"] == "learned"}
-    names = list(dict.fromkeys([*content["optimizers"], *(row["optimizer"] for row in other["rows"])]))
-    for number, task in enumerate(dict.fromkeys(row["task"] for row in content["rows"])):
-        kept = [row for row in content["rows"] if row["task"] == task and row["optimizer"] not in renewed]
-        new = [row for row in other["rows"] if row["task"] == task and row["kind"] == "learned"]
-        judged = {row["optimizer"]: np.array([float(x) for x in row["losses"]]) for row in new}
+    for number, task in enumerate(tasks):
+        # Where there are other baselines, the best one can be another for all.
+        here = {row["optimizer"]: row for row in rows if row["task"] == task}
+        judged = {name: row for name, row in here.items() if new_baselines or name in taken}
         references, untuned = (
-            {row["optimizer"]: _as_reference(row) for row in kept if row["kind"] == kind}
+            {name: _as_reference(row) for name, row in here.items() if row["kind"] == kind}
             for kind in ("baseline", "untuned")
         )
+        losses = {name: _as_judged(row) for name, row in judged.items()}
         generator = ProblemKeys(content["seed"], "test", number, ()).episode_generator(Purpose.BOOTSTRAP)
-        best, ratios[task], draws[task] = task_ratios(judged, references, content["reference"], generator, untuned)
-        for row in new:
-            found = {f"ratio_to_{key}": x for key, x in ratios[task][row["optimizer"]].items()}
+        best, ratios[task], draws[task] = task_ratios(losses, references, content["reference"], generator, untuned)
+        for name, row in judged.items():
+            found = {f"ratio_to_{key}": x for key, x in ratios[task][name].items()}
             row |= {key: {"ratio": x.value, "ci95": list(x.ci95)} for key, x in found.items()} | {"best_baseline": best}
-        rows += sorted(new + kept, key=lambda row: names.index(row["optimizer"]))
-    summary = {name: dict(other["summary"][name]) for name in ratios[task]}
+    summary = {name: dict((other if name in taken else content)["summary"][name]) for name in names}
     for name, parts in summarize_ratios(ratios, draws).items():
         summary[name] |= {f"ratio_to_{key}": found._asdict() for key, found in parts.items()}
         print(name, {key: (round(found.iqm, 3), round(found.worst, 3)) for key, found in parts.items()})
-    summary |= {name: parts for name, parts in content["summary"].items() if name not in renewed}
-    summary = {name: summary[name] for name in names if name in summary}
     made = {key: content[key] for key in ("git_revision", "versions", "machine") if key in content}
-    made = content.get("made", {}).get("baselines") or made
-    if any(row["kind"] == "learned" and row["optimizer"] not in renewed for row in rows):
-        other = {**other, "git_revision": f"{other['git_revision']}, {content['git_revision']}"}
-    names = [name for name in names if any(row["optimizer"] == name for row in rows)]
-    return {**other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
+    made = dict(content.get("made", {}).get("baselines") or made)
+    if new_baselines:
+        made["git_revision"] = f"{made['git_revision']}, {other['git_revision']}"
+    if any(row["kind"] == "learned" for row in kept):
+        revisions = dict.fromkeys([*other["git_revision"].split(", "), *content["git_revision"].split(", ")])
+        other = {**other, "git_revision": ", ".join(revisions)}
+    return {**content, **other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
+
+
+def _as_judged(row: Row) -> Any:
+    """Losses, those that diverged infinite; the file says how many, so they are taken for the highest."""
+    losses = np.array([float(x) for x in row["losses"]])
+    losses[np.argsort(losses)[len(losses) - row["diverged"] :]] = np.inf
+    return losses
 
 
 def _as_reference(row: Row) -> Any:

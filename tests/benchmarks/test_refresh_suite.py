@@ -52,6 +52,41 @@ def test_learned_rows_that_the_other_result_lacks_stay():
     assert all(made["summary"][name] == content["summary"][name] for name in others)
 
 
+def test_baselines_that_the_file_lacks_are_added():
+    whole = json.loads(RESULT.read_text())
+    content, other = copy.deepcopy(whole), copy.deepcopy(whole)
+    added = {"soap+cosine", "muon+cosine"}
+    references = {"adamw+cosine", "nesterov+cosine"}
+    for made, without in ((content, added), (other, set(whole["optimizers"]) - added - references)):
+        made["rows"] = [row for row in made["rows"] if row["optimizer"] not in without]
+        made["optimizers"] = [name for name in made["optimizers"] if name not in without]
+        made["summary"] = {name: parts for name, parts in made["summary"].items() if name not in without}
+        for row in made["rows"]:  # to be computed anew
+            row["ratio_to_best_baseline"], row["best_baseline"] = {"ratio": 0.0, "ci95": [0.0, 0.0]}, "none"
+    found = refresh_suite.with_rows_of(content, other)
+    key = ("task", "optimizer")
+    before = {tuple(row[k] for k in key): row for row in whole["rows"]}
+    assert len(found["rows"]) == len(before) and set(found["optimizers"]) == set(whole["optimizers"])
+    for row in found["rows"]:
+        same = before[row["task"], row["optimizer"]]
+        assert row["losses"] == same["losses"] and row["best_baseline"] == same["best_baseline"]
+        assert row["ratio_to_best_baseline"]["ratio"] == pytest.approx(
+            same["ratio_to_best_baseline"]["ratio"], rel=1e-9
+        )
+    for name, parts in whole["summary"].items():
+        made = found["summary"][name]
+        assert {k: v["iqm"] for k, v in made.items()} == pytest.approx({k: v["iqm"] for k, v in parts.items()}), name
+        assert made["held_out_ratio"] == parts["held_out_ratio"]
+
+
+def test_a_result_that_lacks_tasks_is_refused():
+    content = json.loads(RESULT.read_text())
+    last = content["rows"][-1]["task"]
+    other = {**content, "rows": [row for row in content["rows"] if row["task"] != last]}
+    with pytest.raises(SystemExit, match=f"--rows: has no {last}; finish it first"):
+        refresh_suite.with_rows_of(content, other)
+
+
 def test_results_of_other_problems_are_refused():
     content = json.loads(RESULT.read_text())
     with pytest.raises(SystemExit, match="seed=1: must be 0, as in the file"):
