@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from ph_l2o.checkpoints import SHIPPED, load_weights
+from ph_l2o.checks import nearest
 from ph_l2o.claims import contrasts as between
 from ph_l2o.claims.kinds import KINDS, SHARES, Measured, measured
 from ph_l2o.claims.spec import OF_KIND, Claim, Measurement, Row
 from ph_l2o.claims.weights import Found, weights_sum, with_changes
+from ph_l2o.errors import ConfigError
 from ph_l2o.evaluation import estimates as stats
 from ph_l2o.evaluation.baselines import ready, schedule_of
 from ph_l2o.evaluation.estimates import Array
@@ -26,6 +28,8 @@ from ph_l2o.optimizers.learned_optimizer import LearnedOptimizer
 from ph_l2o.tasks.task import Task
 
 log = logging.getLogger(__name__)
+
+_ESTIMATES = ("mean", "median", "ratio", "difference")  # of a row, which `intervals` can draw in place of a measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +104,9 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
             for entry in entries
         ]  # fmt: skip
         values[name] = {measure: np.stack([f.values[measure] for f in found]) for measure in found[0].values}
+        for key, asked in _asked(claim, measurement).items():
+            if asked not in values[name]:
+                raise ConfigError(f"claims.{claim.name}.{key}={asked}: {nearest(asked, values[name])}")
         rows[name] = {**settings, **found[0].told, **_row(row, values[name], measurement.measure, found)}
         log.info("  %s: %.4g", row.label, rows[name]["mean"]["value"])
     if measurement.reference is not None:
@@ -124,6 +131,18 @@ def _measure(claim: Claim, measurement: Measurement, bench: Bench) -> tuple[dict
         "scene": None if kind.scene is None else kind.scene(task, seed=bench.seed, **measurement.options),
         "rows": rows,
     }, values
+
+
+def _asked(claim: Claim, measurement: Measurement) -> dict[str, str]:
+    """The measures that a claim reads of a measurement, by where it names them."""
+    asked: dict[str, str | None] = {f"measurements.{measurement.name}.measure": measurement.measure}
+    for number, contrast in enumerate(claim.contrasts):
+        if measurement.name in (contrast.measurement, *contrast.across):
+            asked[f"contrasts[{number}].measure"] = contrast.measure
+    for number, panel in enumerate(claim.panels):
+        if panel.draw == "intervals" and panel.measurement == measurement.name and panel.of not in _ESTIMATES:
+            asked[f"figure.panels[{number}].of"] = panel.of
+    return {key: measure for key, measure in asked.items() if measure is not None}
 
 
 def _row(row: Row, values: Mapping[str, Array], measure: str, found: Sequence[Measured]) -> dict[str, Any]:

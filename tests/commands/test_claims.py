@@ -250,6 +250,19 @@ def test_weights_with_other_settings_are_refused(there, command):
     )
 
 
+@pytest.mark.parametrize("where", ["measurements.table", "contrasts[0]", "figure.panels[1]"])
+def test_a_measure_that_there_is_not_is_named_before_all_is_measured(there, command, monkeypatch, where):
+    claim = json.loads(json.dumps(CLAIM))
+    node = claim["measurements"]["table"] if where.startswith("m") else claim["contrasts"][0]
+    key = "of" if where.startswith("f") else "measure"
+    (claim["figure"]["panels"][1] if key == "of" else node)[key] = "finale"
+    write(there, claim)
+    before, measured = numbers(there), counted(monkeypatch)
+    error = command("evaluate", *WORDS).error
+    assert error.startswith(f"claims.tiny.{where}.{key}=finale: did you mean final?"), error
+    assert len(measured) <= 1 and numbers(there) == before
+
+
 def test_two_commands_do_not_measure_the_same(there, command):
     lock = run_claims.hold(there / "runs" / "study" / ".evaluation.lock", "")
     try:
