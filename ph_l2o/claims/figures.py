@@ -24,6 +24,9 @@ _FONT_SIZE = 8.5  # points
 _WIDTH, _HEIGHT = 5.6, 3.7  # of a panel, in inches
 _COLUMNS = 2
 _LONG = 1000  # steps, from which their axis is logarithmic
+_FEW = (
+    5  # factor from end to end up to which an axis of intervals is linear, as a logarithmic one would have few numbers
+)
 _FAR = 1e3  # factor beyond which a value is drawn at the edge, with its number
 
 
@@ -128,7 +131,7 @@ def _intervals(
                       fontsize=_FONT_SIZE - 1, color=ink(look.color))  # fmt: skip
     if of == "ratio":
         axes.axvline(1, color="#555555", linewidth=0.8, linestyle=(0, (4, 2)))
-    axes.set_xscale("log")
+    axes.set_xscale("log" if edges[1] > _FEW * edges[0] else "linear")
     axes.set_xlim(*edges)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
