@@ -125,7 +125,7 @@ def _intervals(
         look = shown[name]
         axes.plot([low, high], [place, place], color=look.color, linewidth=2.4 if look.strong else 1.4)
         axes.plot(value, place, "o", color=look.color, markersize=6 if look.strong else 4.5)
-        beyond = " →" if ends[name][0] > edges[1] else ""
+        beyond = " →" if ends[name][0] > edges[1] else " ←" if ends[name][0] < edges[0] else ""
         text = f"{ends[name][0]:.3g}{beyond}" if math.isfinite(ends[name][0]) else "∞ →"
         axes.annotate(text, (high, place), xytext=(4, 0), textcoords="offset points", va="center",
                       fontsize=_FONT_SIZE - 1, color=ink(look.color))  # fmt: skip

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ph_l2o.claims.verdicts import (
+    FAILS,
     HOLDS,
+    NOT,
+    REPRODUCED,
     RULES,
     about_ours,
     counted,
@@ -25,14 +28,15 @@ from ph_l2o.errors import ReportError
 from ph_l2o.files import write_atomically
 
 ORDER = ("saddles", "quadratic", "mnist", "relu_transfer", "generalisation", "horizon", "structure")
+BEYOND = "beyond the study"  # the summary of claims that the study does not make
 START, END = "<!-- study -->", "<!-- /study -->"
 INTRODUCTION = (
     "Made by `python evaluate.py experiment=study` from trainings by `python train.py experiment=study`; do not edit. "
     "The study is [*Can we learn gradients by Hamiltonian Neural Networks?*](https://arxiv.org/abs/2111.00565) "
     "(Timofeev, Afonin and Liu 2020). Each claim is tried by the study's own recipes, and with everything at its best: "
     "optimizers trained by settings that were searched on validation problems, baselines tuned there with schedules. "
-    "All rows of a table have the same problems, starts and mini-batches ([comparison.md](comparison.md)), and "
-    "diverged problems count.",
+    "All rows of a table have the same problems, starts and mini-batches ([comparison.md](comparison.md)). Diverged "
+    "problems count; they are those whose loss is not finite or ends above its start.",
     "Intervals are of 95 %: over problems by the bootstrap, of shares Wilson's; where a row has several trainings, "
     "they also have Student's t over these. " + RULES,
 )
@@ -93,12 +97,18 @@ def summary_table(results: Results, place: str = "") -> str:
     rows = []
     for claimed, parts in groups.items():
         several = len(parts) > 1
-        verdicts = [f"{_link(p, place)}: **{verdict(p['contrasts'])}**" if several else
-                    f"[**{verdict(p['contrasts'])}**]({place}#{_anchor(p['title'])})" for p in parts]  # fmt: skip
+        verdicts = [f"{_link(p, place)}: **{_verdict(p)}**" if several else
+                    f"[**{_verdict(p)}**]({place}#{_anchor(p['title'])})" for p in parts]  # fmt: skip
         because = [_headline(counted(p["contrasts"]), p) for p in parts]
         ours = [_headline(about_ours(p["contrasts"]), p) for p in parts]
         rows.append([claimed, *("<br>".join(cell) for cell in (verdicts, because, ours))])
     return _table(["the study says", "verdict", "because", "our optimizer"], rows, left=4)
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    """In other words where the study claims nothing that could be reproduced."""
+    found = verdict(result["contrasts"])
+    return {REPRODUCED: HOLDS, NOT: FAILS}.get(found, found) if result["summary"] == BEYOND else found
 
 
 def _link(result: Mapping[str, Any], place: str) -> str:
@@ -115,14 +125,17 @@ def _headline(contrasts: Sequence[Mapping[str, Any]], result: Mapping[str, Any])
     if not contrasts:
         return "–"
     chosen = next((c for c in contrasts if c.get("headline")), contrasts[0])
-    return f"{chosen['says'].rstrip('.')}: {outcome(chosen)}, {figures(chosen, _labels(result))}"
+    told = [chosen]
+    if outcome(chosen) != HOLDS:  # and one that holds, if there is one
+        told += [c for c in contrasts if outcome(c) == HOLDS][:1]
+    return "; ".join(f"{c['says'].rstrip('.')}: {outcome(c)}, {figures(c, _labels(result))}" for c in told)
 
 
 def _section(name: str, result: Mapping[str, Any]) -> list[str]:
     labels = _labels(result)
     contrasts = result["contrasts"]
     parts = [f"## {result['title']}", _wrapped(f"**The study**: {result['claimed']}")]
-    parts.append(_wrapped(f"**Verdict: {verdict(contrasts)}.** {_counted(contrasts)}"))
+    parts.append(_wrapped(f"**Verdict: {_verdict(result)}.** {_counted(contrasts)}"))
     parts.append("\n".join(f"- {sentence(c, labels)}" for c in counted(contrasts)))
     if ours := about_ours(contrasts):
         parts += ["Our optimizer, which the study does not have:", "\n".join(f"- {sentence(c, labels)}" for c in ours)]
@@ -232,8 +245,11 @@ def _estimate(estimate: Mapping[str, Any] | None) -> str:
 def _made(result: Mapping[str, Any]) -> str:
     versions = result["versions"]
     words = f"Made by `{result['command']}` on {result['machine']}, torch {versions['torch']}"
-    revision = f", at {result['git_revision'][:9]}" if result.get("git_revision") else ""
-    trainings = ", ".join(f"`{name}` ({words})" for name, words in _by_seeds(result["trainings"]).items())
+    commit, _, dirty = (result.get("git_revision") or "").partition("-")
+    revision = f", at {commit[:9]}{dirty and '-'}{dirty}" if commit else ""
+    after = {name: f" after `{first}`" for name, first in (result.get("after") or {}).items()}
+    trainings = _by_seeds(result["trainings"]).items()
+    trainings = ", ".join(f"`{name}` ({words}){after.get(name, '')}" for name, words in trainings)
     runs = sum(row.get("tuning_runs", 0) for m in result["measurements"].values() for row in m["rows"].values())
     tuning = f" Baselines were tuned by {runs:,} runs of a problem." if runs else ""
     return f"{words}{revision}.{tuning}" + (f" Trainings: {trainings}." if trainings else "")

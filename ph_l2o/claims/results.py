@@ -70,6 +70,7 @@ def claim_result(claim: Claim, bench: Bench) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "weights": {name: weights_sum(bench.weights[name].optimizer) for name in claim.trainings},
         "trainings": {name: list(training.overrides) for name, training in claim.trainings.items()},
+        "after": {name: training.after for name, training in claim.trainings.items() if training.after},
         "measurements": _with_drawn_curves(claim, measurements),
         "figure": {"says": claim.says, "panels": [vars(panel) for panel in claim.panels]} if claim.panels else None,
         "contrasts": [

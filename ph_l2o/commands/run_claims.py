@@ -34,6 +34,7 @@ from ph_l2o.tasks import Task
 
 log = logging.getLogger(__name__)
 
+DOCS = Path("docs")
 RESULTS, WEIGHTS, IMAGES = Path("results") / "study", Path("weights"), Path("images")
 _TAKEN = (
     "claim", "claims", "debug", "experiment", "hydra", "num_processes", "num_threads", "paths", "plugins", "run_name",
@@ -61,7 +62,7 @@ def _run(cfg: DictConfig, *, train: bool) -> None:
     claims = _checked(cfg)
     docs = _docs(cfg, folder)
     claims, runs = _shrunk(claims, cfg), _runs(cfg, folder)
-    plans = planned(needed_trainings(claims.values()), runs, docs / RESULTS / WEIGHTS)
+    plans = planned(needed_trainings(claims.values()), runs, _weights(docs))
     command = f"python train.py experiment={HydraConfig.get().runtime.choices.get('experiment') or 'study'}"
     weights = None if train else find_weights(plans, cfg.plugins, command)  # what is missing is told before any work
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -80,6 +81,10 @@ def _checked(cfg: DictConfig) -> dict[str, Claim]:
         raise ConfigError("--multirun: the claims of the study are one run; num_processes=2 trains two at once")
     if not isinstance(cfg.num_processes, int) or cfg.num_processes < 1:
         raise ConfigError(f"num_processes={cfg.num_processes}: must be a whole number >= 1 (trainings at once)")
+    for name in ("claims", "docs"):
+        path = cfg.paths[name]
+        if path is not None and Path(path).exists() and not Path(path).is_dir():
+            raise ConfigError(f"paths.{name}={path}: is no folder; choose another")
     for override in overrides_of(HydraConfig.get()):
         key = override.lstrip("+~").partition("=")[0]
         if key.partition(".")[0].partition("@")[0].partition("/")[0] not in _TAKEN:
@@ -92,10 +97,21 @@ def _checked(cfg: DictConfig) -> dict[str, Claim]:
 
 
 def _docs(cfg: DictConfig, folder: Path) -> Path:
-    """Where the page goes."""
+    """Where the page goes: what has other settings than the claims' files does not replace what is published."""
     if cfg.paths.docs is not None:
         return Path(cfg.paths.docs)
-    return Path("docs") if Path("docs").is_dir() and not _debug() else folder
+    if not DOCS.is_dir() or _debug():
+        return folder
+    if own := [o for o in overrides_of(HydraConfig.get()) if o.lstrip("+~").startswith(("claims.", "seed="))]:
+        log.info("%s: the claims are not as they stand, so their page goes into the run's folder", own[0])
+        return folder
+    return DOCS
+
+
+def _weights(docs: Path) -> Path:
+    """The folder with weights of earlier trainings: beside the results, or those that come with the project."""
+    own = docs / RESULTS / WEIGHTS
+    return own if own.is_dir() or _debug() else DOCS / RESULTS / WEIGHTS
 
 
 def _runs(cfg: DictConfig, folder: Path) -> Path:

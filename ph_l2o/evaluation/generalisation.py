@@ -144,7 +144,9 @@ def measure_generalisation(
         task, horizon, num_problems, seed, split, every, sample, sharpness_sample, sharpness_iterations, device, dtype,
         chunk,
     )  # fmt: skip
-    if levels is not None and (not len(levels) or not all(np.isfinite(level) for level in levels)):
+    if levels is not None and (
+        not len(levels) or not all(isinstance(level, int | float) and np.isfinite(level) for level in levels)
+    ):
         raise ValueError(f"levels={list(levels)}: must be one or more finite training losses, or None")
     if tuning_problems is not None:
         at_least("tuning_problems", tuning_problems, 2, "validation problems")

@@ -180,3 +180,26 @@ def test_an_optimizer_looks_the_same_in_all_panels_of_a_figure():
     assert adam == {text.get_text(): text.get_color() for text in scaling.texts}["Adam (study)"]
     assert adam in {text.get_color() for text in intervals.texts}
     assert curves.lines[1].get_color() == scaling.lines[1].get_color() != scaling.lines[2].get_color()
+
+
+def test_what_the_study_does_not_claim_is_not_called_reproduced():
+    table = summary_table({"mine": result("mine", value=0.5, summary="beyond the study")})
+    assert "**holds**" in table and "reproduced" not in table
+    table = summary_table({"mine": result("mine", value=1.5, summary="beyond the study")})
+    assert "**does not hold**" in table and "reproduced" not in table
+
+
+def test_a_verdict_under_conditions_shows_one_that_holds():
+    mixed = result(value=1.5)
+    held = copy.deepcopy(result(value=0.5)["contrasts"][0]) | {"says": "It is better elsewhere", "headline": False}
+    mixed["contrasts"].append(held)
+    (row,) = summary_table({"quadratic": mixed}).splitlines()[2:]
+    assert "only under conditions" in row
+    assert row.index("It is better: does not hold") < row.index("; It is better elsewhere: holds")
+
+
+def test_the_page_tells_which_training_goes_on_with_anothers_weights_and_from_what_revision_it_is():
+    made = result(trainings={"first": ["optimizer=sgd"], "second": ["optimizer=adam"]}, after={"second": "first"})
+    made["git_revision"] = "0123456789abcdef-dirty"
+    text = page({"quadratic": made}).replace("\n", " ")
+    assert "`first` (optimizer=sgd), `second` (optimizer=adam) after `first`." in text and "at 012345678-dirty" in text

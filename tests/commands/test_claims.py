@@ -263,6 +263,32 @@ def test_a_measure_that_there_is_not_is_named_before_all_is_measured(there, comm
     assert len(measured) <= 1 and numbers(there) == before
 
 
+@pytest.mark.parametrize("typed", ["claims.tiny.measurements.table.num_problems=9", "seed=1"])
+def test_what_has_other_settings_does_not_replace_what_is_published(there, command, typed):
+    before = {path: path.read_bytes() for path in (there / "docs").rglob("*") if path.is_file()}
+    outcome = command("evaluate", *WORDS, typed)
+    assert outcome.code == 0, outcome.err
+    assert f"{typed}: the claims are not as they stand, so their page goes into the run's folder" in outcome.out
+    assert {path: path.read_bytes() for path in (there / "docs").rglob("*") if path.is_file()} == before
+    (made,) = (there / "runs").glob("*/*/study.md")
+    assert page(load_results(made.parent / "results" / "study")) == made.read_text()
+
+
+def test_another_place_of_the_page_needs_no_other_weights(there, command):
+    shutil.rmtree(there / "runs")
+    outcome = command("evaluate", *WORDS, "paths.docs=elsewhere")
+    assert outcome.code == 0, outcome.err
+    assert (there / "elsewhere" / "study.md").is_file()
+
+
+@pytest.mark.parametrize("name", ["claims", "docs"])
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_made(there, command, left_behind, name):
+    (there / "file").touch()
+    before = left_behind()
+    assert command("evaluate", *WORDS, f"paths.{name}=file").error == f"paths.{name}=file: is no folder; choose another"
+    assert left_behind() == before
+
+
 def test_two_commands_do_not_measure_the_same(there, command):
     lock = run_claims.hold(there / "runs" / "study" / ".evaluation.lock", "")
     try:
