@@ -154,6 +154,7 @@ def test_without_sharpness(bowl):
         ({"sharpness_sample": -1}, "sharpness_sample=-1: must be >= 0"),
         ({"levels": []}, r"levels=\[\]: must be one or more"),
         ({"levels": [float("nan")]}, r"levels=\[nan\]: must be one or more"),
+        ({"levels": ["nope"]}, r"levels=\['nope'\]: must be one or more"),
         ({"split": "tset"}, "split=tset: must be one of"),
         ({"tuning_problems": 1}, "tuning_problems=1: must be >= 2"),
     ],
