@@ -276,9 +276,13 @@ def test_what_has_other_settings_does_not_replace_what_is_published(there, comma
 
 def test_another_place_of_the_page_needs_no_other_weights(there, command):
     shutil.rmtree(there / "runs")
+    weights = there / "elsewhere" / "results" / "study" / "weights"
+    weights.mkdir(parents=True)
+    shutil.move(there / "docs" / "results" / "study" / "weights" / "long.safetensors", weights)
     outcome = command("evaluate", *WORDS, "paths.docs=elsewhere")
     assert outcome.code == 0, outcome.err
     assert (there / "elsewhere" / "study.md").is_file()
+    assert sorted(path.stem for path in weights.iterdir()) == ["long", "short"]
 
 
 @pytest.mark.parametrize("name", ["claims", "docs"])
