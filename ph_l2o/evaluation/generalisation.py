@@ -144,10 +144,7 @@ def measure_generalisation(
         task, horizon, num_problems, seed, split, every, sample, sharpness_sample, sharpness_iterations, device, dtype,
         chunk,
     )  # fmt: skip
-    if levels is not None and (
-        not len(levels) or not all(isinstance(level, int | float) and np.isfinite(level) for level in levels)
-    ):
-        raise ValueError(f"levels={list(levels)}: must be one or more finite training losses, or None")
+    _check_levels(levels)
     if tuning_problems is not None:
         at_least("tuning_problems", tuning_problems, 2, "validation problems")
     named = named_optimizers(optimizers)
@@ -231,6 +228,13 @@ def _made(
         device=plan.device, dtype=plan.dtype, chunk=plan.chunk,
     )  # fmt: skip
     return tuned.optimizer, tuned
+
+
+def _check_levels(levels: Sequence[float] | None) -> None:
+    if levels is None:
+        return
+    if not len(levels) or not all(isinstance(level, int | float) and np.isfinite(level) for level in levels):
+        raise ValueError(f"levels={list(levels)}: must be one or more finite training losses, or None")
 
 
 def _own_levels(traces: Mapping[str, Trace]) -> stats.Array:

@@ -59,7 +59,8 @@ def test_auto_says_what_it_does_and_why_not(caplog, monkeypatch, mnist_root):
 
 
 @pytest.mark.parametrize(
-    ("architectures", "inner_steps", "mode"), [(1, 40_000, "step"), (20, 40_000, "update"), (1, 20_000, False)]
+    ("architectures", "inner_steps", "mode"),
+    [(1, 40_000, "step"), (20, 40_000, "update"), (1, 20_000, "step"), (1, 10_000, False)],
 )
 def test_auto_decides_by_the_length_of_the_run_and_the_number_of_architectures(
     architectures, inner_steps, mode, caplog
