@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from ph_l2o.commands.folders import LAST
 from ph_l2o.commands.recording import saved_config
 from ph_l2o.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, WorkerError
+from ph_l2o.files import write_atomically
 from ph_l2o.interruption import SIGNALS
 from ph_l2o.ranks import CHECKPOINT, RUN_FOLDER, has_own_folder, is_worker
 
@@ -181,6 +182,7 @@ def _override(more: list[str]) -> None:
 def hand_over(error: Exception, message: str | None) -> NoReturn:
     """End this worker, and leave its error to the command: one line, or a traceback where there is none."""
     content = {"message": message or traceback.format_exc(), "timestamp": int(time.time())}
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content))
+    # Another worker's end can end this one at any moment, and half a file could not be read.
+    write_atomically(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(content))
     kinds = [kind for kind in _STATUS if isinstance(error, kind)] or [ConfigError]
     sys.exit(1 if message is None else _STATUS[kinds[0]])
