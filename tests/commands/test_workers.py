@@ -133,7 +133,7 @@ def mark():
     try: wait()
     except KeyboardInterrupt: Path(os.environ['RANK'] + '.interrupted').touch()
 if os.environ['RANK'] == '1':
-    while not Path('0.pid').exists(): time.sleep(.01)
+    while not (Path('0.pid').exists() and Path('0.pid').read_text()): time.sleep(.01)
     os.kill(os.getppid(), signal.{number})
 mark()
 """
