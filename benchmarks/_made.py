@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ph_l2o.files import short_revision
+
 Content = Mapping[str, Any]
 Files = Mapping[str, Content]  # by name, without ending
 
@@ -36,15 +38,12 @@ def _made(content: Content, command: str) -> str:
         threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
         words.append(f"on {machine['words']}, {threads}, torch {machine['torch']}, Python {machine['python']}")
     if revision := content.get("git_revision"):
-        words.append(f"at {', '.join(_short(r) for r in revision.split(', '))}")
+        words.append(f"at {short_revision(revision)}")
     if baselines := content.get("made", {}).get("baselines", {}).get("machine"):
         made = content["made"]["baselines"]
-        words.append(f"baselines on {baselines}, torch {made['versions']['torch']}, at {_short(made['git_revision'])}")
+        words.append(
+            f"baselines on {baselines}, torch {made['versions']['torch']}, at {short_revision(made['git_revision'])}"
+        )
     missing = [name for name, key in (("machine", "machine"), ("revision", "git_revision")) if not content.get(key)]
     unknown = f" The file does not name its {' and '.join(missing)}." if missing else ""
     return f"{', '.join(words)}.{unknown}"
-
-
-def _short(revision: str) -> str:
-    commit, *dirty = revision.split("-")
-    return "-".join([commit[:9], *dirty])

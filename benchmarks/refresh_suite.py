@@ -134,7 +134,7 @@ def with_rows_of(content: dict[str, Any], other: dict[str, Any]) -> dict[str, An
     if any(row["kind"] == "learned" for row in kept):
         revisions = dict.fromkeys([*other["git_revision"].split(", "), *content["git_revision"].split(", ")])
         other = {**other, "git_revision": ", ".join(revisions)}
-    return {**content, **other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
+    return {**other, "optimizers": names, "summary": summary, "rows": rows, "made": {"baselines": made}}
 
 
 def _as_judged(row: Row) -> Any:

@@ -84,6 +84,16 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def short_revision(revision: str) -> str:
+    """Nine digits of a commit, and `-dirty` if it has that; several, with commas between them, are each shortened.
+
+    >>> short_revision("0123456789abcdef-dirty, fedcba9876543210")
+    '012345678-dirty, fedcba987'
+    """
+    parts = [one.partition("-") for one in revision.split(", ")]
+    return ", ".join(f"{commit[:9]}{dash}{dirty}" for commit, dash, dirty in parts)
+
+
 def git_revision() -> str | None:
     """The commit that the working folder is at, with `-dirty` where it is changed; None outside of git."""
     try:

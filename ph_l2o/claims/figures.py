@@ -24,9 +24,7 @@ _FONT_SIZE = 8.5  # points
 _WIDTH, _HEIGHT = 5.6, 3.7  # of a panel, in inches
 _COLUMNS = 2
 _LONG = 1000  # steps, from which their axis is logarithmic
-_FEW = (
-    5  # factor from end to end up to which an axis of intervals is linear, as a logarithmic one would have few numbers
-)
+_FEW = 5  # factor from end to end, up to which an axis of intervals is linear: a logarithmic one would lack numbers
 _FAR = 1e3  # factor beyond which a value is drawn at the edge, with its number
 
 
@@ -86,8 +84,8 @@ def _curves(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurement: M
     log = all(np.min(curve.median) > 0 for curve in curves.values())
     low, high = limits_of(list(curves.values()), log=log)
     margin = (low / 10, high * 10) if log else (2 * low - high, 2 * high - low)
-    shown = {name: row["look"] for name, row in rows.items()}
-    for name, look in sorted(shown.items(), key=lambda item: item[1].strong):
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["look"].strong):
+        look = row["look"]
         median, lower, upper = (np.clip(part, *margin) for part in curves[name])
         if look.strong:
             axes.fill_between(steps[name], lower, upper, color=look.color, alpha=0.18, linewidth=0)
@@ -104,7 +102,7 @@ def _curves(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurement: M
     axes.set_xlabel("inner step", fontsize=_FONT_SIZE)
     axes.set_ylabel(f"{of.replace('_', ' ')} (median; band: quartiles)", fontsize=_FONT_SIZE)
     ends = {row["label"]: float(curves[name].median[-1]) for name, row in rows.items()}
-    label_ends(figure, axes, {row["label"]: shown[name] for name, row in rows.items()}, ends)
+    label_ends(figure, axes, {row["label"]: row["look"] for row in rows.values()}, ends)
 
 
 def _intervals(
@@ -115,14 +113,13 @@ def _intervals(
     of = panel["of"] or ("ratio" if measurement["reference"] else "mean")
     found = {name: row[of] if of in row else row["measures"][of] for name, row in rows.items()}
     order = sorted(found, key=lambda name: -float(found[name]["value"]))
-    shown = {name: row["look"] for name, row in rows.items()}
     ends = {name: [float(found[name]["value"]), *(float(e) for e in found[name]["ci95"])] for name in order}
     finite = [x for values in ends.values() for x in values if math.isfinite(x) and x > 0]
     middle = 1.0 if of == "ratio" else float(np.median(finite)) if finite else 1.0
     edges = (max(min(finite, default=1), middle / _FAR) / 1.15, min(max(finite, default=1), middle * _FAR) * 1.15)
     for place, name in enumerate(order):
         value, low, high = (min(max(x, edges[0]), edges[1]) for x in ends[name])
-        look = shown[name]
+        look = rows[name]["look"]
         axes.plot([low, high], [place, place], color=look.color, linewidth=2.4 if look.strong else 1.4)
         axes.plot(value, place, "o", color=look.color, markersize=6 if look.strong else 4.5)
         beyond = " →" if ends[name][0] > edges[1] else " ←" if ends[name][0] < edges[0] else ""
@@ -152,8 +149,8 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
     finite = [y for values in found.values() for y in values if math.isfinite(y)] or [1.0]
     horizon = max(measurements[name]["horizon"] for _, name in across)
     low, high = max(min(finite), 1e-12) / 1.3, horizon * 1.15
-    shown = {name: row["look"] for name, row in rows.items()}
-    for name, look in shown.items():
+    for name, row in rows.items():
+        look = row["look"]
         line = {"color": look.color, "linestyle": line_style(look), "linewidth": 2.2 if look.strong else 1.3}
         heights = [min(y, high) for y in found[name]]
         axes.plot([x for x, _ in across], heights, marker="o", markersize=4.5 if look.strong else 3, **line)
@@ -165,7 +162,7 @@ def _scaling(figure: Figure, axes: Axes, panel: Mapping[str, Any], measurements:
     measure = str(measurements[across[0][1]]["measure"]).replace("_", " ")
     axes.set_ylabel(f"{measure} (median)", fontsize=_FONT_SIZE)
     ends = {row["label"]: found[name][-1] for name, row in rows.items()}
-    label_ends(figure, axes, {row["label"]: shown[name] for name, row in rows.items()}, ends)
+    label_ends(figure, axes, {row["label"]: row["look"] for row in rows.values()}, ends)
 
 
 PANELS: dict[str, Callable[[Any, Any, Mapping[str, Any], Mapping[str, Any], Rows], None]] = {

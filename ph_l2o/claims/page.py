@@ -25,7 +25,7 @@ from ph_l2o.claims.verdicts import (
     verdict,
 )
 from ph_l2o.errors import ReportError
-from ph_l2o.files import write_atomically
+from ph_l2o.files import short_revision, write_atomically
 
 ORDER = ("saddles", "quadratic", "mnist", "relu_transfer", "generalisation", "horizon", "structure")
 BEYOND = "beyond the study"  # the summary of claims that the study does not make
@@ -245,8 +245,7 @@ def _estimate(estimate: Mapping[str, Any] | None) -> str:
 def _made(result: Mapping[str, Any]) -> str:
     versions = result["versions"]
     words = f"Made by `{result['command']}` on {result['machine']}, torch {versions['torch']}"
-    commit, _, dirty = (result.get("git_revision") or "").partition("-")
-    revision = f", at {commit[:9]}{dirty and '-'}{dirty}" if commit else ""
+    revision = f", at {short_revision(result['git_revision'])}" if result.get("git_revision") else ""
     after = {name: f" after `{first}`" for name, first in (result.get("after") or {}).items()}
     trainings = _by_seeds(result["trainings"]).items()
     trainings = ", ".join(f"`{name}` ({words}){after.get(name, '')}" for name, words in trainings)

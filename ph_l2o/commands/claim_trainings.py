@@ -54,13 +54,13 @@ class Planned:
         return read_status(self.folder).get("status") in FINISHED
 
 
-def planned(trainings: Mapping[str, Training], runs: Path, weights: Path) -> dict[str, Planned]:
+def planned(trainings: Mapping[str, Training], runs: Path, *weights: Path) -> dict[str, Planned]:
     """Trainings by name, after a look at what is there of them.
 
     Args:
         trainings: By name.
         runs: The folder of their folders.
-        weights: The folder with weights of earlier ones.
+        weights: Folders with weights of earlier ones, one or more, of which the first that has them counts.
 
     Raises:
         OtherRunError: If a folder is one of a run with other settings.
@@ -84,7 +84,9 @@ def planned(trainings: Mapping[str, Training], runs: Path, weights: Path) -> dic
                     f"{folder}: was run with other settings of {key}; move it away, or choose another place with "
                     "paths.claims=FOLDER"
                 )
-        found[name] = Planned(training, folder, settings, weights / f"{name}.safetensors")
+        files = [place / f"{name}.safetensors" for place in weights]
+        file = next((path for path in files if path.is_file()), files[0])
+        found[name] = Planned(training, folder, settings, file)
     return found
 
 

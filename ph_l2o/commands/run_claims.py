@@ -21,7 +21,7 @@ from ph_l2o.claims.parsing import parse_claims
 from ph_l2o.claims.results import Bench, claim_result
 from ph_l2o.claims.spec import Claim, needed_trainings
 from ph_l2o.claims.weights import Found, export
-from ph_l2o.commands.claim_trainings import Planned, find_weights, planned, train_missing
+from ph_l2o.commands.claim_trainings import find_weights, planned, train_missing
 from ph_l2o.commands.instantiate import build
 from ph_l2o.commands.numerics import set_up_torch
 from ph_l2o.commands.overrides import overrides_of
@@ -62,9 +62,8 @@ def _run(cfg: DictConfig, *, train: bool) -> None:
     claims = _checked(cfg)
     docs = _docs(cfg, folder)
     claims, runs = _shrunk(claims, cfg), _runs(cfg, folder)
-    plans = planned(needed_trainings(claims.values()), runs, docs / RESULTS / WEIGHTS)
-    if not _debug():  # in another place of the page, those that come with the project
-        plans = {name: plan if plan.file.is_file() else _replaced(plan) for name, plan in plans.items()}
+    places = [docs] if _debug() else [docs, DOCS]  # beside the results, and those that come with the project
+    plans = planned(needed_trainings(claims.values()), runs, *(place / RESULTS / WEIGHTS for place in places))
     command = f"python train.py experiment={HydraConfig.get().runtime.choices.get('experiment') or 'study'}"
     weights = None if train else find_weights(plans, cfg.plugins, command)  # what is missing is told before any work
     config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -108,10 +107,6 @@ def _docs(cfg: DictConfig, folder: Path) -> Path:
         log.info("%s: the claims are not as they stand, so their page goes into the run's folder", own[0])
         return folder
     return DOCS
-
-
-def _replaced(plan: Planned) -> Planned:
-    return dataclasses.replace(plan, file=DOCS / RESULTS / WEIGHTS / plan.file.name)
 
 
 def _runs(cfg: DictConfig, folder: Path) -> Path:

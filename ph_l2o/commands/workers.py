@@ -183,6 +183,6 @@ def hand_over(error: Exception, message: str | None) -> NoReturn:
     """End this worker, and leave its error to the command: one line, or a traceback where there is none."""
     content = {"message": message or traceback.format_exc(), "timestamp": int(time.time())}
     # Another worker's end can end this one at any moment, and half a file could not be read.
-    write_atomically(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(content))
+    write_atomically(os.environ["TORCHELASTIC_ERROR_FILE"], json.dumps(content))
     kinds = [kind for kind in _STATUS if isinstance(error, kind)] or [ConfigError]
     sys.exit(1 if message is None else _STATUS[kinds[0]])
